@@ -1,0 +1,214 @@
+r"""Composition: coefficients x basis = task parameters, and the network that runs on them.
+
+    theta_T = sum_r w_r theta^(r) + sum_m alpha_m (z_m * theta_delta)  =  c @ basis
+
+One flat matrix, one GEMM; parameter tensors are views of theta; all task networks run in one vmapped forward.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from pyro_smat.parameters import ParameterSpace
+
+CPU_CHUNK_BYTES = 64 * 2**20  # activations of one chunk on a CPU: small chunks stay in cache and out of page faults
+CPU_MEMORY_LIMIT = 8 * 2**30
+
+
+def compose(coefficients: Tensor, basis: Tensor, space: ParameterSpace | None = None) -> Tensor:
+    """Task parameters ``theta = c B``, one GEMM.
+
+    Args:
+        coefficients: ``(*b, C)`` with C = R + M; or ``(*b, L, C)``, one mixture for each of the L blocks of ``space``.
+        basis: ``(C, d)``, rows are sources and masked experts.
+        space: needed for blockwise coefficients: its blocks are column slices of the basis.
+
+    Returns:
+        ``(*b, d)`` in the dtype of ``basis``.
+
+    Raises:
+        ValueError: when C or L do not match.
+
+    Example:
+        >>> compose(torch.tensor([0.25, 0.75]), torch.tensor([[0.0, 4.0], [4.0, 8.0]]))
+        tensor([3., 7.])
+    """
+    if coefficients.shape[-1] != basis.shape[0]:
+        raise ValueError(
+            f"coefficients have {coefficients.shape[-1]} columns and the basis {basis.shape[0]} rows; "
+            "expected one coefficient for each source and expert"
+        )
+    coefficients = coefficients.to(basis.dtype)
+    if space is None or len(space.block_names) == 1:
+        return coefficients @ basis
+    blocks = len(space.block_names)
+    if coefficients.ndim < 2 or coefficients.shape[-2] != blocks:
+        raise ValueError(
+            f"coefficients have shape {tuple(coefficients.shape)}; blockwise mixing expects (*b, {blocks}, C), "
+            f"one row for each block of {space.block_names}"
+        )
+    slices = basis.split(space.block_sizes, dim=-1)
+    return torch.cat([coefficients[..., i, :] @ columns for i, columns in enumerate(slices)], dim=-1)
+
+
+class TaskNetwork:
+    """A network whose weights are an argument: T task networks in one vmapped forward.
+
+    ``TaskNetwork(module, space)(theta, x)`` maps theta ``(*b, d)`` and x ``(*b, n, *input)`` to ``(*b, n, *output)``
+    for any leading dims ``*b`` (particles, episodes). The network runs in evaluation mode, in the dtype of theta (compose straight into the compute dtype instead of using autocast).
+
+    Args:
+        module: the template; its weights are not used and not kept.
+        space: its parameter space.
+        memory_limit: bytes that activations may take. Tasks are run in chunks that fit; when a gradient is wanted and
+            all chunks together do not fit, every chunk is recomputed in the backward pass. Default: 8 GiB on a CPU,
+            half of the free memory on a GPU.
+        recompute: True or False to force recomputing chunks in the backward pass; None decides by ``memory_limit``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        space: ParameterSpace,
+        *,
+        memory_limit: int | None = None,
+        recompute: bool | None = None,
+    ) -> None:
+        self.space = space
+        self.memory_limit = memory_limit
+        self.recompute = recompute
+        template = copy.deepcopy(module).eval().requires_grad_(False)
+        composed = set(space.names)
+        self._constants = {k: v.clone() for k, v in template.named_buffers() if k not in composed}
+        self._template = template.to("meta")
+        self._differentiable = _with_differentiable_statistics(copy.deepcopy(self._template))
+        self._bytes_per_image: dict[tuple[torch.Size, torch.dtype], int] = {}
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        leading = theta.shape[:-1]
+        if x.shape[: len(leading)] != leading or x.ndim <= len(leading) + 1:
+            raise ValueError(
+                f"theta is {tuple(theta.shape)} and x {tuple(x.shape)}; expected (*b, d) and (*b, n, *input) "
+                "with the same leading dims *b (x.expand them where tasks share images)"
+            )
+        tasks = prod(leading)
+        theta = theta.reshape(tasks, -1)
+        x = x.reshape(tasks, *x.shape[len(leading) :]).to(theta.dtype)
+        chunk, recompute = self._plan(theta, x)
+        outputs = []
+        for rows, images in zip(theta.split(chunk), x.split(chunk), strict=True):
+            if recompute:
+                outputs.append(checkpoint(self._forward, rows, images, use_reentrant=False))
+            else:
+                outputs.append(self._forward(rows, images))
+        result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return result.unflatten(0, leading) if leading else result.squeeze(0)
+
+    def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        constants = {
+            k: v.to(theta.device, theta.dtype if v.is_floating_point() else v.dtype) for k, v in self._constants.items()
+        }
+
+        wants_gradient = torch.is_grad_enabled() and theta.requires_grad
+        template = self._differentiable if wants_gradient else self._template
+
+        def one_task(weights: dict[str, Tensor], images: Tensor) -> Tensor:
+            return functional_call(template, (weights, constants), (images,), strict=True)
+
+        weights = self.space.unflatten(theta)
+        with _batchable_attention(theta.device):
+            if theta.shape[0] == 1:  # a single task needs no batching rule: plain kernels, bit for bit
+                return one_task({k: v[0] for k, v in weights.items()}, x[0]).unsqueeze(0)
+            return vmap(one_task)(weights, x)
+
+    def _plan(self, theta: Tensor, x: Tensor) -> tuple[int, bool]:
+        """Tasks a chunk, and whether chunks are recomputed in the backward pass."""
+        tasks, images = x.shape[:2]
+        per_task = images * self._activation_bytes(x)
+        limit, chunk_bytes = self.memory_limit, self.memory_limit
+        if limit is None:
+            limit = torch.cuda.mem_get_info(theta.device)[0] // 2 if theta.is_cuda else CPU_MEMORY_LIMIT
+            chunk_bytes = limit
+        if not theta.is_cuda:
+            chunk_bytes = min(limit, CPU_CHUNK_BYTES)
+        assert chunk_bytes is not None
+        needs_gradient = torch.is_grad_enabled() and theta.requires_grad
+        recompute = needs_gradient and tasks * per_task > limit if self.recompute is None else self.recompute
+        return max(1, min(tasks, chunk_bytes // max(per_task, 1))), recompute
+
+    def _activation_bytes(self, x: Tensor) -> int:
+        """Bytes that the outputs of all leaf modules take for one image, measured once on the meta device."""
+        key = (x.shape[2:], x.dtype)
+        if key not in self._bytes_per_image:
+            total = 0
+
+            def count(module: nn.Module, inputs: object, output: object) -> None:
+                nonlocal total
+                if isinstance(output, Tensor):
+                    total += output.numel() * x.element_size()
+
+            leaves = [m for m in self._template.modules() if not list(m.children())]
+            hooks = [leaf.register_forward_hook(count) for leaf in leaves]
+            try:
+                with torch.no_grad(), _batchable_attention(torch.device("meta")):
+                    self._template(torch.empty((1, *x.shape[2:]), device="meta"))
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            self._bytes_per_image[key] = 2 * total  # and as much again for what the operations inside keep
+        return self._bytes_per_image[key]
+
+
+class _EvaluationBatchNorm(nn.Module):
+    """BatchNorm in evaluation mode, differentiable in its running statistics (PyTorch's own is not).
+
+    Running statistics are mixed like weights, so the gradient of the coefficients flows through them too.
+    """
+
+    def __init__(self, module: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.eps = module.eps
+        self._parameters, self._buffers = module._parameters, module._buffers
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(self.running_var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -self.running_mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias
+        channels = (-1,) + (1,) * (x.ndim - 2)
+        return x * scale.view(channels) + shift.view(channels)
+
+
+def _with_differentiable_statistics(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+        return _EvaluationBatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, _with_differentiable_statistics(child))
+    return module
+
+
+@contextmanager
+def _batchable_attention(device: torch.device) -> Iterator[None]:
+    """Attention that vmap can batch, forward and backward.
+
+    nn.MultiheadAttention's evaluation fast path has no backward under vmap, and the CPU's fused attention no batching
+    rule at all (the plain one is three batched products and has).
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with nullcontext() if device.type == "cuda" else sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

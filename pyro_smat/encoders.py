@@ -1,0 +1,118 @@
+"""Encoders: support set -> what the router knows, invariant to the order of shots and to relabelling of classes.
+
+**Source evidence**: for every frozen source, how well its features explain the support's labels (leave-one-out
+prototype loss, class separation, neighbours, ...). Every number is a mean over shots or pairs of shots, so no
+permutation of shots or class names changes it. One network scores every source from its evidence and the evidence of
+all others, so the router is equivariant in the sources.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_smat.heads import leave_one_out_logits
+
+EVIDENCE = (
+    "leave-one-out loss / log way",
+    "leave-one-out accuracy",
+    "loss of the better half of the shots / log way",
+    "deviation of the loss / log way",
+    "margin of the own class",
+    "entropy of the prediction / log way",
+    "between-class share of the variance",
+    "similarity of same-class pairs minus others",
+    "share of nearest neighbours with the same label",
+    "similarity of the nearest neighbour",
+)
+SCALE = 10.0
+
+
+def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor) -> Tensor:
+    """The numbers of :data:`EVIDENCE`, for every source.
+
+    Args:
+        features: ``(B, R, S, f)`` support features under the frozen sources.
+        labels, mask: ``(B, S)``.
+        class_mask: ``(B, W)``.
+
+    Returns:
+        ``(B, R, E)`` float32.
+    """
+    features = features.float()
+    labels, mask, class_mask = labels.unsqueeze(1), mask.unsqueeze(1), class_mask.unsqueeze(1)
+    shots, way = mask.float(), class_mask.shape[-1]
+    count = shots.sum(-1).clamp(min=1)  # (B, 1)
+    log_way = class_mask.sum(-1).clamp(min=2).float().log()  # (B, 1)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * shots).sum(-1) / count
+
+    logits = leave_one_out_logits(features, labels, mask, class_mask, SCALE)  # (B, R, S, W)
+    log_p = logits.log_softmax(-1)
+    own = labels.unsqueeze(-1).expand(*logits.shape[:-1], 1)
+    loss = -log_p.gather(-1, own).squeeze(-1)
+    others = logits.scatter(-1, own, -torch.inf).amax(-1)
+    margin = (logits.gather(-1, own).squeeze(-1) - others).clamp(min=-2 * SCALE, max=2 * SCALE) / SCALE
+    half = (loss.masked_fill(~mask, torch.inf)).sort(-1).values
+    better = torch.arange(half.shape[-1], device=half.device) < (count / 2).ceil().unsqueeze(-1)
+    better_half = torch.where(better, half, 0.0).sum(-1) / better.sum(-1)
+    deviation = (mean(loss.square()) - mean(loss).square()).clamp(min=1e-8).sqrt()
+
+    unit = F.normalize(features, dim=-1) * shots.unsqueeze(-1)
+    membership = F.one_hot(labels, way).float() * shots.unsqueeze(-1)  # (B, 1, S, W)
+    sizes = membership.sum(-2)  # (B, 1, W)
+    centres = membership.mT @ unit / sizes.clamp(min=1).unsqueeze(-1)
+    centre = unit.sum(-2, keepdim=True) / count.view(*count.shape, 1, 1)
+    between = ((centres - centre).square().sum(-1) * sizes).sum(-1) / count
+    total = mean((unit - centre).square().sum(-1)).clamp(min=1e-6)
+
+    similarity = unit @ unit.mT  # (B, R, S, S)
+    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2)
+    pairs = pairs & ~torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device)
+    same = pairs & (labels.unsqueeze(-1) == labels.unsqueeze(-2))
+    apart = pairs & ~same
+
+    def pair_mean(chosen: Tensor) -> Tensor:
+        return (similarity * chosen).sum((-1, -2)) / chosen.sum((-1, -2)).clamp(min=1)
+
+    closest = similarity.masked_fill(~pairs, -torch.inf)
+    near, neighbour = closest.max(-1)
+    neighbour_label = labels.expand(neighbour.shape).gather(-1, neighbour)
+    return torch.stack(
+        [
+            mean(loss) / log_way,
+            mean((margin > 0).float()),
+            better_half / log_way,
+            deviation / log_way,
+            mean(margin),
+            mean(-(log_p.exp() * log_p).sum(-1)) / log_way,
+            between / total,
+            pair_mean(same) - pair_mean(apart),
+            mean((neighbour_label == labels).float()),
+            mean(near.nan_to_num(neginf=0.0)),
+        ],
+        dim=-1,
+    )
+
+
+class SourceEncoder(nn.Module):
+    """Evidence ``(B, R, E)`` -> one embedding a source ``(B, R, h)``, seen in the context of all sources.
+
+    Args:
+        hidden: h.
+    """
+
+    def __init__(self, hidden: int = 64) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.embed = nn.Sequential(nn.Linear(len(EVIDENCE) + 1, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.combine = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+
+    def forward(self, evidence: Tensor, shots: Tensor) -> Tensor:
+        """Args: evidence ``(B, R, E)``; shots ``(B,)``, the size of the support."""
+        size = torch.log1p(shots.float()).view(-1, 1, 1).expand(*evidence.shape[:-1], 1) / 3.0
+        own = self.embed(torch.cat([evidence, size], dim=-1))
+        context = torch.cat([own.mean(1, keepdim=True), own.amax(1, keepdim=True)], dim=-1)
+        return self.combine(torch.cat([own, context.expand(*own.shape[:-1], -1)], dim=-1))

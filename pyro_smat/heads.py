@@ -1,0 +1,150 @@
+"""Prototype heads: what turns the features of a task network into class logits.
+
+A head sees features only, never parameters, so the same functions serve the composed task network, a frozen
+source (the guide's evidence, the best-source baseline) and a plain network in pretraining.
+
+Shapes: ``*b`` are any leading dims (particles, episodes), S support shots, Q queries, W classes, f features.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Metric = Literal["cosine", "euclidean"]
+METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
+
+
+def class_sums(features: Tensor, labels: Tensor, mask: Tensor, way: int) -> tuple[Tensor, Tensor]:
+    """Sum of the features of every class, and its number of shots.
+
+    Args:
+        features: ``(*b, S, f)``.
+        labels: ``(*b, S)`` integers in [0, way); entries that ``mask`` hides may hold anything in that range.
+        mask: ``(*b, S)`` bool, True where the shot is real.
+        way: W.
+
+    Returns:
+        sums ``(*b, W, f)`` and counts ``(*b, W)``, in the dtype of ``features``.
+    """
+    membership = F.one_hot(labels, way).to(features.dtype) * mask.unsqueeze(-1)  # (*b, S, W)
+    return membership.mT @ features, membership.sum(-2)
+
+
+def prototypes(features: Tensor, labels: Tensor, mask: Tensor, way: int) -> Tensor:
+    r"""Class means :math:`p_k = \frac{1}{n_k} \sum_{i: y_i = k} f_i`, ``(*b, W, f)``; zero for an empty class.
+
+    Arguments as in :func:`class_sums`. Source: Snell et al. 2017, eq. 1.
+    """
+    sums, counts = class_sums(features, labels, mask, way)
+    return sums / counts.clamp(min=1).unsqueeze(-1)
+
+
+def similarities(features: Tensor, prototypes: Tensor, metric: Metric = "cosine") -> Tensor:
+    """Cosine, or minus the squared Euclidean distance per feature, between features and prototypes.
+
+    Args:
+        features: ``(*b, Q, f)``.
+        prototypes: ``(*b, W, f)``.
+        metric: "cosine" or "euclidean".
+
+    Returns:
+        ``(*b, Q, W)``; multiply with a scale to get logits.
+    """
+    if metric == "cosine":
+        return F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).mT
+    if metric == "euclidean":
+        cross = features @ prototypes.mT
+        squares = features.square().sum(-1, keepdim=True) + prototypes.square().sum(-1).unsqueeze(-2)
+        return (2 * cross - squares) / features.shape[-1]
+    raise ValueError(f"metric is {metric!r}; expected one of {METRICS}")
+
+
+def prototype_logits(
+    support_features: Tensor,
+    support_labels: Tensor,
+    support_mask: Tensor,
+    query_features: Tensor,
+    class_mask: Tensor,
+    scale: Tensor | float = 10.0,
+    metric: Metric = "cosine",
+) -> Tensor:
+    r"""Logits of the queries, :math:`\ell_{qk} = s \cdot \mathrm{sim}(f_q, p_k)`.
+
+    Args:
+        support_features: ``(*b, S, f)``.
+        support_labels: ``(*b, S)`` or broadcastable to it.
+        support_mask: ``(*b, S)`` bool, likewise.
+        query_features: ``(*b, Q, f)``.
+        class_mask: ``(*b, W)`` bool, likewise, True for the classes that the episode has.
+        scale: s > 0.
+        metric: "cosine" or "euclidean".
+
+    Returns:
+        ``(*b, Q, W)``; -1e4 at classes that the episode does not have (finite, so that 0 x log 0 stays 0).
+    """
+    leading = support_features.shape[:-1]
+    labels, mask = support_labels.expand(leading), support_mask.expand(leading)
+    centres = prototypes(support_features, labels, mask, class_mask.shape[-1])
+    logits = scale * similarities(query_features, centres, metric)
+    return logits.masked_fill(~class_mask.unsqueeze(-2), -1e4)
+
+
+def leave_one_out_logits(
+    features: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    class_mask: Tensor,
+    scale: Tensor | float = 10.0,
+    metric: Metric = "cosine",
+) -> Tensor:
+    """Logits of every shot against prototypes that leave this shot out of its own class.
+
+    A shot that is alone in its class cannot be left out: its own class keeps the prototype of all shots of the
+    episode (an uninformative centre), so one-shot supports still get finite, honest scores.
+
+    Args:
+        features: ``(*b, S, f)``.
+        labels: ``(*b, S)``.
+        mask: ``(*b, S)`` bool.
+        class_mask: ``(*b, W)`` bool.
+        scale: s > 0.
+        metric: "cosine" or "euclidean".
+
+    Returns:
+        ``(*b, S, W)``; -1e4 at classes that the episode does not have.
+    """
+    leading, way = features.shape[:-1], class_mask.shape[-1]
+    labels, mask = labels.expand(leading), mask.expand(leading)
+    sums, counts = class_sums(features, labels, mask, way)
+    centres = sums / counts.clamp(min=1).unsqueeze(-1)
+    others = similarities(features, centres, metric)  # (*b, S, W)
+
+    own_sum = torch.gather(sums, -2, labels.unsqueeze(-1).expand_as(features)) - features
+    own_count = torch.gather(counts, -1, labels) - 1  # (*b, S)
+    everyone = (sums.sum(-2) / counts.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-2)
+    alone = (own_count < 1).unsqueeze(-1)
+    own_centre = torch.where(alone, everyone, own_sum / own_count.clamp(min=1).unsqueeze(-1))
+    own = similarities(features.unsqueeze(-2), own_centre.unsqueeze(-2), metric).squeeze(-1)  # (*b, S, 1)
+
+    is_own = F.one_hot(labels, way).bool()
+    logits = scale * torch.where(is_own, own, others)
+    return logits.masked_fill(~class_mask.unsqueeze(-2), -1e4)
+
+
+def leave_one_out_loss(
+    features: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    class_mask: Tensor,
+    scale: Tensor | float = 10.0,
+    metric: Metric = "cosine",
+) -> Tensor:
+    """Mean leave-one-out cross-entropy of the support, ``(*b)``, in nats. Arguments as in :func:`leave_one_out_logits`."""
+    logits = leave_one_out_logits(features, labels, mask, class_mask, scale, metric)
+    labels, mask = labels.expand(logits.shape[:-1]), mask.expand(logits.shape[:-1])
+    losses = -torch.gather(logits.log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1)
+    return (losses * mask).sum(-1) / mask.sum(-1).clamp(min=1)
