@@ -9,7 +9,7 @@ from abc import abstractmethod
 
 import pyro
 import torch
-from pyro.nn import PyroModule
+from pyro_smat.local_module import LocalModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,7 +76,7 @@ class RouterNetwork(nn.Module):
         return location, scale
 
 
-class RoutingGuide(PyroModule):
+class RoutingGuide(LocalModule):
     """A guide is a posterior and the sites it samples; families implement :meth:`posterior` alone."""
 
     @abstractmethod

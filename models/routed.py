@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.nn import PyroModule
+from pyro_smat.local_module import LocalModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ from pyro_smat.heads import Metric, prototype_logits
 from pyro_smat.sources import SourceLibrary
 
 
-class RoutedModel(PyroModule):
+class RoutedModel(LocalModule):
     """p(c) p(y | x, S, c) over a batch of episodes.
 
     Args:
@@ -44,7 +44,7 @@ class RoutedModel(PyroModule):
         self,
         network: TaskNetwork,
         library: SourceLibrary,
-        prior: PyroModule,
+        prior: LocalModule,
         experts: ExpertBank | None = None,
         *,
         metric: Metric = "cosine",

@@ -1,4 +1,4 @@
-"""SourceFeatures: the support as every frozen source sees it, cached by pool row.
+"""SourceFeatures: images as every frozen source sees them, cached by pool row.
 
 Sits between the sampler and the guide: fills ``EpisodeBatch.support_features``. Sources never change, so each image
 of a pool is embedded once per source, however often it is drawn.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pyro_smat.composition import TaskNetwork
 from pyro_smat.data.pool import ImagePool
@@ -17,50 +18,53 @@ BATCH_IMAGES = 256
 
 
 class SourceFeatures:
-    """Features under R frozen sources.
+    """Features under R frozen networks, rows of a basis.
 
     Args:
         network: runs a row of the basis.
         basis: ``(R, d)``, the frozen sources.
-        pool: when given, features of its rows are kept (memory: rows x R x f values in the dtype of the basis).
+        pool: when given, all its images are embedded at the first use and looked up afterwards (memory: images x R x f
+            values in the dtype of the basis). Always in the same batches, so a resumed run sees the same bits.
+        progress: show a bar while the pool is embedded.
     """
 
-    def __init__(self, network: TaskNetwork, basis: Tensor, pool: ImagePool | None = None) -> None:
+    def __init__(
+        self, network: TaskNetwork, basis: Tensor, pool: ImagePool | None = None, *, progress: bool = False
+    ) -> None:
         self.network = network
         self.basis = basis.detach()
         self.pool = pool
+        self.progress = progress
         self._cache: Tensor | None = None
-        self._known = torch.zeros(len(pool) if pool else 0, dtype=torch.bool)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``(R, n, f)`` of images ``(n, C, H, W)``."""
-        return torch.stack([self._embed(row, images) for row in self.basis])
+        """Features ``(n, R, f)`` of images ``(n, C, H, W)``."""
+        images = images.to(self.basis.device)
+        parts = [
+            torch.stack([self.network(row, part) for row in self.basis], dim=1) for part in images.split(BATCH_IMAGES)
+        ]
+        return torch.cat(parts)
 
     def attach(self, batch: EpisodeBatch) -> EpisodeBatch:
         """The batch with ``support_features`` ``(B, R, S, f)``."""
         return batch.with_features(self.of(batch.support_images, batch.support_index))
 
-    @torch.no_grad()
     def of(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Features ``(B, R, n, f)`` of images ``(B, n, C, H, W)`` at pool rows ``(B, n)`` (-1: not from the pool)."""
-        if self.pool is None or (images.shape[:2] == rows.shape and bool((rows < 0).all())):
-            return self(images.flatten(0, 1)).unflatten(1, images.shape[:2]).transpose(0, 1)
-        wanted = rows.flatten().clamp(min=0).cpu()
-        missing = torch.unique(wanted[~self._known[wanted]])
-        if len(missing):
-            self._fill(missing)
-        assert self._cache is not None
-        found = self._cache[wanted.to(self._cache.device)]  # (B n, R, f)
-        return found.unflatten(0, rows.shape).transpose(1, 2)
+        """Features ``(B, R, n, f)`` of images ``(B, n, C, H, W)`` that are the pool's ``rows`` ``(B, n)``.
 
-    def _fill(self, rows: Tensor) -> None:
-        assert self.pool is not None
-        features = self(self.pool.at(rows).to(self.basis.device)).transpose(0, 1)  # (n, R, f)
-        if self._cache is None:
-            self._cache = features.new_zeros(len(self.pool), *features.shape[1:])
-        self._cache[rows.to(features.device)] = features
-        self._known[rows] = True
+        Rows of -1 are padding; without a pool the images themselves are embedded.
+        """
+        if self.pool is None:
+            features = self(images.flatten(0, 1))
+        else:
+            if self._cache is None:
+                self._cache = self._embed_pool(self.pool)
+            features = self._cache[rows.flatten().clamp(min=0).to(self._cache.device)]
+        return features.unflatten(0, rows.shape).transpose(1, 2)
 
-    def _embed(self, row: Tensor, images: Tensor) -> Tensor:
-        return torch.cat([self.network(row, part) for part in images.split(BATCH_IMAGES)])
+    def _embed_pool(self, pool: ImagePool) -> Tensor:
+        starts = range(0, len(pool), BATCH_IMAGES)
+        bar = tqdm(starts, desc=f"embedding {len(pool):,} images", leave=False, disable=not self.progress)
+        rows = torch.arange(len(pool), device=pool.images.device)
+        return torch.cat([self(pool.at(rows[start : start + BATCH_IMAGES])) for start in bar])

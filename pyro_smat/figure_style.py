@@ -1,7 +1,7 @@
 """How figures look: palette, axes, an ordered key, and how a figure becomes an SVG that follows the page's theme.
 
-Figures are drawn in four stand-in colours (ink, muted, faint, paper). On its way into a page an SVG gets CSS variables
-for them and the page's own typeface, so one figure reads well in light, in dark and on paper.
+Figures are drawn in stand-in colours (ink, muted, faint, paper). On its way into a page an SVG gets CSS variables for
+them and the page's own typeface, so one figure reads well in light, in dark and on paper.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -19,21 +20,26 @@ from matplotlib.figure import Figure
 from .arrays import FloatArray
 
 INK, MUTED, FAINT, PAPER = "#1b1f25", "#667079", "#dfe2e7", "#fefdff"
-THEME = {INK: "var(--ink)", MUTED: "var(--muted)", FAINT: "var(--faint)", PAPER: "var(--paper)"}
 
 # Okabe and Ito's colours, safe for colour-blind readers, without the yellow that vanishes on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+THEME = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    FAINT: "var(--faint)",
+    PAPER: "var(--paper)",
+    PALETTE[0]: "var(--blue)",  # too dark on a dark page
+}
 
 WIDTH = 4.6  # inches: at this width 9 point text is still legible on a phone
 TEXT, SMALL = 9.0, 8.0
 
 
-def stroke(index: int) -> dict[str, str]:
-    """Colour and dash of the index-th line; beyond the palette the colours come again, dashed."""
-    return {
-        "color": PALETTE[index % len(PALETTE)],
-        "linestyle": ("-", (0, (4, 1.5)), ":")[min(2, index // len(PALETTE))],  # type: ignore[dict-item]
-    }
+def stroke(index: int) -> dict[str, Any]:
+    """Colour and dash of the index-th line; beyond the palette the colours come again, dashed, then dotted."""
+    dashes = ("-", (0, (4, 1.5)), ":")
+    return {"color": PALETTE[index % len(PALETTE)], "linestyle": dashes[min(2, index // len(PALETTE))]}
 
 
 def new_figure(height: float) -> Figure:
@@ -41,8 +47,10 @@ def new_figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
 
 
-def style_axes(axes: Axes, *, x_label: str = "", y_label: str = "", grid: str = "y") -> None:
-    """Two thin spines, a faint grid along ``grid`` ("x", "y", "both" or "none") and labels in the report's colours."""
+def style_axes(
+    axes: Axes, *, x_label: str = "", y_label: str = "", grid: Literal["x", "y", "both", "none"] = "y"
+) -> None:
+    """Two thin spines, a faint grid along ``grid`` and labels in the report's colours."""
     axes.set_facecolor("none")
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -112,7 +120,7 @@ def _page_font(match: re.Match[str]) -> str:
 
 
 def _spread(places: FloatArray, gap: float) -> FloatArray:
-    """Move ``places`` apart until neighbours are ``gap`` away, keeping their order and staying in [0, 1] if they fit."""
+    """Move ``places`` until neighbours are ``gap`` apart, keeping their order and staying in [0, 1] if they fit."""
     order = np.argsort(places, kind="stable")
     spread = places[order].copy()
     for i in range(1, len(spread)):

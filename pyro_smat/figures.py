@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -21,6 +22,7 @@ from .figure_style import FAINT, INK, MUTED, PALETTE, PAPER, SMALL, TEXT, new_fi
 from .figure_style import style_axes as style
 
 _MOST_POINTS = 400  # of one line: more are not visible and make the file heavy
+_HEAT = "#0071b1"  # the palette's blue, a shade off so that the page's theme leaves it alone
 _NAMES = {
     "loss": "Loss",
     "cvar": "Tail loss (CVaR)",
@@ -43,7 +45,9 @@ def risk_coverage_figure(
     axes = figure.add_subplot()
     style(axes, x_label="Coverage: fraction of tasks kept, surest first", y_label=risk_label)
     axes.set_xlim(0, 1)
-    names, middles, top = [], [], 0.0
+    names: list[str] = []
+    middles: list[float] = []
+    top = 0.0
     for name, curve in curves.items():
         coverage, risk = (np.asarray(values, float) for values in curve)
         if len(coverage) == 0:
@@ -76,9 +80,10 @@ def reliability_figure(curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike, 
     axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
     axes.annotate(
-        "calibrated", (0.2, 0.2), (4, -7), textcoords="offset points", color=MUTED, fontsize=SMALL, va="center"
+        "calibrated", (0.04, 0.04), (7, -1), textcoords="offset points", color=MUTED, fontsize=SMALL, va="center"
     )
-    names, ends = [], []
+    names: list[str] = []
+    ends: list[float] = []
     for name, curve in curves.items():
         confidence, accuracy, count = (np.asarray(values, float) for values in curve)
         if len(confidence) == 0:
@@ -128,7 +133,7 @@ def routing_heatmap(
         shade = 0.0 if math.isnan(weight) else min(1.0, max(0.0, weight))
         cell = Rectangle((column - 0.5, row - 0.5), 1, 1, edgecolor=PAPER, linewidth=2)
         # Opacity, not a colour map: a weight of 0 is the page itself, light or dark.
-        cell.set_facecolor((*(int(PALETTE[0][i : i + 2], 16) / 255 for i in (1, 3, 5)), 0.06 + 0.94 * shade))
+        cell.set_facecolor(to_rgba(_HEAT, 0.06 + 0.94 * shade))
         axes.add_patch(cell)
         text = "–" if math.isnan(weight) else f"{weight:.2f}"
         colour = "#ffffff" if shade > 0.5 else INK
@@ -223,14 +228,13 @@ def training_curves(history: pd.DataFrame) -> Figure:
     grid = figure.subplots(height, 2, sharex=True, squeeze=False).flatten()
     for index, (axes, name) in enumerate(zip(grid, columns, strict=False)):
         rows = history[["step", name]].dropna()
-        last_in_column = index + 2 >= len(columns)
-        style(axes, x_label="Step" if last_in_column else "")
-        axes.tick_params(labelbottom=last_in_column)
+        style(axes, x_label="Step" if index // 2 == height - 1 else "")
+        axes.tick_params(labelbottom=index + 2 >= len(columns))
         axes.locator_params(nbins=4)
         _trace(axes, rows["step"].to_numpy(float), rows[name].to_numpy(float))
         title = _NAMES.get(name, str(name).replace("_", " ").capitalize())
         axes.set_title(title, fontsize=SMALL, color=INK, loc="left", parse_math=False)
-        axes.set_title(f"{rows[name].iloc[-1]:.3g}", fontsize=SMALL, color=PALETTE[0], loc="right")
+        axes.set_title(f"{rows[name].iloc[-1]:.3g}", fontsize=SMALL, color=MUTED, loc="right")
     for axes in grid[len(columns) :]:
         axes.set_axis_off()
     return figure

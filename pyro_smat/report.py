@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 
 from .figure_style import inline_svg
 
+_ONE_LINE = 84  # characters of a row that fit beside its name; wider rows put the interval below the number
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -154,7 +156,7 @@ def losing_sentences(tables: Sequence[Table], name: str) -> tuple[str, ...]:
             gap = abs(float(table.show(theirs.value)) - float(table.show(ours.value)))
             difference = f"{gap:.{table.decimals}f} {'points' if table.unit == '%' else table.unit}".strip()
             sentences.append(
-                f"{table.title}, {column}: {best[0]} is better, {table.show(theirs.value)}{unit} against "
+                f"{table.title} ({column}): {best[0]} is better, {table.show(theirs.value)}{unit} against "
                 f"{table.show(ours.value)}{unit} ({difference}{_overlap(ours, theirs)})."
             )
     return tuple(sentences)
@@ -202,7 +204,7 @@ def render_report(report: Report) -> str:
     figures = []
     for number, (caption, figure) in enumerate(report.figures, 1):
         headline, _, rest = caption.partition(". ")
-        svg = Markup(inline_svg(figure, f"figure{number}", html.escape(caption)))  # noqa: S704 - escaped by the writer
+        svg = Markup(inline_svg(figure, f"figure{number}", html.escape(caption)))
         figures.append({"headline": headline.rstrip(".") + ".", "rest": rest, "svg": svg})
     tables = [_view(table) for table in report.tables]
     return template.render(report=report, tables=tables, figures=figures)
@@ -230,6 +232,7 @@ def _view(table: Table) -> dict[str, object]:
         for index, (name, cells) in enumerate(ordered)
     ]
     longest = max((len(_interval(table, cell)) for _, row in table.rows for cell in row if cell is not None), default=0)
+    widest = max((len(table.show(cell.value)) for _, row in table.rows for cell in row if cell is not None), default=0)
     direction = "higher is better" if table.higher_is_better else "lower is better"
     return {
         "title": table.title,
@@ -237,6 +240,7 @@ def _view(table: Table) -> dict[str, object]:
         "columns": table.columns,
         "rows": rows,
         "interval_width": longest,
+        "stacked": longest > 0 and len(table.columns) * (longest + widest + 4) > _ONE_LINE,
         "unit": f"{table.unit}, {direction}" if table.unit else direction,
     }
 
@@ -245,7 +249,8 @@ def _interval(table: Table, cell: Cell) -> str:
     if cell.interval is None:
         return ""
     low, high = cell.interval
-    return f"{table.show(low)}{' to ' if low < 0 else '–'}{table.show(high)}"
+    negative = any(other.interval[0] < 0 for _, row in table.rows for other in row if other and other.interval)
+    return f"{table.show(low)}{' to ' if negative else '–'}{table.show(high)}"
 
 
 def _overlap(ours: Cell, theirs: Cell) -> str:

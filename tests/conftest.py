@@ -13,15 +13,15 @@ from pyro_smat.data.pool import ImagePool
 
 
 def encode_row(rows: Tensor) -> Tensor:
-    """``(n, 1, 2, 2)`` uint8 images that hold their row number in base 256."""
-    digits = torch.stack([(rows // 256**p) % 256 for p in range(4)], 1)
+    """``(n, 1, 2, 2)`` uint8 images that hold their row number plus one in base 256, so that no image is all zeros."""
+    digits = torch.stack([((rows + 1) // 256**p) % 256 for p in range(4)], 1)
     return digits.to(torch.uint8).reshape(-1, 1, 2, 2)
 
 
 def decode_row(images: Tensor) -> Tensor:
     """Row numbers ``(...)`` of float images ``(..., 1, 2, 2)`` in [0, 1]."""
     digits = (images * 255).round().long().flatten(-3)
-    return (digits * 256 ** torch.arange(4)).sum(-1)
+    return (digits * 256 ** torch.arange(4)).sum(-1) - 1
 
 
 @pytest.fixture(scope="session")

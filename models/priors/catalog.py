@@ -5,13 +5,13 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
+from pyro_smat.local_module import LocalModule
 from torch import Tensor
 
 from pyro_smat.routing import CATALOG_SITE, Catalog, routing_costs
 
 
-class CatalogPrior(PyroModule):
+class CatalogPrior(LocalModule):
     """Prior over the rows of a catalog.
 
     Args:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
+from pyro_smat.local_module import LocalModule
 from torch import Tensor
 
 from pyro_smat.routing import EXPERT_SITE, SOURCE_SITE, contrast_basis, softmax_of_contrasts
@@ -25,7 +25,7 @@ def contrast_normal(loc: Tensor, scale: Tensor) -> dist.MultivariateNormal:
     return dist.MultivariateNormal(loc @ basis, scale_tril=torch.linalg.cholesky(covariance), validate_args=False)
 
 
-class LogisticNormalPrior(PyroModule):
+class LogisticNormalPrior(LocalModule):
     """Prior over w (R sources) and alpha (M experts), both logistic-normal.
 
     Args:

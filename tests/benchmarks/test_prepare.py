@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -57,7 +58,9 @@ def _tgz(path: Path, members: Mapping[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def _emoji_archive(folder: Path, vendor: str, *, leave_out: tuple[str, ...] = (), **changes: bytes) -> Path:
+def _emoji_archive(
+    folder: Path, vendor: str, *, leave_out: tuple[str, ...] = (), changes: Mapping[str, bytes] = MappingProxyType({})
+) -> Path:
     """The vendor's package, holding every code of CODES, a flag, a joined sequence and a sprite sheet."""
     package = archives.EMOJI[vendor]
     kind, side = ("WEBP", 256) if vendor == "fluent" else ("PNG", 64)
@@ -72,7 +75,7 @@ def _emoji_archive(folder: Path, vendor: str, *, leave_out: tuple[str, ...] = ()
         table = [{"image": f"{code}.png", "category": group, "subcategory": name} for code, group, name in rows]
         members["package/emoji.json"] = json.dumps(table).encode()
         members[f"package/img/{vendor}/sheets/64.png"] = b"not looked at"
-    members.update({name: content for name, content in changes.items() if content is not None})
+    members.update(changes)
     path = folder / package.pattern
     _tgz(path, members)
     return path
@@ -205,7 +208,7 @@ def test_a_truncated_archive_is_named(emoji_archives: Path, tmp_path: Path) -> N
 def test_archive_content_is_checked(
     changes: dict[str, bytes], message: str, emoji_archives: Path, tmp_path: Path
 ) -> None:
-    _emoji_archive(emoji_archives, "google", **changes)
+    _emoji_archive(emoji_archives, "google", changes=changes)
     with pytest.raises(ValueError, match=rf"emoji-datasource-google-16\.0\.0\.tgz.*{message}"):
         _make_emoji(tmp_path / "emoji", emoji_archives)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archives"]  # nothing half-made
@@ -277,7 +280,7 @@ def test_fashion_refuses_more_than_a_class_has_and_another_recipe(fashion_files:
     with pytest.raises(ValueError, match="class t-shirt has 3 images, --per-class asks for 4"):
         prepare_fashion_mnist(tmp_path / "fashion", fashion_files, per_class=4)
     prepare_fashion_mnist(tmp_path / "fashion", fashion_files, per_class=2)
-    with pytest.raises(ValueError, match="'per_class': 2.*'per_class': 3.*--force"):
+    with pytest.raises(ValueError, match=r"'per_class': 2.*'per_class': 3.*--force"):
         prepare_fashion_mnist(tmp_path / "fashion", fashion_files, per_class=3)
 
 

@@ -1,0 +1,85 @@
+"""Decision rules: from a posterior over routings to class probabilities.
+
+=========  ============================================================================================
+rule       prediction
+=========  ============================================================================================
+mean       the network at the posterior mean of the coefficients
+map        the network at the most probable routing
+gibbs      the network at one random routing
+ensemble   the average of the predicted probabilities of K random routings
+top-k      a sparse stand-in: the k most probable routings of a catalog, weighted; or the k largest weights
+fallback   source 0 alone, no experts: what an abstaining task uses
+=========  ============================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.models.routed import RoutedModel
+
+Rule = Literal["mean", "map", "gibbs", "ensemble", "top-k", "fallback"]
+RULES: tuple[Rule, ...] = ("mean", "map", "gibbs", "ensemble", "top-k", "fallback")
+
+
+def routings(
+    posterior: RoutingPosterior, rule: Rule, draws: int = 8, k: int = 2, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """The routings that a rule evaluates: coefficients ``(K, B, C)`` and their weights ``(K, B)``, sum 1 over K.
+
+    Raises:
+        ValueError: for an unknown rule, or draws or k below 1.
+    """
+    if draws < 1 or k < 1:
+        raise ValueError(f"draws is {draws} and k is {k}; expected at least 1")
+    if rule == "top-k":
+        return posterior.top(k)
+    if rule == "ensemble":
+        coefficients = posterior.sample(draws, generator)
+    elif rule == "gibbs":
+        coefficients = posterior.sample(1, generator)
+    elif rule == "mean":
+        coefficients = posterior.mean.unsqueeze(0)
+    elif rule == "map":
+        coefficients = posterior.mode.unsqueeze(0)
+    elif rule == "fallback":
+        coefficients = torch.zeros_like(posterior.mean).unsqueeze(0)
+        coefficients[..., 0] = 1.0
+    else:
+        raise ValueError(f"rule is {rule!r}; expected one of {RULES}")
+    count = coefficients.shape[0]
+    return coefficients, coefficients.new_full(coefficients.shape[:2], 1.0 / count)
+
+
+@torch.no_grad()
+def predict(
+    model: RoutedModel,
+    posterior: RoutingPosterior,
+    batch: EpisodeBatch,
+    rule: Rule = "ensemble",
+    *,
+    draws: int = 8,
+    k: int = 2,
+    generator: torch.Generator | None = None,
+    basis: Tensor | None = None,
+) -> Tensor:
+    """Class probabilities of the queries, ``(B, Q, W)``; 0 at classes that an episode does not have.
+
+    Args:
+        model: in evaluation mode.
+        posterior: q(c | S) of the batch.
+        batch: the episodes.
+        rule: one of :data:`RULES`.
+        draws: K of the ensemble.
+        k: of "top-k".
+        generator: for the random rules.
+        basis: the model's basis, to spare computing it again.
+    """
+    coefficients, weights = routings(posterior, rule, draws, k, generator)
+    probabilities = model.logits(coefficients, batch, basis).softmax(-1)
+    return (weights.unsqueeze(-1).unsqueeze(-1) * probabilities).sum(0)

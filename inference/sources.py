@@ -1,0 +1,78 @@
+"""What the sources can do on their own: baselines, and the reference of regret.
+
+From cached features of support and queries, without running a network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.features import SourceFeatures
+from pyro_smat.heads import Metric, leave_one_out_loss, prototype_logits
+
+PRETRAINED_SCALE = 10.0
+
+
+def source_logits(
+    features: SourceFeatures, batch: EpisodeBatch, scale: Tensor | float = PRETRAINED_SCALE, metric: Metric = "cosine"
+) -> Tensor:
+    """Logits of every source by itself, ``(B, R, Q, W)``."""
+    support = features.of(batch.support_images, batch.support_index).float()
+    queries = features.of(batch.query_images, batch.query_index).float()
+    return prototype_logits(
+        support,
+        batch.support_labels.unsqueeze(1),
+        batch.support_mask.unsqueeze(1),
+        queries,
+        batch.class_mask.unsqueeze(1),
+        scale,
+        metric,
+    )
+
+
+def support_losses(features: SourceFeatures, batch: EpisodeBatch, metric: Metric = "cosine") -> Tensor:
+    """Leave-one-out support loss of every source, ``(B, R)`` in nats: choosing its minimum is the strong baseline."""
+    support = features.of(batch.support_images, batch.support_index).float()
+    return leave_one_out_loss(
+        support,
+        batch.support_labels.unsqueeze(1),
+        batch.support_mask.unsqueeze(1),
+        batch.class_mask.unsqueeze(1),
+        PRETRAINED_SCALE,
+        metric,
+    )
+
+
+class SourceReference:
+    """Reference loss of every episode for regret: the best source in hindsight, or the fallback.
+
+    Args:
+        features: of the pool that episodes come from.
+        kind: "best_source" takes the minimum over the R sources of the query loss; "fallback" the loss of source 0.
+        mean: per query (for ``episode_loss="mean_nll"``) or summed.
+        metric: of the prototype head.
+    """
+
+    def __init__(
+        self, features: SourceFeatures, kind: str = "best_source", *, mean: bool = True, metric: Metric = "cosine"
+    ) -> None:
+        if kind not in ("best_source", "fallback"):
+            raise ValueError(f"reference is {kind!r}; expected 'best_source' or 'fallback'")
+        self.features, self.kind, self.mean, self.metric = features, kind, mean, metric
+
+    def __call__(self, batch: EpisodeBatch) -> Tensor:
+        """``(B,)`` losses in nats."""
+        losses = query_losses(source_logits(self.features, batch, metric=self.metric), batch, mean=self.mean)
+        return losses.amin(1) if self.kind == "best_source" else losses[:, 0]
+
+
+def query_losses(logits: Tensor, batch: EpisodeBatch, *, mean: bool = True) -> Tensor:
+    """Cross-entropy of every episode, ``(B, *k)``, from logits ``(B, *k, Q, W)``."""
+    extra = (1,) * (logits.ndim - 3)
+    labels = batch.query_labels.view(len(batch), *extra, -1).expand(logits.shape[:-1])
+    mask = batch.query_mask.view(len(batch), *extra, -1).expand(logits.shape[:-1])
+    losses = -torch.gather(logits.log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1) * mask
+    total = losses.sum(-1)
+    return total / mask.sum(-1).clamp(min=1) if mean else total

@@ -1,0 +1,149 @@
+"""Image files to pixels: decoding, size and channels. Every reader of folders, tables and datasets goes through here.
+
+Images are decoded once, into memory: N images take N x C x H x W bytes (10,000 RGB images of 84 x 84 px: 212 MB).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+
+def read_images(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], size: int | None = None, channels: int = 3
+) -> tuple[Tensor, list[str]]:
+    """Unlabelled images: one file, the files of one folder in the order of their names, or a list of files.
+
+    Args:
+        source: a file, a folder, or files.
+        size: side in pixels of the square images that are wanted, see :func:`to_pixels`; None keeps the files' own size.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        ``(n, channels, H, W)`` float32 in [0, 1], and n names: of files within the folder, or paths as they were given.
+
+    Raises:
+        ValueError: for a path that is not there, an empty folder or list, an unreadable image, or mixed sizes.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir():
+            paths = image_files(path)
+            if not paths:
+                inside = [p.name for p in subfolders(path)]
+                raise ValueError(
+                    f"{path} has no images of its own{f', only folders {inside[:8]}' if inside else ''}; "
+                    f"expected files ending in {', '.join(SUFFIXES)}"
+                )
+            names = [p.name for p in paths]
+        else:
+            paths, names = [path], [str(source)]
+    else:
+        paths, names = [Path(p) for p in source], [str(p) for p in source]
+        if not paths:
+            raise ValueError("got an empty list of image files; expected at least one")
+    return decode_files(paths, size, channels).float() / 255.0, names
+
+
+def decode_files(paths: Sequence[Path], size: int | None, channels: int) -> Tensor:
+    """Decode files, several at a time, into ``(n, channels, H, W)`` uint8.
+
+    Raises:
+        ValueError: for a file that is missing or unreadable, or for mixed sizes; names the file.
+    """
+    check_form(size, channels)
+    with ThreadPoolExecutor() as pool:
+        decoded = pool.map(lambda path: _decode(path, size, channels), paths)
+        return stack_pixels(zip(map(str, paths), decoded, strict=True), len(paths))
+
+
+def stack_pixels(named: Iterable[tuple[str, np.ndarray]], count: int) -> Tensor:
+    """``count`` (name, ``(C, H, W)`` uint8) as one ``(count, C, H, W)`` tensor.
+
+    Raises:
+        ValueError: when two sizes differ; names one image of each.
+    """
+    stacked, first = np.empty(0, dtype=np.uint8), ""
+    for i, (name, pixels) in enumerate(named):
+        if i == 0:
+            stacked, first = np.empty((count, *pixels.shape), dtype=np.uint8), name
+        if pixels.shape != stacked.shape[1:]:
+            raise ValueError(
+                f"images have different sizes: {first} is {_extent(stacked[0])} and {name} is {_extent(pixels)} pixels; "
+                "expected one size (pass size=... to resize all)"
+            )
+        stacked[i] = pixels
+    return torch.from_numpy(stacked)
+
+
+def to_pixels(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
+    """An opened image as ``(channels, H, W)`` uint8.
+
+    Transparency is laid on white, EXIF rotation applied, 16-bit grey scaled to 8 bits, and of an animation the first
+    frame taken. With ``size`` the longer side is cropped around the centre and the square scaled to size x size pixels
+    (bilinear, with antialiasing).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.int64)
+        image = Image.fromarray(
+            (values // 257 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8)
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if size is not None:
+        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def check_form(size: int | None, channels: int) -> None:
+    """Refuse a size below 1 and channels other than 1 or 3."""
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(
+            f"size is {size!r}; expected a number of pixels of at least 1, or None for the images' own size"
+        )
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels!r}; expected 1 (grey) or 3 (RGB)")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files directly in a folder, by name; hidden ones are left out."""
+    return sorted(
+        (p for p in folder.iterdir() if not _hidden(p) and p.suffix.lower() in SUFFIXES and p.is_file()),
+        key=lambda p: p.name,
+    )
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly in a folder, by name; hidden ones are left out."""
+    return sorted((p for p in folder.iterdir() if not _hidden(p) and p.is_dir()), key=lambda p: p.name)
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name == "__MACOSX"  # the latter is left by zip files made on a Mac
+
+
+def _decode(path: Path, size: int | None, channels: int) -> np.ndarray:
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; expected an image file")
+    try:
+        with Image.open(path) as image:
+            return to_pixels(image, size, channels)
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise ValueError(f"{path} cannot be read as an image ({error}); replace or remove the file") from error
+
+
+def _extent(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[2]} x {pixels.shape[1]}"
