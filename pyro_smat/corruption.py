@@ -1,6 +1,7 @@
-"""Corrupted supports: label noise, and a second attribute that confounds the first. Queries stay honest.
+"""What is wrong with a support: how often, how much, and the label noise itself. Queries stay honest.
 
-The sampler (:mod:`pyro_smat.sampler`) applies them while it draws, in training and in evaluation alike.
+The sampler (:mod:`pyro_smat.sampler`) applies it while it draws, in training and in evaluation alike;
+:mod:`pyro_smat.confounding` does the confounding.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 
 @dataclass(frozen=True)
@@ -84,28 +83,3 @@ def replace_labels(labels: np.ndarray, way: int, fraction: float, rng: np.random
     noisy = labels.copy()
     noisy[chosen] = (noisy[chosen] + rng.integers(1, way, size=len(chosen))) % way
     return noisy, len(chosen)
-
-
-def distinct_values(eligible: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random assignment of values to classes, no value twice, that covers as many classes as possible.
-
-    Args:
-        eligible: ``(K, V)`` bool, True where class k may take value v.
-        rng: source of randomness.
-
-    Returns:
-        ``(K,)`` int: the value of each class, -1 for a class that is left over. Where a complete assignment exists it
-        is found (first fit, else Hopcroft and Karp, on shuffled values), so a -1 means that there is none.
-    """
-    order = rng.permutation(eligible.shape[1])
-    free, first_fit = order.tolist(), []
-    for row in eligible.tolist():  # nearly always enough, and much faster than the general matching
-        value = next((v for v in free if row[v]), None)
-        if value is None:
-            break
-        free.remove(value)
-        first_fit.append(value)
-    else:
-        return np.array(first_fit)
-    match = maximum_bipartite_matching(csr_array(eligible[:, order]), perm_type="column")
-    return np.where(match >= 0, order[match], -1)

@@ -109,6 +109,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
     body = re.sub(r"font: (?:(\d{3}|bold|italic) )?([\d.]+px) [^;\"]*", _page_font, body)
+    body = re.sub(r" ?font-family: [^;\"]*;?", "", body)  # rotated text spells its font out
     for colour, variable in THEME.items():
         body = body.replace(colour, variable)
     return f'<svg {box.group(0)} role="img" aria-label="{label}">{body.strip()}'

@@ -136,7 +136,7 @@ def routing_heatmap(
         cell.set_facecolor(to_rgba(_HEAT, 0.06 + 0.94 * shade))
         axes.add_patch(cell)
         text = "–" if math.isnan(weight) else f"{weight:.2f}"
-        colour = "#ffffff" if shade > 0.5 else INK
+        colour = "#ffffff" if shade > 0.85 else INK  # below, the page's ink has the better contrast in both themes
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=TEXT)
     axes.set(xlim=(-0.5, len(column_names) - 0.5), ylim=(len(row_names) - 0.5, -0.5))
     axes.xaxis.tick_top()

@@ -112,7 +112,7 @@ def feature_dim(module: nn.Module, image_shape: tuple[int, int, int]) -> int:
         module.train(training)
     if features.ndim != 2 or features.shape[0] != 1:
         raise ValueError(
-            f"{type(module).__name__} makes {tuple(features.shape)} of an image of shape (1, {', '.join(map(str, image_shape))}); "
+            f"{type(module).__name__} makes {tuple(features.shape)} of one image of shape {tuple(image_shape)}; "
             "expected (1, f): replace its classifier by torch.nn.Identity and flatten"
         )
     return features.shape[1]

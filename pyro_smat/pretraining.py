@@ -28,7 +28,7 @@ from pyro_smat.networks import build_network
 from pyro_smat.sampler import EpisodeSampler
 
 GLYPH_NETWORK = ("conv4", {"in_channels": 1, "channels": 32, "image_size": 32, "stem": "stride"})
-GLYPH_STEPS = {"generalist": 1500, "letter": 1500, "face": 500, "rotation": 2500, "style": 200}
+GLYPH_STEPS = {"generalist": 1500, "letter": 1500, "face": 400, "rotation": 2500, "style": 100}
 
 
 class Episodes(Protocol):
@@ -84,7 +84,7 @@ def pretrain[M: nn.Module](
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")
     device = torch.device(device)
-    module.to(device).train()
+    module.to(device).to(memory_format=torch.channels_last).train()  # half again as fast on a CPU
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.eval()
@@ -108,7 +108,7 @@ def pretrain[M: nn.Module](
             if not math.isfinite(value):
                 raise ValueError(f"loss is {value} at step {step}; expected a finite value: lower learning_rate")
             bar.set_postfix(loss=f"{value:.3f}")
-    return module.eval()
+    return module.to(memory_format=torch.contiguous_format).eval()
 
 
 def mirror(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -91,7 +91,9 @@ class Table:
 
     def show(self, value: float) -> str:
         """``value`` as the table prints it; a dash when it is not finite."""
-        return f"{value:.{self.decimals}f}" if math.isfinite(value) else "–"
+        if not math.isfinite(value):
+            return "–"
+        return f"{round(value, self.decimals) + 0.0:.{self.decimals}f}"  # + 0.0: no "-0.0"
 
     def best(self, column: int) -> frozenset[str]:
         """Rows with the best printed value of a column, references aside; none where fewer than two compete."""

@@ -14,14 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_smat.corruption import SupportCorruption, distinct_values, noisy_count, replace_labels
+from pyro_smat.confounding import Confounder
+from pyro_smat.corruption import SupportCorruption, noisy_count, replace_labels
 from pyro_smat.data.pool import ImagePool
-from pyro_smat.data.supply import Supply, check_idle_domains, find_supplies, list_small, positions, wanted_classes
+from pyro_smat.data.supply import (
+    Supply,
+    check_idle_domains,
+    check_small_classes,
+    find_supplies,
+    list_small,
+    positions,
+    wanted_classes,
+)
 from pyro_smat.episodes import UNKNOWN, Episode, EpisodeBatch
 
 __all__ = ["EpisodeSampler", "SupportCorruption"]
-
-_REDRAWS = 100  # sets of classes that are tried before a confounded episode is called impossible
 
 
 class EpisodeSampler:
@@ -82,9 +89,7 @@ class EpisodeSampler:
         self.imbalance = imbalance
         self.corruption = corruption
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._labels = np.ascontiguousarray(pool.labels.cpu().numpy().T)  # (attributes, images)
         self._most_shots = _shots(self.shot[1], 1 + imbalance)
-        self._overlaps: dict[tuple[int, int, int], _Overlap] = {}
 
         chosen = positions("attributes", attributes, pool.attributes)
         wanted = wanted_classes(classes, chosen, pool)
@@ -95,14 +100,16 @@ class EpisodeSampler:
             mix_domains,
             wanted,
             need=self._most_shots + self.query[1],
-            skip=skip_small_classes,
         )
         self._supplies = {a: self._enough(a, supplies[a]) for a in chosen}
         if not skip_small_classes:
+            check_small_classes(pool, supplies, self._most_shots + self.query[1])
             check_idle_domains(pool, supplies, self._supplies, self.way[0])
         self._check_label_noise()
+        self._confounder = Confounder(pool)
         if corruption.confounding > 0:
-            self._check_confounding()
+            for supply in (s for group in self._supplies.values() for s in group):
+                self._confounder.check(supply, min(self.way[1], len(supply.classes)), self._most_shots)
 
     def episode(self) -> Episode:
         """The next episode."""
@@ -192,7 +199,7 @@ class EpisodeSampler:
             shots = _shots(shot, rng.uniform(1 - self.imbalance, 1 + self.imbalance, size=way))
 
         if rng.random() < self.corruption.confounding:
-            classes, confounder, values = self._confound(supply, shots)
+            classes, confounder, values = self._confounder.draw(supply, shots, rng)
         else:
             classes, confounder = rng.choice(supply.classes, way, replace=False), UNKNOWN
             values = np.full(way, UNKNOWN)
@@ -204,7 +211,7 @@ class EpisodeSampler:
                 support.append(drawn[:n])
                 queries.append(drawn[n:])
             else:
-                shared = self._overlap(supply, confounder).rows(k, v)
+                shared = self._confounder.overlap(supply, confounder).rows(k, v)
                 support.append(shared[rng.choice(len(shared), n, replace=False)])
                 unused = (drawn[:, None] != support[-1]).all(1)  # at most n of the n + query are in the support
                 queries.append(drawn[unused][:query])
@@ -223,50 +230,6 @@ class EpisodeSampler:
             query_labels=np.repeat(np.arange(way), query),
             corrupted=corrupted,
             confounded_with=confounder,
-        )
-
-    def _confound(self, supply: Supply, shots: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-        """Classes, a confounding attribute b, and for every class its own value of b that enough of its images have.
-
-        Other values and other attributes are tried before other classes.
-        """
-        others = [b for b in range(len(self.pool.attributes)) if b != supply.attribute]
-        for _ in range(_REDRAWS):
-            classes = self._rng.choice(supply.classes, len(shots), replace=False)
-            for b in self._rng.permutation(others).tolist():
-                values = distinct_values(self._overlap(supply, b).counts[classes] >= shots[:, None], self._rng)
-                if (values >= 0).all():
-                    return classes, b, values
-        raise ValueError(
-            f"no confounded episode in {_REDRAWS} draws: {self._thinnest(supply, len(shots), int(shots.max()))}"
-        )
-
-    def _overlap(self, supply: Supply, b: int) -> _Overlap:
-        """What the supply's attribute shares with attribute b; computed when first needed."""
-        key = (supply.attribute, supply.domain, b)
-        if key not in self._overlaps:
-            shape = (len(self.pool.class_names[supply.attribute]), len(self.pool.class_names[b]))
-            rows = np.concatenate([supply.rows[k] for k in supply.classes.tolist()])
-            pairs = self._labels[supply.attribute, rows] * shape[1] + self._labels[b, rows]
-            counts = np.bincount(pairs, minlength=shape[0] * shape[1])
-            self._overlaps[key] = _Overlap(
-                counts.reshape(shape), rows[np.argsort(pairs, kind="stable")], np.cumsum(counts).reshape(shape)
-            )
-        return self._overlaps[key]
-
-    def _thinnest(self, supply: Supply, way: int, shots: int) -> str:
-        names = self.pool.attributes
-        others = [b for b in range(len(names)) if b != supply.attribute]
-        best = np.stack([self._overlap(supply, b).counts[supply.classes].max(1) for b in others]).max(0)
-        worst = int(best.argmin())
-        covered = max(self._assignable(supply, b) for b in others)
-        where = f" in domain {self.pool.domain_names[supply.domain]!r}" if supply.domain >= 0 else ""
-        return (
-            f"attribute {names[supply.attribute]!r}{where} cannot be confounded with {[names[b] for b in others]}; "
-            f"expected {way} classes with a value of their own that {shots} of their images share, found at most "
-            f"{covered}; class "
-            f"{self.pool.class_names[supply.attribute][supply.classes[worst]]!r} has at most {best[worst]} images that "
-            "share a value (lower way, shot or imbalance, or leave the attribute out)"
         )
 
     def _enough(self, attribute: int, supplies: list[Supply]) -> list[Supply]:
@@ -296,23 +259,6 @@ class EpisodeSampler:
                 "(raise shot or lower label_noise)"
             )
 
-    def _check_confounding(self) -> None:
-        if len(self.pool.attributes) < 2:
-            raise ValueError(
-                f"confounding is {self.corruption.confounding}, but the pool has the one attribute "
-                f"{self.pool.attributes[0]!r}; expected at least two attributes, or confounding = 0"
-            )
-        for supply in (s for group in self._supplies.values() for s in group):
-            way = min(self.way[1], len(supply.classes))
-            others = [b for b in range(len(self.pool.attributes)) if b != supply.attribute]
-            if not any(self._assignable(supply, b) >= way for b in others):
-                raise ValueError(self._thinnest(supply, way, self._most_shots))
-
-    def _assignable(self, supply: Supply, b: int) -> int:
-        """The most classes that can have distinct values of b at once, at the largest number of shots."""
-        eligible = self._overlap(supply, b).counts[supply.classes] >= self._most_shots
-        return int((distinct_values(eligible, np.random.Generator(np.random.PCG64(0))) >= 0).sum())
-
 
 @dataclass(frozen=True)
 class _Draw:
@@ -327,19 +273,6 @@ class _Draw:
     query_labels: np.ndarray
     corrupted: int
     confounded_with: int
-
-
-@dataclass(frozen=True)
-class _Overlap:
-    """Rows by (class, value of another attribute): ``counts`` (K, V), and where the run of each pair ends."""
-
-    counts: np.ndarray
-    order: np.ndarray
-    ends: np.ndarray
-
-    def rows(self, k: int, v: int) -> np.ndarray:
-        """The rows of class k with value v."""
-        return self.order[self.ends[k, v] - self.counts[k, v] : self.ends[k, v]]
 
 
 def _span(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:

@@ -131,6 +131,15 @@ def test_best_competitor_is_bold() -> None:
     assert tie.best(1) == frozenset()  # nobody to beat
 
 
+@pytest.mark.parametrize(
+    ("unit", "digits", "value", "shown"),
+    [("%", None, 73.649, "73.6"), ("nats", None, 1.2345678, "1.235"), ("", 0, 12.7, "13"), ("%", None, -0.01, "0.0")],
+)
+def test_numbers_have_the_decimals_of_their_table(unit: str, digits: int | None, value: float, shown: str) -> None:
+    assert _accuracy(unit=unit, digits=digits).show(value) == shown
+    assert _accuracy(unit=unit, digits=digits).show(math.inf) == "–"
+
+
 def test_page_needs_nothing_from_outside() -> None:
     page = render_report(_report())
     assert "http" not in page

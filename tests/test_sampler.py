@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_smat.corruption import distinct_values
+from pyro_smat.confounding import distinct_values
+from pyro_smat.data.pool import ImagePool
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.sampler import EpisodeSampler, SupportCorruption
 
@@ -268,28 +269,11 @@ ERRORS = [
     ({"way": 7}, "attribute 'colour' has 6 classes with at least 15 images in any one domain; expected 7 for way 7"),
     ({"corruption": SupportCorruption(0.9)}, "label_noise 0.9 replaces 23 of 25 labels.*expected at most 20"),
     ({"shot": 1, "corruption": SupportCorruption(0.4)}, "expected at most 0, for every class keeps one true shot"),
-    (
-        {"shot": 4, "way": 3, "corruption": SupportCorruption(confounding=0.1)},
-        "attribute 'shape' in domain 'day' cannot be confounded with.*expected 3 classes",
-    ),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), ERRORS)
 def test_refusals(crossed_pool, options, message):
-    if "confounded" in message:  # make every (shape, colour) cell too thin: one image per cell and domain
-        keep = {}
-        for i, row in enumerate(torch.cat([crossed_pool.labels, crossed_pool.domain[:, None]], 1).tolist()):
-            keep.setdefault((row[0], row[1] % 6, row[2] % 6, row[3]), i)
-        rows = [i for (s, c, z, d), i in keep.items() if (s + c + z) % 2 == 0]
-        crossed_pool = type(crossed_pool)(
-            crossed_pool.images[rows],
-            crossed_pool.labels[rows],
-            crossed_pool.attributes,
-            crossed_pool.class_names,
-            crossed_pool.domain[rows],
-            crossed_pool.domain_names,
-        )
     with pytest.raises(ValueError, match=message):
         EpisodeSampler(crossed_pool, **options)
 
@@ -326,6 +310,15 @@ def test_small_classes_are_named_or_skipped(make_pool):
         EpisodeSampler(many)
 
 
+def test_exactly_enough_images_are_enough(make_pool):
+    pool = make_pool({n: 7 for n in "abc"})
+    batch = EpisodeSampler(pool, 3, 3, 4).sample(5)
+    rows = torch.cat([batch.support_index, batch.query_index], 1).sort(1).values
+    assert torch.equal(rows, torch.arange(21).expand(5, 21))
+    with pytest.raises(ValueError, match="0 classes with at least 8 images"):
+        EpisodeSampler(pool, 3, 3, 5)
+
+
 def test_idle_domains_and_absent_classes_are_named(make_pool):
     pool = make_pool({"x": {n: 20 for n in "abcde"}, "y": {n: 20 for n in "abc"}})
     with pytest.raises(ValueError, match="domain 'y' has 3 usable classes of attribute 'class'; expected at least 5"):
@@ -335,6 +328,39 @@ def test_idle_domains_and_absent_classes_are_named(make_pool):
         ValueError, match=r"classes \['d', 'e'\] of attribute 'class' have 0 images in the chosen domains"
     ):
         EpisodeSampler(pool, way=3, domains=["y"], classes=["a", "b", "c", "d", "e"])
+
+
+def paired_pool(values: list[int]) -> ImagePool:
+    """Two attributes; class k of the first has 8 images, and all of them have value ``values[k]`` of the second."""
+    labels = torch.tensor([[k, v] for k, v in enumerate(values) for _ in range(8)])
+    return ImagePool(
+        images=torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8),
+        labels=labels,
+        attributes=("shape", "colour"),
+        class_names=(
+            tuple(f"shape{k}" for k in range(len(values))),
+            tuple(f"colour{v}" for v in range(max(values) + 1)),
+        ),
+        domain=torch.zeros(len(labels), dtype=torch.long),
+    )
+
+
+def test_confounding_that_the_pool_cannot_supply():
+    corruption, options = SupportCorruption(confounding=1.0), {"attributes": ["shape"], "seed": 0}
+    message = (
+        r"attribute 'shape' in domain 'all' cannot be confounded with \['colour'\]; expected 3 classes with a value of "
+        r"their own that 4 of their images share, found at most 2; class 'shape0' has at most 8 images"
+    )
+    with pytest.raises(ValueError, match=message):
+        EpisodeSampler(paired_pool([0, 0, 0, 1]), 3, 4, 4, corruption=corruption, **options)
+
+    lucky = EpisodeSampler(paired_pool([0] * 19 + [1]), 2, 4, 4, corruption=corruption, **options)
+    for _ in range(20):  # other classes are drawn until two values meet
+        assert "shape19" in lucky.episode().class_names
+
+    rare = EpisodeSampler(paired_pool([0] * 58 + [1, 2]), 3, 4, 4, corruption=corruption, **options)
+    with pytest.raises(ValueError, match="no confounded episode in 100 draws: attribute 'shape' in domain 'all'"):
+        rare.sample(50)
 
 
 def test_confounding_needs_a_second_attribute(make_pool):

@@ -78,7 +78,9 @@ def _items(
 
 def _picture(image: Any, i: int) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image
+        if image.mode != "F":
+            return image
+        image = np.asarray(image)
     if isinstance(image, Tensor):
         array = image.detach().cpu().numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
@@ -123,4 +125,6 @@ def _class_names(dataset: Any) -> list[str] | None:
 def _describe(thing: Any) -> str:
     if isinstance(thing, Tensor | np.ndarray) and len(thing.shape):
         return f"{thing.dtype} {tuple(thing.shape)}"
+    if isinstance(thing, tuple | list):
+        return f"a {type(thing).__name__} of {len(thing)}"
     return f"{type(thing).__name__} {str(thing)[:60]}"

@@ -25,7 +25,7 @@ def read_images(
 
     Args:
         source: a file, a folder, or files.
-        size: side in pixels of the square images that are wanted, see :func:`to_pixels`; None keeps the files' own size.
+        size: side in pixels of the square images that are wanted, see :func:`to_pixels`; None keeps their own.
         channels: 1 (grey) or 3 (RGB).
 
     Returns:
@@ -78,8 +78,8 @@ def stack_pixels(named: Iterable[tuple[str, np.ndarray]], count: int) -> Tensor:
             stacked, first = np.empty((count, *pixels.shape), dtype=np.uint8), name
         if pixels.shape != stacked.shape[1:]:
             raise ValueError(
-                f"images have different sizes: {first} is {_extent(stacked[0])} and {name} is {_extent(pixels)} pixels; "
-                "expected one size (pass size=... to resize all)"
+                f"images have different sizes: {first} is {_extent(stacked[0])} and {name} is {_extent(pixels)} "
+                "pixels; expected one size (pass size=... to resize all)"
             )
         stacked[i] = pixels
     return torch.from_numpy(stacked)
@@ -95,15 +95,16 @@ def to_pixels(image: Image.Image, size: int | None, channels: int) -> np.ndarray
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.int64)
-        image = Image.fromarray(
-            (values // 257 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8)
-        )
+        values = values // 257 if values.max(initial=0) > 255 else values
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if channels == 1 else "RGB")
     if size is not None:
-        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 

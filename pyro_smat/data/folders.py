@@ -74,7 +74,7 @@ def canonical_split(name: str) -> str:
 def _choose_split(root: Path, split: str | None) -> Path:
     folders = subfolders(root)
     nested = [f for f in folders if subfolders(f)]
-    has_splits = len(nested) == len(folders) > 0 and all(f.name.lower() in SPLITS for f in folders)
+    has_splits = bool(nested) and all(f.name.lower() in SPLITS for f in folders)
     names = [f.name for f in folders]
     if not has_splits:
         if split is not None:
@@ -108,8 +108,8 @@ def _domains(root: Path) -> dict[str, list[Path]]:
     flat = [f for f in folders if f not in nested]
     if flat:
         raise ValueError(
-            f"{nested[0]} holds folders but {flat[0]} does not; expected all folders of {root} to be classes (images in "
-            "them) or all to be domains (class folders in them)"
+            f"{nested[0]} holds folders but {flat[0]} does not; expected all folders of {root} to be classes (images "
+            "in them) or all to be domains (class folders in them)"
         )
     for f in nested:
         if image_files(f):

@@ -16,6 +16,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
+from zipfile import BadZipFile
 
 import matplotlib
 import numpy as np
@@ -45,6 +46,7 @@ LETTERS: dict[str, str] = {
     "ood": "ԽՄՅՊղմշչպտאטלעפקתႬႰႱႾელფღჯⴿⵃⵅⵇⵋⵎⵜⵞ",
 }
 
+_FONT = "DejaVuSans.ttf"  # among matplotlib's own fonts, the one with the most alphabets
 _VERSION = 1  # of the drawing code; raise it when the same letters come out differently
 _OVERSAMPLING = 4  # outlines are drawn at this many times the image size
 _FILL = 0.66  # longer side of a letter over the side of the image
@@ -104,7 +106,7 @@ def letter_outline(letter: str, side: int) -> NDArray[np.float32]:
     ImageDraw.Draw(drawing).text((-left, -top), letter, font=font, fill=255)
     box = drawing.getbbox()
     if box is None:
-        raise ValueError(f"letter {letter!r} has no ink in {font.path}; expected a letter that the font can draw")
+        raise ValueError(f"letter {letter!r} has no ink in {_FONT}; expected a letter that the font can draw")
     drawing = drawing.crop(box)
     scale = _FILL * side / max(drawing.size)
     width, height = (max(1, round(scale * length)) for length in drawing.size)
@@ -121,7 +123,7 @@ def _cells() -> int:
 
 @cache
 def _font(pixels: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", pixels)
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / _FONT, pixels)
 
 
 def _draw_letter(letter: str, size: int) -> NDArray[np.uint8]:
@@ -186,11 +188,14 @@ def _place(masks: Tensor, size: int, generator: np.random.Generator) -> Tensor:
     shape = (len(FACES), len(ROTATIONS), len(STYLES))
     angle = np.deg2rad(np.asarray(ROTATIONS, dtype=np.float32))[None, :, None] + generator.uniform(-0.02, 0.02, shape)
     zoom = 1 / generator.uniform(0.93, 1.05, shape)
-    offset = generator.uniform(-1.2, 1.2, (2, *shape)) * 2 / 32
-    cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
-    affine = np.stack([np.stack([cosine, -sine, offset[0]], -1), np.stack([sine, cosine, offset[1]], -1)], -2)
-    theta = torch.from_numpy(affine.astype(np.float32)).flatten(0, 2)
-    grid = F.affine_grid(theta, [len(theta), 1, 2 * size, 2 * size], align_corners=False)
+    offset = generator.uniform(-1.2, 1.2, (2, *shape)) * 2 / 32  # in half sides
+    cosine, sine, right, down = (
+        torch.from_numpy(field.astype(np.float32)).view(-1, 1, 1)
+        for field in (zoom * np.cos(angle), zoom * np.sin(angle), offset[0], offset[1])
+    )
+    x = (torch.arange(2 * size) + 0.5) / size - 1
+    y = x[:, None]
+    grid = torch.stack([cosine * x - (sine * y - right), sine * x + (cosine * y + down)], -1)
     copies = masks[:, None, None, None].expand(*shape, 1, -1, -1).flatten(0, 2)
     turned = F.grid_sample(copies, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return F.avg_pool2d(turned, 2).view(*shape, size, size)
@@ -234,9 +239,9 @@ def _cache_path(split: str, size: int, cache_dir: str | Path | None) -> Path:
 def _read_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """The cached images, or None where there are none that can be read (then they are drawn again)."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             images = stored["images"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
     return images if images.shape == shape and images.dtype == np.uint8 else None
 

@@ -34,9 +34,19 @@ def find_supplies(
     mix_domains: bool,
     wanted: dict[int, list[int] | None],
     need: int,
-    skip: bool,
 ) -> dict[int, list[Supply]]:
-    """The rows of every (attribute, domain, class); classes with 1 to ``need`` - 1 images are too small."""
+    """The rows of every (attribute, domain, class); classes with 1 to ``need`` - 1 images are too small.
+
+    Args:
+        pool: the images.
+        attributes, domains: indices of those to draw from.
+        mix_domains: make one supply of all domains.
+        wanted: for every attribute its classes to draw from, None for all.
+        need: images that an episode may need of one class.
+
+    Raises:
+        ValueError: when a class that was asked for has no image in the domains.
+    """
     labels, domain = pool.labels.cpu().numpy(), pool.domain.cpu().numpy()
     groups = {d: np.flatnonzero(domain == d) for d in domains}
     if mix_domains and len(domains) > 1:
@@ -61,12 +71,11 @@ def find_supplies(
                 f"classes {absent[:NAMED]} of attribute {pool.attributes[a]!r} have 0 images in the chosen domains; "
                 f"expected at least {need} of each"
             )
-    if not skip:
-        _check_small_classes(pool, supplies, need)
     return supplies
 
 
-def _check_small_classes(pool: ImagePool, supplies: dict[int, list[Supply]], need: int) -> None:
+def check_small_classes(pool: ImagePool, supplies: dict[int, list[Supply]], need: int) -> None:
+    """Refuse classes that have images, but fewer than ``need``."""
     for a, group in supplies.items():
         if any(s.small for s in group):
             raise ValueError(
@@ -79,6 +88,7 @@ def _check_small_classes(pool: ImagePool, supplies: dict[int, list[Supply]], nee
 def check_idle_domains(
     pool: ImagePool, supplies: dict[int, list[Supply]], used: dict[int, list[Supply]], way: int
 ) -> None:
+    """Refuse domains that can supply no episode of any attribute."""
     active = {s.domain for group in used.values() for s in group}
     for s in (s for group in supplies.values() for s in group):
         if s.domain not in active:
@@ -90,6 +100,7 @@ def check_idle_domains(
 
 
 def list_small(pool: ImagePool, supplies: list[Supply]) -> str:
+    """A sentence that names the classes too small, empty where there are none."""
     found = [
         f"class {pool.class_names[s.attribute][k]!r} has {count}"
         + (f" in domain {pool.domain_names[s.domain]!r}" if len(supplies) > 1 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from pathlib import Path
 
@@ -47,7 +48,11 @@ def read_csv(
     start = path.parent if root is None else Path(root)
     files, labels, domains = [], [], []
     splits_found: set[str] = set()
-    with path.open(newline="", encoding="utf-8-sig") as stream:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); expected a CSV in UTF-8") from error
+    with io.StringIO(text, newline="") as stream:
         reader = csv.reader(stream)
         header = [name.strip().lower() for name in next(reader, [])]
         columns = _columns(path, header, split)
@@ -92,7 +97,7 @@ def _columns(path: Path, header: list[str], split: str | None) -> dict[str, int]
     missing = [name for name in ("path", "label", *(("split",) if split is not None else ())) if found[name] is None]
     if missing:
         raise ValueError(
-            f"{path} has the columns {header} and lacks {missing}; expected a header with path (or filename) and label, "
-            "and domain and split where needed"
+            f"{path} has the columns {header} and lacks {missing}; expected a header with path (or filename) and "
+            "label, and domain and split where needed"
         )
     return {name: i for name, i in found.items() if i is not None}
