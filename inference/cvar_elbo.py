@@ -214,37 +214,29 @@ class CVaR_ELBO(ELBO):
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
         """Expected loss ``(B,)``, KL ``(B,)`` and global KL of one pair of traces."""
-        enumerated = _enumerated_dims(guide_trace)
-        log_q = [guide_trace.nodes[name]["unscaled_log_prob"] for name in enumerated]
-        posterior = torch.stack(torch.broadcast_tensors(*log_q)).sum(0).exp() if log_q else None
+        enumerated = _enumerated_sites(guide_trace)
         observed = [s for s in _sample_sites(model_trace) if s["is_observed"]]
         if not observed:
             raise ValueError("the model observed nothing; expected at least one observed site inside the episode plate")
         dim, size = self._episode_frame(observed[0])
-        dims = tuple(enumerated.values())
+        _refuse_missing_latents(model_trace, guide_trace)
 
         def per_episode(term: Tensor, site: Site) -> Tensor:
+            term = _over_particles(_expectation(term, site, enumerated), site)
             inner = self._inner_dims(site)
-            if inner:
-                term = term.sum(inner, keepdim=True)
-            if posterior is not None:
-                term = (posterior * term).sum(dims, keepdim=True)
-            return _over_particles(term, site)
+            return _vector(term.sum(inner, keepdim=True) if inner else term, dim, size, site)
 
         losses: Tensor | float = 0.0
         kl: Tensor | float = 0.0
         global_kl: Tensor = torch.zeros((), device=observed[0]["log_prob"].device, dtype=observed[0]["log_prob"].dtype)
         for site in observed:
             self._episode_frame(site)
-            term = per_episode(self.episode_loss(site, self._inner_dims(site)), site)
-            losses = losses + _vector(term, dim, size)
+            losses = losses + per_episode(self.episode_loss(site, self._inner_dims(site)), site)
         for site, term in self._kl_terms(model_trace, guide_trace, set(enumerated)):
             if self._is_local(site):
-                kl = kl + _vector(per_episode(term, site), dim, size)
+                kl = kl + per_episode(term, site)
             else:
-                if posterior is not None:
-                    term = (posterior * term).sum(dims, keepdim=True)
-                global_kl = global_kl + _over_particles(term, site).mean()
+                global_kl = global_kl + _over_particles(_expectation(term, site, enumerated), site).mean()
         assert isinstance(losses, Tensor)
         return losses, kl if isinstance(kl, Tensor) else torch.zeros_like(losses), global_kl
 
@@ -254,11 +246,6 @@ class CVaR_ELBO(ELBO):
             if site["is_observed"]:
                 continue
             name = site["name"]
-            if name not in guide_trace.nodes:
-                raise ValueError(
-                    f"latent site {name!r} of the model is not in the guide (enumeration in the model is not supported); "
-                    "add it to the guide"
-                )
             guide_site = guide_trace.nodes[name]
             self._refuse_unreparameterised(guide_site, enumerated)
             if self.kl == "exact" and name not in enumerated:
@@ -320,15 +307,59 @@ def _sample_sites(trace: Trace) -> Iterator[Site]:
     return (site for site in trace.nodes.values() if site["type"] == "sample")
 
 
-def _enumerated_dims(guide_trace: Trace) -> dict[str, int]:
-    dims = {}
+def _refuse_missing_latents(model_trace: Trace, guide_trace: Trace) -> None:
+    for site in _sample_sites(model_trace):
+        if not site["is_observed"] and site["name"] not in guide_trace.nodes:
+            raise ValueError(
+                f"latent site {site['name']!r} of the model is not in the guide (enumeration in the model is not "
+                "supported); add it to the guide"
+            )
+
+
+def _enumerated_sites(guide_trace: Trace) -> dict[str, Site]:
+    enumerated = {}
     for site in _sample_sites(guide_trace):
         kind = site["infer"].get("enumerate")
         if kind is not None and kind != "parallel":
             raise ValueError(f'guide site {site["name"]!r} asks for {kind!r} enumeration; only "parallel" is supported')
+        if kind is not None and site["infer"].get("num_samples") is not None:
+            raise ValueError(
+                f"guide site {site['name']!r} asks for num_samples inside its enumeration; only exact enumeration is "
+                "supported: leave num_samples out, or use num_particles of the ELBO"
+            )
         if site["infer"].get("_enumerate_dim") is not None:
-            dims[site["name"]] = site["infer"]["_enumerate_dim"]
-    return dims
+            enumerated[site["name"]] = site
+    return enumerated
+
+
+def _plates(site: Site) -> set[str]:
+    return {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def _expectation(term: Tensor, site: Site, enumerated: dict[str, Site]) -> Tensor:
+    """Expectation of a term over the enumerated guide sites that it depends on, through their ancestors too."""
+    used: dict[str, Site] = {}
+    waiting = [term]
+    while waiting:
+        tensor = waiting.pop()
+        for name, guide_site in enumerated.items():
+            dim = guide_site["infer"]["_enumerate_dim"]
+            if name not in used and tensor.dim() >= -dim and tensor.shape[dim] > 1:
+                used[name] = guide_site
+                waiting.append(guide_site["unscaled_log_prob"])
+    if not used:
+        return term
+    for name, guide_site in used.items():
+        if not _plates(guide_site) <= _plates(site):
+            raise ValueError(
+                f"site {site['name']!r} depends on the enumerated guide site {name!r}, which is inside plates "
+                f"{sorted(_plates(guide_site) - _plates(site))} that {site['name']!r} is not in; move one of them, or "
+                "do not enumerate it"
+            )
+    log_q = torch.broadcast_tensors(*(guide_site["unscaled_log_prob"] for guide_site in used.values()))
+    posterior = torch.stack(log_q).sum(0).exp()
+    dims = tuple(guide_site["infer"]["_enumerate_dim"] for guide_site in used.values())
+    return (posterior * torch.where(posterior > 0, term, 0.0)).sum(dims, keepdim=True)  # 0 log 0 is 0
 
 
 def _over_particles(term: Tensor, site: Site) -> Tensor:
@@ -336,6 +367,12 @@ def _over_particles(term: Tensor, site: Site) -> Tensor:
     return term.mean(dims, keepdim=True) if dims else term
 
 
-def _vector(term: Tensor, dim: int, size: int) -> Tensor:
+def _vector(term: Tensor, dim: int, size: int, site: Site) -> Tensor:
     """``(B,)`` from a term whose only dim of size > 1 is the episode dim (``frame.size`` is that of the subsample)."""
-    return term.expand(torch.broadcast_shapes(term.shape, (size,) + (1,) * (-dim - 1))).reshape(-1)
+    term = term.expand(torch.broadcast_shapes(term.shape, (size,) + (1,) * (-dim - 1)))
+    if term.numel() != size:
+        raise ValueError(
+            f"the term of site {site['name']!r} has shape {tuple(term.shape)} after its plates are summed; expected "
+            f"{size} episodes at dim {dim} and nothing else: declare its other dims with pyro.plate or .to_event"
+        )
+    return term.reshape(-1)

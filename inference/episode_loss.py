@@ -22,10 +22,21 @@ def summed_nll(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
 
 def mean_nll(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
     """-log p(y) divided by the number of observed points of the episode: nats a query, whatever the query count."""
-    log_prob = site["log_prob"]
-    mask = site["mask"]
-    ones = torch.ones_like(log_prob) if mask is None or mask is True else mask.to(log_prob).expand_as(log_prob)
-    return -log_prob / ones.sum(inner, keepdim=True).clamp(min=1)
+    return _mean(-site["log_prob"], site["mask"], inner)
 
 
-EPISODE_LOSSES: dict[str, EpisodeLoss] = {"nll": summed_nll, "mean_nll": mean_nll}
+def expected_error(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
+    """1 - p(y), averaged over the observed points of the episode: the error rate of a randomised prediction, in [0, 1].
+
+    It is linear in p, so its posterior expectation (Gibbs) is the loss of the ensemble that averages probabilities:
+    unlike the NLL it does not push an ambiguous posterior towards one safe routing.
+    """
+    return _mean(-torch.expm1(site["unscaled_log_prob"]), site["mask"], inner, site["scale"])
+
+
+def _mean(values: Tensor, mask: Tensor | bool | None, inner: tuple[int, ...], scale: Any = 1.0) -> Tensor:
+    shown = torch.ones_like(values) if mask is None or mask is True else torch.as_tensor(mask).to(values).expand_as(values)
+    return torch.where(shown > 0, values * scale, 0.0) / shown.sum(inner, keepdim=True).clamp(min=1)
+
+
+EPISODE_LOSSES: dict[str, EpisodeLoss] = {"nll": summed_nll, "mean_nll": mean_nll, "expected_error": expected_error}

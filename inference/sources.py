@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.features import SourceFeatures
 from pyro_smat.heads import Metric, leave_one_out_loss, prototype_logits
+from pyro_smat.inference.episode_loss import EPISODE_LOSSES, EpisodeLoss
 
 PRETRAINED_SCALE = 10.0
 
@@ -51,28 +53,38 @@ class SourceReference:
     Args:
         features: of the pool that episodes come from.
         kind: "best_source" takes the minimum over the R sources of the query loss; "fallback" the loss of source 0.
-        mean: per query (for ``episode_loss="mean_nll"``) or summed.
+        episode_loss: the loss of the objective, by name or hook.
         metric: of the prototype head.
     """
 
     def __init__(
-        self, features: SourceFeatures, kind: str = "best_source", *, mean: bool = True, metric: Metric = "cosine"
+        self,
+        features: SourceFeatures,
+        kind: str = "best_source",
+        *,
+        episode_loss: str | EpisodeLoss = "nll",
+        metric: Metric = "cosine",
     ) -> None:
         if kind not in ("best_source", "fallback"):
             raise ValueError(f"reference is {kind!r}; expected 'best_source' or 'fallback'")
-        self.features, self.kind, self.mean, self.metric = features, kind, mean, metric
+        self.features, self.kind, self.metric = features, kind, metric
+        self.episode_loss = EPISODE_LOSSES[episode_loss] if isinstance(episode_loss, str) else episode_loss
 
     def __call__(self, batch: EpisodeBatch) -> Tensor:
-        """``(B,)`` losses in nats."""
-        losses = query_losses(source_logits(self.features, batch, metric=self.metric), batch, mean=self.mean)
+        """``(B,)``, in the units of the episode loss."""
+        logits = source_logits(self.features, batch, metric=self.metric)
+        labels = batch.query_labels.unsqueeze(1).expand(logits.shape[:-1])
+        mask = batch.query_mask.unsqueeze(1).expand(logits.shape[:-1])
+        log_p = Categorical(logits=logits).log_prob(labels)
+        site = {"unscaled_log_prob": log_p, "log_prob": log_p * mask, "mask": mask, "scale": 1.0}
+        losses = self.episode_loss(site, (-1,)).sum(-1)  # (B, R)
         return losses.amin(1) if self.kind == "best_source" else losses[:, 0]
 
 
-def query_losses(logits: Tensor, batch: EpisodeBatch, *, mean: bool = True) -> Tensor:
-    """Cross-entropy of every episode, ``(B, *k)``, from logits ``(B, *k, Q, W)``."""
+def query_losses(logits: Tensor, batch: EpisodeBatch) -> Tensor:
+    """Mean cross-entropy of the queries of every episode, ``(B, *k)`` in nats, from logits ``(B, *k, Q, W)``."""
     extra = (1,) * (logits.ndim - 3)
     labels = batch.query_labels.view(len(batch), *extra, -1).expand(logits.shape[:-1])
     mask = batch.query_mask.view(len(batch), *extra, -1).expand(logits.shape[:-1])
     losses = -torch.gather(logits.log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1) * mask
-    total = losses.sum(-1)
-    return total / mask.sum(-1).clamp(min=1) if mean else total
+    return losses.sum(-1) / mask.sum(-1).clamp(min=1)

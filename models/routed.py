@@ -75,7 +75,7 @@ class RoutedModel(LocalModule):
         return torch.cat([self.sources, rows.to(self.compute_dtype)])
 
     def logits(self, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor | None = None) -> Tensor:
-        """Class logits of the queries, ``(*k, B, Q, W)`` in float32, for coefficients ``(*k, B, C)`` or ``(*k, B, L, C)``.
+        """Class logits of the queries, ``(*k, B, Q, W)``, float32 at least, for coefficients ``(*k, B, C)`` or ``(*k, B, L, C)``.
 
         One forward of ``prod(*k) x B`` task networks on support and queries together.
         """
@@ -83,7 +83,8 @@ class RoutedModel(LocalModule):
         theta = compose(coefficients, basis, self.network.space)
         shots = batch.support_images.shape[1]
         images = torch.cat([batch.support_images, batch.query_images], dim=1)
-        features = self.network(theta, images.expand(*theta.shape[:-1], *images.shape[1:])).float()
+        features = self.network(theta, images.expand(*theta.shape[:-1], *images.shape[1:]))
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         return prototype_logits(
             features[..., :shots, :],
             batch.support_labels,

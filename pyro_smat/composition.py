@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from math import prod
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from pyro_smat.parameters import ParameterSpace
+from pyro_smat.task_layers import with_task_layers
 
 CPU_CHUNK_BYTES = 64 * 2**20  # activations of one chunk on a CPU: small chunks stay in cache and out of page faults
 CPU_MEMORY_LIMIT = 8 * 2**30
@@ -64,7 +66,8 @@ class TaskNetwork:
     """A network whose weights are an argument: T task networks in one vmapped forward.
 
     ``TaskNetwork(module, space)(theta, x)`` maps theta ``(*b, d)`` and x ``(*b, n, *input)`` to ``(*b, n, *output)``
-    for any leading dims ``*b`` (particles, episodes). The network runs in evaluation mode, in the dtype of theta (compose straight into the compute dtype instead of using autocast).
+    for any leading dims ``*b`` (particles, episodes). The network runs in evaluation mode, in
+    the dtype of theta (compose straight into the compute dtype instead of using autocast).
 
     Args:
         module: the template; its weights are not used and not kept.
@@ -91,6 +94,7 @@ class TaskNetwork:
         self._constants = {k: v.clone() for k, v in template.named_buffers() if k not in composed}
         self._template = template.to("meta")
         self._differentiable = _with_differentiable_statistics(copy.deepcopy(self._template))
+        self._batched = with_task_layers(copy.deepcopy(self._differentiable))
         self._bytes_per_image: dict[tuple[torch.Size, torch.dtype], int] = {}
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -118,17 +122,16 @@ class TaskNetwork:
             k: v.to(theta.device, theta.dtype if v.is_floating_point() else v.dtype) for k, v in self._constants.items()
         }
 
-        wants_gradient = torch.is_grad_enabled() and theta.requires_grad
-        template = self._differentiable if wants_gradient else self._template
-
-        def one_task(weights: dict[str, Tensor], images: Tensor) -> Tensor:
+        def one_task(template: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Tensor:
             return functional_call(template, (weights, constants), (images,), strict=True)
 
         weights = self.space.unflatten(theta)
         with _batchable_attention(theta.device):
             if theta.shape[0] == 1:  # a single task needs no batching rule: plain kernels, bit for bit
-                return one_task({k: v[0] for k, v in weights.items()}, x[0]).unsqueeze(0)
-            return vmap(one_task)(weights, x)
+                wants_gradient = torch.is_grad_enabled() and theta.requires_grad
+                template = self._differentiable if wants_gradient else self._template
+                return one_task(template, {k: v[0] for k, v in weights.items()}, x[0]).unsqueeze(0)
+            return vmap(partial(one_task, self._batched))(weights, x)
 
     def _plan(self, theta: Tensor, x: Tensor) -> tuple[int, bool]:
         """Tasks a chunk, and whether chunks are recomputed in the backward pass."""
@@ -169,30 +172,44 @@ class TaskNetwork:
 
 
 class _EvaluationBatchNorm(nn.Module):
-    """BatchNorm in evaluation mode, differentiable in its running statistics (PyTorch's own is not).
+    """Batch or instance normalisation by running statistics, differentiable in them (PyTorch's own is not).
 
     Running statistics are mixed like weights, so the gradient of the coefficients flows through them too.
     """
 
-    def __init__(self, module: nn.modules.batchnorm._BatchNorm) -> None:
+    def __init__(self, module: nn.modules.batchnorm._NormBase) -> None:
         super().__init__()
         self.eps = module.eps
         self._parameters, self._buffers = module._parameters, module._buffers
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(self.running_var + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -self.running_mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        mean, variance = self._buffers["running_mean"], self._buffers["running_var"]
+        assert mean is not None
+        assert variance is not None
+        scale = torch.rsqrt(variance + self.eps)
+        if weight is not None:
+            scale = scale * weight
+        shift = -mean * scale
+        if bias is not None:
+            shift = shift + bias
         channels = (-1,) + (1,) * (x.ndim - 2)
         return x * scale.view(channels) + shift.view(channels)
 
 
+_REPLACEABLE = (
+    nn.modules.batchnorm._BatchNorm.forward,
+    nn.SyncBatchNorm.forward,
+    nn.modules.instancenorm._InstanceNorm.forward,
+)
+
+
 def _with_differentiable_statistics(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-        return _EvaluationBatchNorm(module)
+    if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+        # A subclass with its own forward (an activation inside, say) stays as it is: replaced, it would compute
+        # something else without a warning; kept, PyTorch refuses the gradient.
+        own_forward = type(module).forward not in _REPLACEABLE
+        return module if own_forward else _EvaluationBatchNorm(module)
     for name, child in module.named_children():
         setattr(module, name, _with_differentiable_statistics(child))
     return module

@@ -27,6 +27,7 @@ EVIDENCE = (
     "similarity of the nearest neighbour",
 )
 SCALE = 10.0
+TIE = 1e-6  # similarities closer than this are equal: rounding must not break ties
 
 
 def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor) -> Tensor:
@@ -38,13 +39,14 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
         class_mask: ``(B, W)``.
 
     Returns:
-        ``(B, R, E)`` float32.
+        ``(B, R, E)``, in the dtype of the features, float32 at least.
     """
-    features = features.float()
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    dtype = features.dtype
     labels, mask, class_mask = labels.unsqueeze(1), mask.unsqueeze(1), class_mask.unsqueeze(1)
-    shots, way = mask.float(), class_mask.shape[-1]
+    shots, way = mask.to(dtype), class_mask.shape[-1]
     count = shots.sum(-1).clamp(min=1)  # (B, 1)
-    log_way = class_mask.sum(-1).clamp(min=2).float().log()  # (B, 1)
+    log_way = class_mask.sum(-1).clamp(min=2).to(dtype).log()  # (B, 1)
 
     def mean(values: Tensor) -> Tensor:
         return (values * shots).sum(-1) / count
@@ -58,10 +60,10 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
     half = (loss.masked_fill(~mask, torch.inf)).sort(-1).values
     better = torch.arange(half.shape[-1], device=half.device) < (count / 2).ceil().unsqueeze(-1)
     better_half = torch.where(better, half, 0.0).sum(-1) / better.sum(-1)
-    deviation = (mean(loss.square()) - mean(loss).square()).clamp(min=1e-8).sqrt()
+    deviation = mean((loss - mean(loss).unsqueeze(-1)).square()).clamp(min=1e-8).sqrt()
 
     unit = F.normalize(features, dim=-1) * shots.unsqueeze(-1)
-    membership = F.one_hot(labels, way).float() * shots.unsqueeze(-1)  # (B, 1, S, W)
+    membership = F.one_hot(labels, way).to(dtype) * shots.unsqueeze(-1)  # (B, 1, S, W)
     sizes = membership.sum(-2)  # (B, 1, W)
     centres = membership.mT @ unit / sizes.clamp(min=1).unsqueeze(-1)
     centre = unit.sum(-2, keepdim=True) / count.view(*count.shape, 1, 1)
@@ -78,19 +80,20 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
         return (similarity * chosen).sum((-1, -2)) / chosen.sum((-1, -2)).clamp(min=1)
 
     closest = similarity.masked_fill(~pairs, -torch.inf)
-    near, neighbour = closest.max(-1)
-    neighbour_label = labels.expand(neighbour.shape).gather(-1, neighbour)
+    near = closest.amax(-1)
+    nearest = pairs & (closest >= near.unsqueeze(-1) - TIE)  # all of them: a tie must not go to the first shot
+    agreement = (nearest & same).sum(-1) / nearest.sum(-1).clamp(min=1)
     return torch.stack(
         [
             mean(loss) / log_way,
-            mean((margin > 0).float()),
+            mean((margin > TIE).to(dtype)),
             better_half / log_way,
             deviation / log_way,
             mean(margin),
             mean(-(log_p.exp() * log_p).sum(-1)) / log_way,
             between / total,
             pair_mean(same) - pair_mean(apart),
-            mean((neighbour_label == labels).float()),
+            mean(agreement.to(dtype)),
             mean(near.nan_to_num(neginf=0.0)),
         ],
         dim=-1,
@@ -112,7 +115,7 @@ class SourceEncoder(nn.Module):
 
     def forward(self, evidence: Tensor, shots: Tensor) -> Tensor:
         """Args: evidence ``(B, R, E)``; shots ``(B,)``, the size of the support."""
-        size = torch.log1p(shots.float()).view(-1, 1, 1).expand(*evidence.shape[:-1], 1) / 3.0
+        size = torch.log1p(shots.to(evidence.dtype)).view(-1, 1, 1).expand(*evidence.shape[:-1], 1) / 3.0
         own = self.embed(torch.cat([evidence, size], dim=-1))
         context = torch.cat([own.mean(1, keepdim=True), own.amax(1, keepdim=True)], dim=-1)
         return self.combine(torch.cat([own, context.expand(*own.shape[:-1], -1)], dim=-1))

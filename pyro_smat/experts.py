@@ -8,6 +8,7 @@ that at most :math:`(1 - \tau) d` coordinates of every expert are open, exactly.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -101,8 +102,8 @@ class ExpertBank(nn.Module):
 
     @property
     def budget(self) -> int:
-        """floor((1 - tau) d), the coordinates an expert may open."""
-        return math.floor((1.0 - self.sparsity) * self.dim + 1e-9)
+        """floor((1 - tau) d), the coordinates an expert may open; exact for the decimal tau (0.9 means 9/10)."""
+        return math.floor((1 - Fraction(str(self.sparsity))) * self.dim)
 
     def rows(self, generator: torch.Generator | None = None) -> Tensor:
         """``(M, d)`` experts with freshly sampled hard-concrete gates (training)."""
@@ -160,7 +161,8 @@ class ExpertBank(nn.Module):
 
 def _groups(space: ParameterSpace, granularity: Granularity) -> tuple[Tensor, Tensor]:
     """Gate of every coordinate ``(d,)`` (G where none) and coordinates of every gate ``(G,)``."""
-    pieces, sizes = [], []
+    pieces: list[Tensor] = []
+    sizes: list[int] = []
     for entry in space.entries:
         if not entry.trainable:
             pieces.append(torch.full((entry.numel,), -1))

@@ -47,7 +47,17 @@ class SourceFeatures:
         return torch.cat(parts)
 
     def attach(self, batch: EpisodeBatch) -> EpisodeBatch:
-        """The batch with ``support_features`` ``(B, R, S, f)``."""
+        """The batch with ``support_features`` ``(B, R, S, f)``.
+
+        Raises:
+            ValueError: when there is a pool and a support image is not one of its rows.
+        """
+        foreign = batch.support_mask & ((batch.support_index < 0) | (batch.support_index >= len(self.pool or ())))
+        if self.pool is not None and foreign.any():
+            raise ValueError(
+                f"{int(foreign.sum())} support images have no row in the pool of {len(self.pool)} images; expected "
+                "episodes drawn from this pool: build SourceFeatures without a pool to embed the images themselves"
+            )
         return batch.with_features(self.of(batch.support_images, batch.support_index))
 
     def of(self, images: Tensor, rows: Tensor) -> Tensor:

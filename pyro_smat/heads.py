@@ -143,7 +143,7 @@ def leave_one_out_loss(
     scale: Tensor | float = 10.0,
     metric: Metric = "cosine",
 ) -> Tensor:
-    """Mean leave-one-out cross-entropy of the support, ``(*b)``, in nats. Arguments as in :func:`leave_one_out_logits`."""
+    """Mean leave-one-out cross-entropy of the support, ``(*b)``, in nats; arguments as for the logits above."""
     logits = leave_one_out_logits(features, labels, mask, class_mask, scale, metric)
     labels, mask = labels.expand(logits.shape[:-1]), mask.expand(logits.shape[:-1])
     losses = -torch.gather(logits.log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1)

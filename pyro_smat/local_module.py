@@ -23,6 +23,6 @@ class LocalModule(PyroModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for parameter in self.parameters():  # SVI asks every parameter for its unconstrained self
-            parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+            parameter.unconstrained = weakref.ref(parameter)
         with pyro.settings.context(module_local_params=True):
             return super().__call__(*args, **kwargs)

@@ -123,7 +123,10 @@ class ParameterSpace:
         if theta.shape[-1] != self.dim:
             raise ValueError(f"theta has {theta.shape[-1]} coordinates; expected d = {self.dim}")
         pieces = theta.split(self._sizes, dim=-1)
-        return {e.name: piece.unflatten(-1, e.shape or (1,)) for e, piece in zip(self.entries, pieces, strict=True)}
+        return {
+            e.name: piece.unflatten(-1, e.shape) if e.shape else piece.squeeze(-1)
+            for e, piece in zip(self.entries, pieces, strict=True)
+        }
 
     def differences(self, state_dict: Mapping[str, Tensor]) -> list[str]:
         """What keeps a state dict from fitting: one line for every missing, extra, misshapen or non-finite tensor."""
@@ -160,7 +163,7 @@ def _refuse_sharing(module: nn.Module) -> None:
                 "submodules cannot be composed: untie them (copy the tensor) or register the module once"
             )
         seen[id(tensor)] = name
-    for name, tensor in module.named_buffers(remove_duplicate=False):
-        if id(tensor) in seen:
-            raise ValueError(f"buffer {name!r} is the same tensor as {seen[id(tensor)]!r}; register the module once")
-        seen[id(tensor)] = name
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        if id(buffer) in seen:
+            raise ValueError(f"buffer {name!r} is the same tensor as {seen[id(buffer)]!r}; register the module once")
+        seen[id(buffer)] = name

@@ -28,7 +28,7 @@ from pyro_smat.networks import build_network
 from pyro_smat.sampler import EpisodeSampler
 
 GLYPH_NETWORK = ("conv4", {"in_channels": 1, "channels": 32, "image_size": 32, "stem": "stride"})
-GLYPH_STEPS = {"generalist": 1500, "letter": 1500, "face": 400, "rotation": 2500, "style": 100}
+GLYPH_STEPS = {"generalist": 1500, "letter": 1200, "face": 400, "rotation": 3000, "style": 100}
 
 
 class Episodes(Protocol):
@@ -93,11 +93,10 @@ def pretrain[M: nn.Module](
     generator = torch.Generator().manual_seed(seed)
     bar = tqdm(range(steps), desc=progress, unit="step", disable=progress is None)
     for step in bar:
-        batch = sampler.sample(episodes_per_step)
-        logits = _query_logits(module, batch.to(device), head_scale, metric, augment, generator, bfloat16)
-        losses = F.cross_entropy(logits.flatten(0, 1), batch.query_labels.to(device).flatten(), reduction="none")
-        mask = batch.query_mask.to(device).flatten()
-        loss = (losses * mask).sum() / mask.sum()
+        batch = sampler.sample(episodes_per_step).to(device)
+        logits = _query_logits(module, batch, head_scale, metric, augment, generator, bfloat16)
+        losses = F.cross_entropy(logits.flatten(0, 1), batch.query_labels.flatten(), reduction="none")
+        loss = (losses * batch.query_mask.flatten()).sum() / batch.query_mask.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 5.0)
@@ -269,11 +268,8 @@ def _query_logits(
         images = augment(images, generator)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
         features = module(images.flatten(0, 1))
-    support, query = (
-        features.float()
-        .unflatten(0, images.shape[:2])
-        .split([batch.support_images.shape[1], batch.query_images.shape[1]], 1)
-    )
+    shots = batch.support_images.shape[1]
+    support, query = features.float().unflatten(0, images.shape[:2]).tensor_split([shots], 1)
     return prototype_logits(support, batch.support_labels, batch.support_mask, query, batch.class_mask, scale, metric)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from math import comb
 
 import torch
 from torch import Tensor
@@ -25,16 +26,17 @@ CATALOG_SITE = "routing"
 @lru_cache(maxsize=64)
 def _helmert(size: int) -> Tensor:
     rows = []
-    for k in range(1, size):
-        row = torch.zeros(size, dtype=torch.float64)
-        row[:k], row[k] = 1.0, -float(k)
-        rows.append(row / row.norm())
-    return torch.stack(rows, dim=1) if rows else torch.zeros(size, 0, dtype=torch.float64)
+    with torch.inference_mode(False):  # the cached basis must serve autograd later
+        for k in range(1, size):
+            row = torch.zeros(size, dtype=torch.float64)
+            row[:k], row[k] = 1.0, -float(k)
+            rows.append(row / row.norm())
+        return torch.stack(rows, dim=1) if rows else torch.zeros(size, 0, dtype=torch.float64)
 
 
 def contrast_basis(size: int, like: Tensor) -> Tensor:
     """Orthonormal basis V ``(size, size - 1)`` of the zero-sum plane (Helmert), in the dtype and device of ``like``."""
-    return _helmert(size).to(like)
+    return _helmert(size).to(like, copy=True)
 
 
 def softmax_of_contrasts(contrasts: Tensor) -> Tensor:
@@ -67,8 +69,16 @@ class Catalog:
         """Every uniform mixture of 1 to ``max_sources`` sources, each with every single expert (or none when M = 0).
 
         Raises:
-            ValueError: when that makes more than ``limit`` routings.
+            ValueError: when that makes no routing, or more than ``limit``.
         """
+        if not sources or max_sources < 1:
+            raise ValueError(f"got {len(sources)} sources and max_sources {max_sources}; expected at least 1 of each")
+        count = sum(comb(len(sources), k) for k in range(1, min(max_sources, len(sources)) + 1))
+        if count * max(experts, 1) > limit:
+            raise ValueError(
+                f"{count} source subsets x {max(experts, 1)} experts make {count * max(experts, 1)} routings; "
+                f"expected at most {limit}: lower max_sources or raise the limit"
+            )
         subsets = [s for k in range(1, max_sources + 1) for s in combinations(range(len(sources)), k)]
         rows, names = [], []
         for subset in subsets:
@@ -81,11 +91,6 @@ class Catalog:
                     alpha[expert] = 1.0
                 rows.append(torch.cat([weights, alpha]))
                 names.append(f"{label}/expert{expert}" if experts else label)
-        if len(rows) > limit:
-            raise ValueError(
-                f"{len(subsets)} source subsets x {max(experts, 1)} experts make {len(rows)} routings; "
-                f"expected at most {limit}: lower max_sources or raise the limit"
-            )
         return cls(torch.stack(rows), tuple(names))
 
     def __len__(self) -> int:

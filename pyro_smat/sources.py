@@ -7,9 +7,11 @@ the first R rows of the basis. Source 0 is theta_pre, the fallback.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,20 +33,25 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a .safetensors or .pt checkpoint")
     try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of unusual pickle protocols before it refuses the file
+            weights: Any = (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
     except SafetensorError as error:
         raise ValueError(
             f"{path}: not a readable safetensors file ({error}); expected a complete file written by safetensors"
         ) from error
-    except (pickle.UnpicklingError, EOFError) as error:
+    except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: a pickle of something other than tensors; expected weights: save the state dict with safetensors"
         ) from error
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({error}); expected a complete file") from error
+    except Exception as error:  # damaged bytes make the reader fail in any way: IndexError, KeyError, struct.error, ...
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}: {error}); expected a complete file"
+        ) from error
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
@@ -69,7 +76,8 @@ class SourceLibrary:
     def __post_init__(self) -> None:
         if self.basis.shape != (len(self.names), self.space.dim) or not self.names:
             raise ValueError(
-                f"basis has shape {tuple(self.basis.shape)}; expected ({len(self.names)}, {self.space.dim}), at least one row"
+                f"basis has shape {tuple(self.basis.shape)}; expected ({len(self.names)}, {self.space.dim}), "
+                "at least one row"
             )
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"source names {self.names} repeat; expected distinct names")
@@ -115,7 +123,13 @@ class SourceLibrary:
         return len(self.names)
 
     def one_hot(self, source: int | str, experts: int = 0) -> Tensor:
-        """Coefficients ``(R + M,)`` that reproduce one source; experts closed."""
+        """Coefficients ``(R + M,)`` that reproduce one source, by name or row; experts closed.
+
+        Raises:
+            ValueError: for a source that the library does not have.
+        """
+        if source not in (self.names if isinstance(source, str) else range(len(self))):
+            raise ValueError(f"source is {source!r}; expected one of {self.names} or a row in [0, {len(self)})")
         row = self.names.index(source) if isinstance(source, str) else source
         coefficients = torch.zeros(len(self) + experts)
         coefficients[row] = 1.0

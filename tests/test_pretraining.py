@@ -14,7 +14,6 @@ from pyro_smat.data.glyphs import ATTRIBUTES, glyph_pool
 from pyro_smat.data.pool import ImagePool
 from pyro_smat.networks import Conv4, build_network
 from pyro_smat.pretraining import (
-    GLYPH_STEPS,
     make_glyph_sources,
     mirror,
     pretrain,

@@ -36,7 +36,7 @@ FACES = ("hairline", "regular", "black", "hollow", "contrast", "fading", "shadow
 ROTATIONS = (-39, -26, -13, 0, 13, 26, 39)  # degrees, counter-clockwise; 7 x 13 = 91: no wrap for square letters
 STYLES = ("paper", "inverse", "dim", "stripes", "checker", "gradient", "noise")
 
-# Letters that differ clearly in outline, also when one of them is turned by up to 72 degrees (the largest difference of
+# Letters that differ clearly in outline, also when one of them is turned by up to 78 degrees (the largest difference of
 # two rotations): Latin A, Greek Alpha and Cyrillic A are one letter here, and so are o and O. "train", "validation" and
 # "test" share three alphabets, "ood" has alphabets of its own.
 LETTERS: dict[str, str] = {

@@ -1,0 +1,345 @@
+"""RoutedClassifier: a trained router as a folder, and what a user does with it.
+
+``RoutedClassifier.load(folder).adapt(images, labels).predict_proba(new_images)``. The folder holds router.safetensors and
+router.json; nothing in it is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from pyro_smat.composition import compose
+from pyro_smat.config import build_config
+from pyro_smat.episodes import Episode, EpisodeBatch, check_images
+from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.heads import leave_one_out_loss, prototype_logits
+from pyro_smat.inference.assembly import Router, build_router, choose_device
+from pyro_smat.inference.checkpoint import write_atomically
+from pyro_smat.inference.decision import Rule, routings
+from pyro_smat.networks import build_network
+from pyro_smat.parameters import ParameterSpace
+from pyro_smat.sources import SourceLibrary, load_weights
+
+FORMAT = 1
+OPEN = 0.01  # a source or expert with less mean weight than this is not worth naming
+
+
+@dataclass(frozen=True)
+class AbstentionRule:
+    """Abstain when the score of a support set exceeds the threshold.
+
+    Attributes:
+        score: "confidence", "entropy", "variance" or "support loss".
+        threshold: eta; infinity never abstains.
+        coverage: the share of validation episodes that the threshold accepted.
+    """
+
+    score: str = "entropy"
+    threshold: float = float("inf")
+    coverage: float = 1.0
+
+
+class RoutedClassifier:
+    """A trained router, ready to adapt to tasks.
+
+    Args:
+        router: model and guide.
+        abstention: when to fall back to source 0.
+        network: the template, needed to save a router of a network that :func:`~pyro_smat.networks.build_network`
+            does not know; it must then be passed to :meth:`load` too.
+    """
+
+    def __init__(self, router: Router, abstention: AbstentionRule = AbstentionRule()) -> None:  # noqa: B008 (frozen)
+        self.router = router
+        self.abstention = abstention
+        router.model.eval()
+        router.guide.eval()
+        self._basis = router.model.basis().detach()
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        return self.router.library.names
+
+    def save(self, folder: str | Path) -> Path:
+        """Write router.safetensors and router.json.
+
+        Raises:
+            ValueError: when the folder cannot be written to.
+        """
+        folder = Path(folder)
+        model, guide = self.router.model, self.router.guide
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        tensors |= {f"guide.{k}": v for k, v in guide.state_dict().items()}
+        tensors["sources"] = self.router.library.basis
+        content = to_safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        network, options = _network_of(self.router)
+        description = {
+            "format": FORMAT,
+            "network": network,
+            "network_options": options,
+            "source_names": list(self.source_names),
+            "config": self.router.config.model_dump(mode="json"),
+            "abstention": {
+                "score": self.abstention.score,
+                "threshold": None if self.abstention.threshold == float("inf") else self.abstention.threshold,
+                "coverage": self.abstention.coverage,
+            },
+        }
+        write_atomically(folder / "router.safetensors", content)
+        write_atomically(folder / "router.json", json.dumps(description, indent=2).encode())
+        return folder
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", network: nn.Module | None = None
+    ) -> RoutedClassifier:
+        """Open what :meth:`save` wrote.
+
+        Args:
+            folder: with router.safetensors and router.json.
+            device: "auto", "cpu" or "cuda".
+            network: the template, when it is not one of the built-in networks.
+
+        Raises:
+            ValueError: for missing, truncated or foreign files.
+        """
+        folder = Path(folder)
+        description = _read_description(folder / "router.json")
+        tensors = load_weights(folder / "router.safetensors")
+        config = build_config(description["config"])
+        module = network or build_network(description["network"], **description["network_options"])
+        space = ParameterSpace.from_module(module)
+        if "sources" not in tensors or tensors["sources"].shape != (len(description["source_names"]), space.dim):
+            raise ValueError(
+                f"{folder}: sources are {tuple(tensors['sources'].shape) if 'sources' in tensors else 'missing'}; expected "
+                f"({len(description['source_names'])}, {space.dim}) for network {description['network']!r}"
+            )
+        library = SourceLibrary(tuple(description["source_names"]), tensors.pop("sources"), space)
+        where = choose_device(device) if isinstance(device, str) else device
+        router = build_router(config, where, (module, library))
+        for part, target in (("model", router.model), ("guide", router.guide)):
+            state = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+            try:
+                target.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(f"{folder}: the saved {part} does not fit its config ({error})") from error
+        saved = description["abstention"]
+        threshold = float("inf") if saved["threshold"] is None else saved["threshold"]
+        return cls(router, AbstentionRule(saved["score"], threshold, saved["coverage"]))
+
+    @torch.no_grad()
+    def adapt(self, images: Tensor, labels: Sequence[str] | Sequence[int] | Tensor, *, seed: int = 0) -> AdaptedTask:
+        """Route a labelled support set.
+
+        Args:
+            images: ``(S, C, H, W)`` float in [0, 1].
+            labels: S class names or integers; their sorted distinct values are the classes.
+            seed: of the routings that an ensemble draws.
+
+        Raises:
+            ValueError: for images that are not usable, fewer than two classes, or S labels that are not S.
+        """
+        check_images(images, "support")
+        values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+        classes = tuple(sorted(set(values)))
+        if len(values) != len(images):
+            raise ValueError(f"got {len(images)} images and {len(values)} labels; expected one label an image")
+        if len(classes) < 2:
+            raise ValueError(f"the support has the one class {classes[0]!r}; expected at least two classes")
+        expected = self.router.config.data
+        if images.shape[1] != expected.channels:
+            raise ValueError(f"images have {images.shape[1]} channels; this router was trained on {expected.channels}")
+        names = tuple(str(c) for c in classes)
+        target = torch.tensor([classes.index(v) for v in values])
+        episode = Episode(images, target, images[:1], target[:1], len(classes), names)
+        batch = EpisodeBatch.collate([episode]).to(self.router.device)
+        batch = self.router.features().attach(batch)
+        return AdaptedTask(self, batch, self.router.guide.posterior(batch), names, seed)
+
+
+class AdaptedTask:
+    """One routed task.
+
+    Attributes:
+        posterior: q(c | S), batch size 1.
+        classes: class names, in the order of the columns of :meth:`predict_proba`.
+    """
+
+    def __init__(
+        self, owner: RoutedClassifier, batch: EpisodeBatch, posterior: RoutingPosterior, classes: tuple[str, ...], seed: int
+    ) -> None:
+        self._owner, self._batch, self._seed = owner, batch, seed
+        self.posterior, self.classes = posterior, classes
+        self._composed: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @property
+    def uncertainty(self) -> float:
+        """U(S), by the score of the abstention rule."""
+        score = self._owner.abstention.score
+        if score == "support loss":
+            return float(self._support_losses().amin())
+        generator = torch.Generator(device=self._batch.way.device).manual_seed(self._seed)
+        return float(self.posterior.uncertainty(score, generator=generator))  # type: ignore[arg-type]
+
+    @property
+    def abstains(self) -> bool:
+        """Whether U(S) exceeds the threshold; predictions then come from the fallback, source 0."""
+        return self.uncertainty > self._owner.abstention.threshold
+
+    @torch.no_grad()
+    def predict_proba(self, images: Tensor, rule: Rule | None = None) -> Tensor:
+        """Class probabilities ``(n, W)``.
+
+        Args:
+            images: ``(n, C, H, W)`` float in [0, 1].
+            rule: a decision rule; default: the router's own, or the fallback when the task abstains.
+
+        Raises:
+            ValueError: for images that are not usable or of another size than the support.
+        """
+        check_images(images, "query")
+        if images.shape[1:] != self._batch.support_images.shape[2:]:
+            raise ValueError(
+                f"images are {tuple(images.shape[1:])}; the support is {tuple(self._batch.support_images.shape[2:])}"
+            )
+        config, model = self._owner.router.config.decision, self._owner.router.model
+        theta, support, weights = self._compose(rule or ("fallback" if self.abstains else config.rule))
+        images = images.to(theta.device)
+        queries = model.network(theta, images.expand(len(theta), *images.shape)).float()
+        batch = self._batch
+        logits = prototype_logits(
+            support, batch.support_labels, batch.support_mask, queries, batch.class_mask, model.scale, model.metric
+        )
+        return (weights.view(-1, 1, 1) * logits.softmax(-1)).sum(0).cpu()
+
+    def predict(self, images: Tensor, rule: Rule | None = None) -> list[str]:
+        """Class names of images ``(n, C, H, W)``."""
+        return [self.classes[k] for k in self.predict_proba(images, rule).argmax(-1).tolist()]
+
+    @torch.no_grad()
+    def explain(self) -> Explanation:
+        """Which sources and experts, how sure, and what it costs."""
+        router = self._owner.router
+        draws = self.posterior.sample(512, torch.Generator(device=self._batch.way.device).manual_seed(self._seed))[:, 0]
+        low, high = torch.quantile(draws, torch.tensor([0.05, 0.95], device=draws.device), dim=0)
+        mean = self.posterior.mean[0]
+        names = (*router.library.names, *(f"expert {m}" for m in range(self.posterior.experts)))
+        sizes = [router.library.space.dim] * self.posterior.sources
+        if router.model.experts is not None:
+            sizes += router.model.experts.masks().sum(-1).tolist()
+        parts = tuple(
+            Component(name, float(mean[i]), float(low[i]), float(high[i]), int(sizes[i])) for i, name in enumerate(names)
+        )
+        config = router.config.decision
+        networks = {"ensemble": config.draws, "top-k": len(self.posterior.top(config.k)[0])}.get(config.rule, 1)
+        return Explanation(
+            components=parts,
+            score=self._owner.abstention.score,
+            uncertainty=self.uncertainty,
+            threshold=self._owner.abstention.threshold,
+            abstains=self.abstains,
+            rule="fallback" if self.abstains else config.rule,
+            networks=1 if self.abstains else networks,
+            parameters=router.library.space.dim,
+        )
+
+    def _compose(self, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+        """Task parameters ``(K, d)``, support features ``(K, S, f)`` and weights ``(K,)`` of a rule, composed once."""
+        if rule not in self._composed:
+            router, batch = self._owner.router, self._batch
+            config = router.config.decision
+            generator = torch.Generator(device=batch.way.device).manual_seed(self._seed)
+            coefficients, weights = routings(self.posterior, rule, config.draws, config.k, generator)
+            theta = compose(coefficients[:, 0], self._owner._basis, router.library.space)
+            images = batch.support_images[0]
+            support = router.model.network(theta, images.expand(len(theta), *images.shape)).float()
+            self._composed[rule] = theta, support, weights[:, 0]
+        return self._composed[rule]
+
+    def _support_losses(self) -> Tensor:
+        batch = self._batch
+        assert batch.support_features is not None
+        return leave_one_out_loss(
+            batch.support_features.float(),
+            batch.support_labels.unsqueeze(1),
+            batch.support_mask.unsqueeze(1),
+            batch.class_mask.unsqueeze(1),
+            metric=self._owner.router.model.metric,
+        )
+
+
+@dataclass(frozen=True)
+class Component:
+    """A source or expert in a routing: posterior mean weight, 90% interval, and coordinates that it opens."""
+
+    name: str
+    weight: float
+    low: float
+    high: float
+    coordinates: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which sources and experts a task uses, how sure the routing is, and what a prediction costs.
+
+    Attributes:
+        components: every source, then every expert.
+        score, uncertainty, threshold, abstains: the abstention decision.
+        rule: what predictions use; networks: forward passes an image; parameters: d of each.
+    """
+
+    components: tuple[Component, ...]
+    score: str
+    uncertainty: float
+    threshold: float
+    abstains: bool
+    rule: str
+    networks: int
+    parameters: int
+
+    def __str__(self) -> str:
+        width = max(len(c.name) for c in self.components)
+        lines = [
+            f"{c.name:<{width}}  {c.weight:5.2f}  [{c.low:4.2f}, {c.high:4.2f}]  {'#' * round(20 * c.weight)}"
+            for c in self.components
+            if c.weight >= OPEN
+        ]
+        hidden = len(self.components) - len(lines)
+        if hidden:
+            lines.append(f"({hidden} more with mean weight below {OPEN})")
+        verdict = "abstains: falls back to source 0" if self.abstains else "routes"
+        lines += [
+            f"uncertainty ({self.score}) {self.uncertainty:.3f}, threshold {self.threshold:.3f}: {verdict}",
+            f"cost: rule {self.rule!r}, {self.networks} network(s) of {self.parameters:,} parameters an image",
+        ]
+        return "\n".join(lines)
+
+
+def _network_of(router: Router) -> tuple[str, dict[str, object]]:
+    if router.config.sources.files:
+        return router.config.sources.network, dict(router.config.sources.options)
+    from pyro_smat.pretraining import GLYPH_NETWORK
+
+    name, options = GLYPH_NETWORK
+    return name, dict(options)
+
+
+def _read_description(path: Path) -> dict:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a folder that RoutedClassifier.save wrote")
+    try:
+        description = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else type(description).__name__
+        raise ValueError(f"{path}: format is {found!r}; this version reads format {FORMAT}")
+    return description

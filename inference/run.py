@@ -1,0 +1,213 @@
+"""Runs: what the command line does, as functions on folders.
+
+A run folder holds config.json, history.csv, checkpoint.safetensors, router/ (the deployable router) and, for every
+evaluation, evaluations/<name>/ with metrics.json, episodes.csv, figures/ and report.html.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_smat.config import RunConfig
+from pyro_smat.corruption import SupportCorruption
+from pyro_smat.data.pool import ImagePool
+from pyro_smat.inference.assembly import (
+    Router,
+    build_elbo,
+    build_pool,
+    build_router,
+    build_sampler,
+    sources_of_routes,
+    training_settings,
+)
+from pyro_smat.inference.checkpoint import write_atomically
+from pyro_smat.inference.classifier import AbstentionRule, RoutedClassifier
+from pyro_smat.inference.evaluation import SUPPORT_SCORES, Baseline, Evaluation, evaluate
+from pyro_smat.inference.trainer import CHECKPOINT, MetaTrainer
+from pyro_smat.metrics import aurc
+
+VALIDATION_SEED = 1_000_003  # apart from the training seed, the same for every run that is compared
+TEST_SEED = 2_000_003
+
+
+def prepare_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
+    """Make a run folder and write its config.
+
+    Raises:
+        ValueError: when the folder cannot be written, holds another run, or ``resume`` meets another config.
+    """
+    description = json.dumps(config.model_dump(mode="json"), indent=2)
+    path = folder / "config.json"
+    if (folder / CHECKPOINT).exists() and not resume:
+        raise ValueError(f"{folder}: already holds a run; pass --resume to continue it, or choose another --output")
+    if resume and path.exists() and path.read_text() != description:
+        raise ValueError(f"{folder}: holds a run with another config; resume with the same config and overrides")
+    write_atomically(path, description.encode())
+
+
+def train_router(
+    config: RunConfig,
+    device: torch.device,
+    folder: Path | None = None,
+    *,
+    router: Router | None = None,
+    pools: Mapping[str, ImagePool] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> tuple[RoutedClassifier, pd.DataFrame]:
+    """Meta-train a router and choose its abstention threshold on validation episodes.
+
+    Args:
+        config: the run.
+        device: where to train.
+        folder: where checkpoints, the history and the router go; None keeps nothing.
+        router: an assembled router to train instead of building one from the config.
+        pools: decoded images for "train" and "validation", when they are in memory already.
+        resume: continue from the folder's checkpoint.
+        progress: show progress bars.
+
+    Returns:
+        The deployable router and the training history.
+    """
+    router = router or build_router(config, device)
+    pools = pools or {}
+    train = pools.get("train") or build_pool(config, config.data.train)
+    held_out = pools.get("validation") or build_pool(config, config.data.validation)
+    torch.manual_seed(config.seed)
+    features, held_out_features = router.features(train, progress), router.features(held_out, progress)
+    validation_sampler = build_sampler(config, held_out, VALIDATION_SEED)
+    size = config.training.episodes
+    rest = config.training.validation_episodes
+    validation = [
+        held_out_features.attach(validation_sampler.sample(min(size, rest - start)).to(device))
+        for start in range(0, rest, size)
+    ]
+    trainer = MetaTrainer(
+        router.model,
+        router.guide,
+        build_elbo(config, features),
+        build_sampler(config, train, config.seed),
+        features,
+        training_settings(config),
+        validation=validation,
+        folder=folder,
+        device=device,
+    )
+    history = trainer.fit(resume=resume, progress=progress)
+    abstention = choose_abstention(
+        config,
+        evaluate(
+            router.model,
+            router.guide,
+            build_sampler(config, held_out, VALIDATION_SEED + 1),
+            held_out_features,
+            episodes=max(rest, 64),
+            rules=(config.decision.rule, "fallback"),
+            draws=config.decision.draws,
+            k=config.decision.k,
+            device=device,
+        ),
+    )
+    classifier = RoutedClassifier(router, abstention)
+    if folder is not None:
+        write_atomically(folder / "history.csv", history.to_csv(index=False).encode())
+        classifier.save(folder / "router")
+    return classifier, history
+
+
+def choose_abstention(config: RunConfig, validation: Evaluation) -> AbstentionRule:
+    """The support-side score with the lowest AURC on validation episodes, and the threshold that accepts ``coverage``."""
+    losses = validation.loss(config.decision.rule)
+    score = config.decision.score
+    if score == "auto":
+        score = min(SUPPORT_SCORES, key=lambda name: aurc(validation.scores[name], losses))  # type: ignore[assignment]
+    if config.decision.coverage == 1:
+        return AbstentionRule(score, math.inf, 1.0)
+    threshold = float(np.quantile(validation.scores[score], config.decision.coverage, method="inverted_cdf"))
+    return AbstentionRule(score, threshold, config.decision.coverage)
+
+
+def evaluate_router(
+    classifier: RoutedClassifier,
+    pool: ImagePool,
+    *,
+    corruption: SupportCorruption | None = None,
+    episodes: int = 600,
+    seed: int = TEST_SEED,
+    baselines: Mapping[str, Baseline] | None = None,
+    features: Any = None,
+    progress: bool = True,
+) -> Evaluation:
+    """A router and its baselines on a pool, with episodes shaped as its config says.
+
+    Args:
+        classifier: the router.
+        pool: images.
+        corruption: of the supports; default clean.
+        episodes: how many.
+        seed: of the episodes.
+        baselines: further methods.
+        features: frozen features of the pool, when they are there already.
+        progress: show a bar.
+    """
+    router = classifier.router
+    config = router.config
+    return evaluate(
+        router.model,
+        router.guide,
+        build_sampler(config, pool, seed, corruption or SupportCorruption()),
+        features or router.features(pool, progress),
+        episodes=episodes,
+        draws=config.decision.draws,
+        k=config.decision.k,
+        seed=seed,
+        source_of_route=sources_of_routes(pool, router.library),
+        baselines=baselines,
+        device=router.device,
+        progress=progress,
+    )
+
+
+def metrics_of(classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that goes into metrics.json."""
+    rule = classifier.router.config.decision.rule
+    abstention = classifier.abstention
+    losses = evaluation.loss(rule)
+    return {
+        "episodes": len(evaluation),
+        "rule": rule,
+        "methods": {method: evaluation.summary(method) for method in evaluation.methods},
+        "misrouting_rate": evaluation.misrouting_rate(),
+        "aurc": {name: aurc(values, losses) for name, values in evaluation.scores.items()},
+        "abstention": {
+            "score": abstention.score,
+            "threshold": abstention.threshold,
+            **asdict(evaluation.with_abstention(rule, abstention.score, abstention.threshold)),
+        },
+    }
+
+
+def write_evaluation(folder: Path, classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str, Any]:
+    """metrics.json and episodes.csv; returns the metrics."""
+    metrics = metrics_of(classifier, evaluation)
+    write_atomically(folder / "metrics.json", json.dumps(_plain(metrics), indent=2).encode())
+    write_atomically(folder / "episodes.csv", evaluation.table().to_csv(index=False).encode())
+    return metrics
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

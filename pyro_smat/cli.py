@@ -1,0 +1,260 @@
+"""The command line: ``pyro-smat quickstart | train | evaluate | adapt | predict | sources``.
+
+Thin: options in, functions of :mod:`pyro_smat.inference.run` out. Bad input is one message and exit code 2. PyTorch is
+imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Bayesian routing over composed networks: mix fine-tuned checkpoints per task, and know how sure that is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Seed = Annotated[int | None, typer.Option(help="Seed; default: the config's.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder (or a router folder).")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command whose ValueErrors are messages, not tracebacks."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except ValueError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+    app.command(name=function.__name__)(run)
+    return function
+
+
+@command
+def quickstart(
+    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/quickstart"),
+    from_scratch: Annotated[bool, typer.Option(help="Make the source checkpoints too (about 15 minutes).")] = False,
+    episodes: Annotated[int, typer.Option(help="Test episodes per condition.")] = 128,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override the config, key=value.")] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    browser: Annotated[bool, typer.Option(help="Open the report where there is a browser.")] = True,
+    progress: Progress = True,
+) -> None:
+    """The whole story on built-in glyphs: open sources, meta-train a router, evaluate it, write a report."""
+    from pyro_smat.quickstart import run_quickstart
+
+    report = run_quickstart(
+        output,
+        overrides=[*(set_ or []), *_seed(seed)],
+        episodes=episodes,
+        from_scratch=from_scratch,
+        device=device,
+        progress=progress,
+    )
+    typer.echo(f"report: {report}")
+    if browser and sys.stdout.isatty():
+        typer.launch(report.resolve().as_uri())
+
+
+@command
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML config.")],
+    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override the config, key=value.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue the run in the output folder.")] = False,
+    seed: Seed = None,
+    device: Device = "auto",
+    progress: Progress = True,
+) -> None:
+    """Meta-train a router."""
+    from pyro_smat.config import load_config
+
+    parsed = load_config(config, [*(set_ or []), *_seed(seed)])
+    from pyro_smat.inference.assembly import choose_device
+    from pyro_smat.inference.run import prepare_folder, train_router
+
+    prepare_folder(output, parsed, resume=resume)
+    classifier, history = train_router(parsed, choose_device(device), output, resume=resume, progress=progress)
+    if len(history):
+        last = history.iloc[-1]
+        typer.echo(
+            ", ".join(f"{k} {last[k]:.4g}" for k in history.columns if last[k] == last[k] and k != "images_per_second")
+        )
+    typer.echo(f"abstains when {classifier.abstention.score} > {classifier.abstention.threshold:.4g}")
+    typer.echo(f"router: {output / 'router'}")
+
+
+@command
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="Split of the run's own data: test, ood, validation, train.")] = "test",
+    data: Annotated[Path | None, typer.Option(help="Another folder or CSV of images.")] = None,
+    episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 600,
+    label_noise: Annotated[float, typer.Option(help="Fraction of support labels that are wrong.")] = 0.0,
+    confounding: Annotated[float, typer.Option(help="Share of confounded supports.")] = 0.0,
+    way: Annotated[int | None, typer.Option(help="Classes an episode; default: the config's.")] = None,
+    shot: Annotated[int | None, typer.Option(help="Support images a class.")] = None,
+    query: Annotated[int | None, typer.Option(help="Query images a class.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations/NAME.")] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    progress: Progress = True,
+) -> None:
+    """Evaluate a router: accuracy, tails, calibration, regret, abstention; writes a report."""
+    import dataclasses
+
+    from pyro_smat.corruption import SupportCorruption
+    from pyro_smat.inference.assembly import build_pool
+    from pyro_smat.inference.run import TEST_SEED, evaluate_router, write_evaluation
+    from pyro_smat.report import write_report
+    from pyro_smat.summary import build_report
+
+    classifier = _load(run, device)
+    corruption = SupportCorruption(label_noise=label_noise, confounding=confounding)
+    config = classifier.router.config
+    shape = {k: v for k, v in {"way": way, "shot": shot, "query": query}.items() if v is not None}
+    if shape:
+        config = config.model_copy(update={"episodes": config.episodes.model_copy(update=shape)})
+        classifier.router = dataclasses.replace(classifier.router, config=config)
+    named = getattr(config.data, split, None) or split
+    pool = build_pool(config, None if data else named, data)
+    evaluation = evaluate_router(
+        classifier, pool, corruption=corruption, episodes=episodes, seed=TEST_SEED if seed is None else seed, progress=progress
+    )
+    name = data.stem if data else split
+    name += f"-noise{label_noise:g}" * (label_noise > 0) + f"-confounded{confounding:g}" * (confounding > 0)
+    folder = output or run / "evaluations" / name
+    metrics = write_evaluation(folder, classifier, evaluation)
+    routes = pool.attributes if len(pool.attributes) > 1 else pool.domain_names if len(pool.domain_names) > 1 else ()
+    report = build_report(
+        classifier,
+        {name: evaluation},
+        title=f"Routing on {name}",
+        subtitle=f"{len(pool):,} images, {len(evaluation)} episodes from this pool",
+        command=f"pyro-smat evaluate {run} " + (f"--data {data}" if data else f"--split {split}"),
+        route_names=routes,
+    )
+    write_report(report, folder / "report.html")
+    _print_metrics(metrics)
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+@command
+def adapt(
+    run: RunFolder,
+    support: Annotated[Path, typer.Argument(help="Folder of class folders: SUPPORT/<class>/*.png.")],
+    seed: Seed = None,
+    device: Device = "auto",
+) -> None:
+    """Route one labelled support set: which sources and experts, how sure, what it costs."""
+    typer.echo(str(_adapt(run, support, seed, device).explain()))
+
+
+@command
+def predict(
+    run: RunFolder,
+    support: Annotated[Path, typer.Argument(help="Folder of class folders: SUPPORT/<class>/*.png.")],
+    images: Annotated[Path, typer.Argument(help="One image, or a folder of images.")],
+    output: Annotated[Path | None, typer.Option(help="CSV file for the probabilities.")] = None,
+    rule: Annotated[str | None, typer.Option(help="mean, map, gibbs, ensemble, top-k or fallback.")] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+) -> None:
+    """Classify images with a network routed by a labelled support set."""
+    import pandas as pd
+
+    from pyro_smat.data.decode import read_images
+    from pyro_smat.inference.checkpoint import write_atomically
+    from pyro_smat.inference.decision import RULES
+
+    if rule is not None and rule not in RULES:
+        raise ValueError(f"--rule is {rule!r}; expected one of {', '.join(RULES)}")
+    task = _adapt(run, support, seed, device)
+    data = _data_of(run)
+    pixels, names = read_images(images, size=data["size"], channels=data["channels"])
+    probabilities = task.predict_proba(pixels, rule)  # type: ignore[arg-type]
+    if task.abstains and rule is None:
+        typer.echo("the routing is not sure: these come from the fallback, source 0", err=True)
+    for name, row in zip(names, probabilities, strict=True):
+        best = int(row.argmax())
+        typer.echo(f"{name}\t{task.classes[best]}\t{float(row[best]):.3f}")
+    if output is not None:
+        table = pd.DataFrame(probabilities.numpy(), columns=list(task.classes))
+        table.insert(0, "image", names)
+        write_atomically(output, table.to_csv(index=False).encode())
+
+
+@command
+def sources(
+    config: Annotated[Path | None, typer.Argument(help="TOML config; default: the built-in glyph sources.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override the config, key=value.")] = None,
+) -> None:
+    """Check that checkpoints fit together and show how far apart they are."""
+    from pyro_smat.config import load_config
+
+    parsed = load_config(config, set_ or [])
+    from pyro_smat.inference.assembly import open_library
+
+    typer.echo(open_library(parsed)[1].report)
+
+
+def _seed(seed: int | None) -> list[str]:
+    return [] if seed is None else [f"seed={seed}"]
+
+
+def _router_folder(run: Path) -> Path:
+    return run if (run / "router.json").exists() else run / "router"
+
+
+def _load(run: Path, device: str) -> Any:
+    from pyro_smat.inference import RoutedClassifier
+
+    return RoutedClassifier.load(_router_folder(run), device=device)
+
+
+def _data_of(run: Path) -> dict[str, Any]:
+    import json
+
+    return json.loads((_router_folder(run) / "router.json").read_text())["config"]["data"]
+
+
+def _adapt(run: Path, support: Path, seed: int | None, device: str) -> Any:
+    from pyro_smat.data.folders import read_folder
+
+    classifier = _load(run, device)
+    data = classifier.router.config.data
+    pool = read_folder(support, size=data.size, channels=data.channels)
+    names = [pool.class_names[0][k] for k in pool.labels[:, 0].tolist()]
+    return classifier.adapt(pool.images.float() / 255.0, names, seed=seed or 0)
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    columns = ("accuracy", "nll", "cvar_0.1", "regret_cvar_0.1", "ece")
+    width = max(len(m) for m in metrics["methods"])
+    typer.echo(f"{'':<{width}}  " + "  ".join(f"{c:>15}" for c in columns))
+    for method, values in metrics["methods"].items():
+        typer.echo(f"{method:<{width}}  " + "  ".join(f"{values[c]:>15.3f}" for c in columns))
+    if metrics["misrouting_rate"] == metrics["misrouting_rate"]:
+        typer.echo(f"misrouted: {100 * metrics['misrouting_rate']:.1f}% of episodes")
+
+
+def main() -> None:
+    """Entry point of the ``pyro-smat`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The configuration of a run: a TOML file, typed, frozen, and strict about names.
+
+``load_config("config.toml", ["training.steps=500"])`` is where every command starts; a key that is not known is an error
+that names it and the nearest key that is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pyro_smat.corruption import SupportCorruption
+
+IntRange = int | tuple[int, int]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Corruption(_Section):
+    """What is wrong with supports, see :class:`pyro_smat.corruption.SupportCorruption`."""
+
+    label_noise: float | tuple[float, float] = 0.0
+    label_noise_probability: float = 1.0
+    confounding: float = 0.0
+
+    def build(self) -> SupportCorruption:
+        return SupportCorruption(self.label_noise, self.label_noise_probability, self.confounding)
+
+
+class Data(_Section):
+    """Where images come from.
+
+    ``kind`` "glyphs" needs no path; "folder" reads ``path/<class>``, ``path/<split>/<class>`` or
+    ``path/<domain>/<class>``; "csv" a table with columns path, label and optionally domain, split. ``train``,
+    ``validation`` and ``test`` name the splits; for folders a split may also be a path of its own.
+    """
+
+    kind: Literal["glyphs", "folder", "csv"] = "glyphs"
+    path: Path | None = None
+    size: int = Field(32, ge=8)
+    channels: Literal[1, 3] = 1
+    train: str | None = "train"
+    validation: str | None = "validation"
+    test: str | None = "test"
+
+    @model_validator(mode="after")
+    def _needs_path(self) -> Data:
+        if self.kind != "glyphs" and self.path is None:
+            raise ValueError(f"kind {self.kind!r} needs a path; add path = '...' to [data]")
+        return self
+
+
+class Episodes(_Section):
+    """Shape of the episodes; numbers or ranges [low, high]."""
+
+    way: IntRange = 5
+    shot: IntRange = 5
+    query: IntRange = 10
+    attributes: tuple[str, ...] | None = None
+    domains: tuple[str, ...] | None = None
+    imbalance: float = 0.0
+    skip_small_classes: bool = False
+    corruption: Corruption = Corruption()
+
+
+class Sources(_Section):
+    """The checkpoints; the first file is theta_pre, the fallback. No files with network "conv4": the shipped glyph sources."""
+
+    network: str = "conv4"
+    options: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, Path] = Field(default_factory=dict)
+
+
+class Experts(_Section):
+    count: int = Field(4, ge=0)
+    sparsity: float = Field(0.9, ge=0, lt=1)
+    granularity: Literal["coordinate", "channel", "tensor"] = "coordinate"
+
+
+class Prior(_Section):
+    """ "uniform", or "cost_aware": the log prior falls by beta for every unit of cost.
+
+    ``costs`` prices opening each source and expert (default: 1 each); ``scale`` is the deviation of logistic-normal logits.
+    """
+
+    kind: Literal["uniform", "cost_aware"] = "uniform"
+    beta: float = Field(1.0, ge=0)
+    costs: tuple[float, ...] | None = None
+    scale: float = Field(2.0, gt=0)
+
+
+class Guide(_Section):
+    family: Literal["logistic_normal", "catalog", "point"] = "logistic_normal"
+    hidden: int = Field(64, ge=1)
+    max_sources: int = Field(1, ge=1, description="catalog: largest number of sources mixed in one routing")
+
+
+class Head(_Section):
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    scale: float = Field(10.0, gt=0)
+
+
+class Objective(_Section):
+    """CVaR_ELBO: see :class:`pyro_smat.inference.CVaR_ELBO`."""
+
+    rho: float = 0.5
+    tail_weight: float = Field(0.5, ge=0, le=1)
+    kl_weight: float = Field(1.0, ge=0)
+    episode_loss: Literal["nll", "mean_nll", "expected_error"] = "nll"
+    reference: Literal["none", "best_source", "fallback"] = "best_source"
+    num_particles: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _rho(self) -> Objective:
+        if not 0 < self.rho <= 1:
+            raise ValueError(f"rho is {self.rho}; expected a tail fraction in (0, 1]")
+        return self
+
+
+class Training(_Section):
+    """See :class:`pyro_smat.inference.TrainingSettings`."""
+
+    steps: int = Field(300, ge=0)
+    episodes: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    delta_learning_rate: float = Field(1e-3, gt=0)
+    gate_learning_rate: float = Field(5e-2, gt=0)
+    dual_learning_rate: float = Field(5e-2, ge=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    warmup: int = Field(20, ge=0)
+    validate_every: int = Field(100, ge=0)
+    checkpoint_every: int = Field(100, ge=0)
+    validation_episodes: int = Field(64, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class Decision(_Section):
+    """What a deployed router does: its rule, and when it abstains.
+
+    ``score`` "auto" picks the support-side score with the lowest AURC on validation episodes; the threshold accepts
+    ``coverage`` of them.
+    """
+
+    rule: Literal["mean", "map", "gibbs", "ensemble", "top-k"] = "ensemble"
+    draws: int = Field(8, ge=1)
+    k: int = Field(2, ge=1)
+    score: Literal["auto", "confidence", "entropy", "variance", "support loss"] = "auto"
+    coverage: float = Field(0.9, gt=0, le=1)
+
+
+class RunConfig(_Section):
+    """Everything that a run depends on."""
+
+    seed: int = 0
+    data: Data = Data()
+    episodes: Episodes = Episodes()
+    sources: Sources = Sources()
+    experts: Experts = Experts()
+    prior: Prior = Prior()
+    guide: Guide = Guide()
+    head: Head = Head()
+    objective: Objective = Objective()
+    training: Training = Training()
+    decision: Decision = Decision()
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a TOML file (None: all defaults) and apply ``key=value`` overrides with dotted keys and TOML values.
+
+    Relative paths inside the file are relative to its folder.
+
+    Raises:
+        ValueError: for a missing or malformed file, an unknown key (named, with the nearest known one), or a bad value.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a TOML config") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path}: not valid TOML ({error})") from error
+        _resolve_paths(values, path.parent)
+    for override in overrides:
+        _apply(values, override)
+    return build_config(values)
+
+
+def build_config(values: Mapping[str, Any]) -> RunConfig:
+    """A config from nested values; errors as in :func:`load_config`."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("config: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _keys_beside(problem["loc"])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {path!r}; {hint}"
+    return f"{path}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r})"
+
+
+def _keys_beside(location: Sequence[Any]) -> list[str]:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return sorted(model.model_fields)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"override {override!r} is not of the form key=value, e.g. training.steps=500")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"override {override!r}: {section!r} is a value, not a section")
+    values[last] = value
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    data, sources = values.get("data"), values.get("sources")
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        data["path"] = str(folder / data["path"])
+    if isinstance(sources, dict) and isinstance(sources.get("files"), dict):
+        sources["files"] = {k: str(folder / v) if isinstance(v, str) else v for k, v in sources["files"].items()}

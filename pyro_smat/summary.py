@@ -1,0 +1,293 @@
+"""From evaluations to a report: which tables, which figures, and what it lost.
+
+The only module of the core, with the command line, that knows of inference: it reads its results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pyro_smat.figures import (
+    accuracy_dots,
+    entropy_histogram,
+    reliability_figure,
+    risk_coverage_figure,
+    routing_heatmap,
+    training_curves,
+)
+from pyro_smat.inference.classifier import RoutedClassifier
+from pyro_smat.inference.evaluation import BEST_BY_SUPPORT, ORACLE, UNIFORM, Evaluation
+from pyro_smat.intervals import bootstrap_interval, episode_interval
+from pyro_smat.metrics import aurc, expected_calibration_error, reliability_curve, risk_coverage_curve
+from pyro_smat.report import Cell, Report, Table, losing_sentences
+from pyro_smat.risk import cvar
+
+RULE_NAMES = {
+    "ensemble": "routed ensemble",
+    "mean": "routed, posterior mean",
+    "map": "routed, MAP",
+    "top-k": "routed, top-k",
+    "gibbs": "routed, one draw (Gibbs)",
+    "fallback": "fallback (source 0)",
+}
+
+
+def build_report(
+    classifier: RoutedClassifier,
+    evaluations: Mapping[str, Evaluation],
+    *,
+    title: str,
+    subtitle: str,
+    command: str,
+    history: pd.DataFrame | None = None,
+    route_names: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    figures_of: Sequence[str] | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Report:
+    """A report of a router on one or more conditions.
+
+    Args:
+        classifier: the router; its decision rule is "ours".
+        evaluations: condition -> evaluation; they share their methods.
+        title, subtitle, command: see :class:`~pyro_smat.report.Report`.
+        history: of training.
+        route_names: names of the true routes, where they are known.
+        extra: further methods (baselines) to show, after the rules.
+        figures_of: conditions that reliability and risk-coverage figures show; default all.
+        settings: further lines for the settings table.
+    """
+    rule = classifier.router.config.decision.rule
+    first = next(iter(evaluations.values()))
+    methods = _methods(rule, first, extra)
+    ours = methods[rule]
+    tables = (
+        _table(
+            "Accuracy",
+            "Share of queries that are right, mean over episodes with its 95% interval.",
+            evaluations,
+            methods,
+            lambda e, m: _scaled(episode_interval(e.accuracy(m)), 100),
+            True,
+            "%",
+        ),
+        _table(
+            "Tail of the loss, CVaR 0.1",
+            "Mean loss of the worst tenth of the episodes, in nats a query (bootstrap interval).",
+            evaluations,
+            methods,
+            lambda e, m: _tail(e.loss(m)),
+            False,
+            "nats",
+        ),
+        _table(
+            "Tail regret, CVaR 0.1",
+            "The same for the loss minus that of the best single source in hindsight: what routing could have changed.",
+            evaluations,
+            methods,
+            lambda e, m: _tail(e.regret(m)),
+            False,
+            "nats",
+        ),
+        _table(
+            "Negative log-likelihood",
+            "Mean over episodes, in nats a query; a proper score of the probabilities.",
+            evaluations,
+            methods,
+            lambda e, m: _scaled(episode_interval(e.loss(m)), 1),
+            False,
+            "nats",
+        ),
+        _table(
+            "Calibration error (ECE)",
+            "Gap between confidence and accuracy over 15 bins; 0 is perfect, and small samples never reach it.",
+            evaluations,
+            methods,
+            lambda e, m: Cell(100 * expected_calibration_error(e.probabilities[m], e.labels)),
+            False,
+            "%",
+        ),
+    )
+    return Report(
+        title=title,
+        subtitle=subtitle,
+        summary=_headlines(evaluations, rule),
+        tables=(*tables, _abstention_table(classifier, evaluations, rule), _score_table(evaluations, rule)),
+        figures=_figures(classifier, evaluations, rule, methods, history, route_names, figures_of),
+        losses=losing_sentences(tables, ours),
+        settings=_settings(classifier, evaluations) | dict(settings or {}),
+        command=command,
+    )
+
+
+def _methods(rule: str, evaluation: Evaluation, extra: Sequence[str]) -> dict[str, str]:
+    """Method -> row name, ours first."""
+    rules = [rule, *(m for m in RULE_NAMES if m != rule and m in evaluation.methods and m != "fallback")]
+    rows = {m: RULE_NAMES[m] for m in rules}
+    rows |= {m: m for m in (*extra, UNIFORM) if m in evaluation.methods}
+    rows |= {"fallback": f"{evaluation.source_names[0]} (source 0)" if evaluation.source_names else RULE_NAMES["fallback"]}
+    rows |= {m: m for m in (BEST_BY_SUPPORT, ORACLE) if m in evaluation.methods}
+    return rows
+
+
+def _table(
+    title: str,
+    note: str,
+    evaluations: Mapping[str, Evaluation],
+    methods: Mapping[str, str],
+    cell: Callable[[Evaluation, str], Cell],
+    higher_is_better: bool,
+    unit: str,
+) -> Table:
+    rows = tuple((row, tuple(cell(e, method) for e in evaluations.values())) for method, row in methods.items())
+    references = (ORACLE,) if ORACLE in methods else ()
+    return Table(title, note, tuple(evaluations), rows, higher_is_better, unit, references=references)
+
+
+def _scaled(interval: object, factor: float) -> Cell:
+    value, low, high = (getattr(interval, name) * factor for name in ("value", "low", "high"))
+    return Cell(value, low, high)
+
+
+def _tail(values: np.ndarray) -> Cell:
+    interval = bootstrap_interval(values, lambda x: cvar(torch.from_numpy(np.ascontiguousarray(x)), 0.1).item(), seed=0)
+    return Cell(interval.value, interval.low, interval.high)
+
+
+def _headlines(evaluations: Mapping[str, Evaluation], rule: str) -> tuple[str, ...]:
+    sentences = []
+    for condition, evaluation in evaluations.items():
+        ours, best = evaluation.accuracy(rule), evaluation.accuracy(BEST_BY_SUPPORT)
+        gap = episode_interval(100 * (ours - best))
+        sentences.append(
+            f"{condition}: {100 * ours.mean():.1f}% accuracy against {100 * best.mean():.1f}% for the best source by "
+            f"support loss (paired difference {gap.value:+.1f} points, 95% interval {gap.low:+.1f} to {gap.high:+.1f})."
+        )
+    return tuple(sentences)
+
+
+def _abstention_table(classifier: RoutedClassifier, evaluations: Mapping[str, Evaluation], rule: str) -> Table:
+    abstention = classifier.abstention
+    outcomes = [e.with_abstention(rule, abstention.score, abstention.threshold) for e in evaluations.values()]
+    rows = {
+        "share of tasks routed (%)": [100 * o.coverage for o in outcomes],
+        "accuracy when routed (%)": [100 * o.accepted_accuracy for o in outcomes],
+        "accuracy of the whole, with fallback (%)": [100 * o.system_accuracy for o in outcomes],
+        "routed minus fallback loss where it abstains (nats)": [o.gain for o in outcomes],
+        "misrouted tasks (%)": [100 * e.misrouting_rate() for e in evaluations.values()],
+    }
+    return Table(
+        "Abstention and misrouting",
+        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} use source 0 instead; a positive last-but-one "
+        "line means that abstaining helped there.",
+        tuple(evaluations),
+        tuple((name, tuple(Cell(v) for v in values)) for name, values in rows.items()),
+        True,
+        "",
+        references=tuple(rows),
+        digits=2,
+    )
+
+
+def _score_table(evaluations: Mapping[str, Evaluation], rule: str) -> Table:
+    names = next(iter(evaluations.values())).scores
+    rows = tuple((n, tuple(Cell(aurc(e.scores[n], e.loss(rule))) for e in evaluations.values())) for n in names)
+    chance = ("in random order", tuple(Cell(float(e.loss(rule).mean())) for e in evaluations.values()))
+    perfect = ("by the true loss", tuple(Cell(aurc(e.loss(rule), e.loss(rule))) for e in evaluations.values()))
+    return Table(
+        "Uncertainty scores, area under the risk-coverage curve",
+        "Mean loss of the surest tasks, averaged over all coverages; lower is a better score. Predictive entropy and "
+        "disagreement look at the queries, the others at the support alone.",
+        tuple(evaluations),
+        (*rows, chance, perfect),
+        False,
+        "nats",
+        references=("in random order", "by the true loss"),
+    )
+
+
+def _figures(
+    classifier: RoutedClassifier,
+    evaluations: Mapping[str, Evaluation],
+    rule: str,
+    methods: Mapping[str, str],
+    history: pd.DataFrame | None,
+    route_names: Sequence[str],
+    figures_of: Sequence[str] | None,
+) -> tuple:
+    shown = {c: evaluations[c] for c in (figures_of or evaluations)}
+    dots = {
+        condition: {
+            row: (100 * i.value, 100 * i.low, 100 * i.high)
+            for method, row in methods.items()
+            for i in [episode_interval(e.accuracy(method))]
+        }
+        for condition, e in shown.items()
+    }
+    figures = [("Accuracy by condition. Dots with 95% intervals over episodes.", accuracy_dots(dots))]
+    score = classifier.abstention.score
+    figures.append(
+        (
+            f"Risk and coverage. Mean loss of the surest tasks, by {score}.",
+            risk_coverage_figure(
+                {
+                    c: (curve.coverage, curve.risk)
+                    for c, e in shown.items()
+                    for curve in [risk_coverage_curve(e.scores[score], e.loss(rule))]
+                },
+                "Mean loss of the kept tasks (nats)",
+            ),
+        )
+    )
+    figures.append(
+        (
+            "Reliability. Accuracy of the answers against their confidence; on the diagonal they agree.",
+            reliability_figure(
+                {
+                    c: (curve.confidence, curve.accuracy, curve.count)
+                    for c, e in shown.items()
+                    for curve in [reliability_curve(e.probabilities[rule], e.labels)]
+                }
+            ),
+        )
+    )
+    if route_names:
+        for condition, e in shown.items():
+            weights = np.stack(
+                [
+                    e.weights[e.route == r].mean(0) if (e.route == r).any() else np.full(e.weights.shape[1], np.nan)
+                    for r in range(len(route_names))
+                ]
+            )
+            figures.append(
+                (f"Routing, {condition}. Mean weight on each source.", routing_heatmap(weights, route_names, e.source_names))
+            )
+    figures.append(
+        (
+            "Entropy of the routing. It should be larger where the support is ambiguous or wrong.",
+            entropy_histogram({c: e.scores["entropy"] for c, e in evaluations.items()}),
+        )
+    )
+    if history is not None and len(history):
+        figures.append(("Training. Every quantity against the step.", training_curves(history)))
+    return tuple(figures)
+
+
+def _settings(classifier: RoutedClassifier, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    config, library = classifier.router.config, classifier.router.library
+    objective = config.objective
+    return {
+        "episodes per condition": ", ".join(sorted({str(len(e)) for e in evaluations.values()})),
+        "way, shot, query": f"{config.episodes.way}, {config.episodes.shot}, {config.episodes.query}",
+        "sources": f"{', '.join(library.names)} (d = {library.space.dim:,})",
+        "experts": f"{config.experts.count}, at most {round(100 * (1 - config.experts.sparsity))}% of d open in each",
+        "guide, prior": f"{config.guide.family}, {config.prior.kind}",
+        "objective": f"{objective.episode_loss}, rho {objective.rho}, tail weight {objective.tail_weight}, "
+        f"KL weight {objective.kl_weight}, reference {objective.reference}",
+        "training": f"{config.training.steps} steps of {config.training.episodes} episodes, seed {config.seed}",
+        "rule": f"{config.decision.rule}, {config.decision.draws} draws",
+    }

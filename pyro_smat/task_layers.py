@@ -1,0 +1,157 @@
+"""Layers with batching rules of our own: what TaskNetwork puts in the place of layers that vmap runs slowly.
+
+All compute what the layer of torch.nn computes; only the physical layout of the T tasks differs:
+
+- convolutions, group and instance-free norms, pooling: tasks stand beside channels, ``(n, T C, H, W)``, so T networks
+  are one network of T C channels with T groups, and no layer transposes for the next one (vmap's rules for pooling and
+  group normalisation do, and apply the affine part in passes of their own);
+- convolutions whose patches do not overlap (the first layer of a ViT) are one product of patches and weights;
+- attention: tasks join the batch, so that the fused kernels and their backward serve it, and the projections run on
+  ``(n, tokens, width)`` as it lies in memory (nn.MultiheadAttention transposes first, and vmap then copies the
+  projection's weights once for every token).
+
+Only for use under vmap: a rule is all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def with_task_layers(module: nn.Module) -> nn.Module:
+    """Changes the class of every layer of ``module`` (in place) that has a counterpart here; names and weights stay."""
+    for layer in module.modules():
+        layer.__class__ = _COUNTERPARTS.get(type(layer), layer.__class__)
+    return module
+
+
+class _BesideChannels(torch.autograd.Function):
+    """``layer(x, parameters, T)`` on ``x (n, T C, ...)`` and parameters ``(T C', ...)``; autograd sees it as plain ops."""
+
+    @staticmethod
+    def forward(layer: Callable[..., Tensor], x: Tensor, *parameters: Tensor | None) -> Tensor:
+        raise RuntimeError("task layers run under torch.func.vmap only")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, layer: Callable[..., Tensor], x: Tensor, *parameters: Tensor | None) -> tuple:
+        tasks = info.batch_size
+        x = _with_tasks(x, in_dims[1], tasks, 1).flatten(1, 2)
+        rows = [
+            p if p is None else _with_tasks(p, dim, tasks, 0).flatten(0, 1)
+            for p, dim in zip(parameters, in_dims[2:], strict=True)
+        ]
+        return layer(x, *rows, tasks=tasks).unflatten(1, (tasks, -1)), 1
+
+
+class _InBatch(torch.autograd.Function):
+    """``layer(*inputs)`` on inputs ``(T n, ...)``."""
+
+    @staticmethod
+    def forward(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        raise RuntimeError("task layers run under torch.func.vmap only")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, layer: Callable[..., Tensor], *inputs: Tensor) -> tuple:
+        tasks = info.batch_size
+        folded = [_with_tasks(x, dim, tasks, 0).flatten(0, 1) for x, dim in zip(inputs, in_dims[1:], strict=True)]
+        return layer(*folded).unflatten(0, (tasks, -1)), 0
+
+
+def _with_tasks(x: Tensor, dim: int | None, tasks: int, to: int) -> Tensor:
+    """The task dim moved to position ``to`` (a view); a tensor that all tasks share is expanded."""
+    if dim is None:
+        return x.unsqueeze(to).expand(*x.shape[:to], tasks, *x.shape[to:])
+    return x.movedim(dim, to)
+
+
+class _Conv2d(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        if input.ndim != 4 or self.padding_mode != "zeros":
+            return super().forward(input)
+        if self._patches_tile(input):
+            return self._on_patches(input)
+
+        def layer(x: Tensor, weight: Tensor, bias: Tensor | None, tasks: int) -> Tensor:
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups * tasks)
+
+        return _BesideChannels.apply(layer, input, self.weight, self.bias)
+
+    def _patches_tile(self, x: Tensor) -> bool:
+        return (
+            self.kernel_size == self.stride != (1, 1)
+            and self.groups == 1
+            and self.dilation == (1, 1)
+            and self.padding in ((0, 0), "valid")
+            and all(size % kernel == 0 for size, kernel in zip(x.shape[-2:], self.kernel_size, strict=True))
+        )
+
+    def _on_patches(self, x: Tensor) -> Tensor:
+        (n, channels, height, width), (rows, columns) = x.shape, self.kernel_size
+        patches = x.reshape(n, channels, height // rows, rows, width // columns, columns).permute(0, 2, 4, 1, 3, 5)
+        y = F.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+        return y.unflatten(1, (height // rows, width // columns)).permute(0, 3, 1, 2)
+
+
+class _GroupNorm(nn.GroupNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        def layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, tasks: int) -> Tensor:
+            return F.group_norm(x, self.num_groups * tasks, weight, bias, self.eps)
+
+        return _BesideChannels.apply(layer, input, self.weight, self.bias)
+
+
+class _MaxPool2d(nn.MaxPool2d):
+    def forward(self, input: Tensor) -> Tensor:
+        if input.ndim != 4 or self.return_indices:
+            return super().forward(input)
+
+        def layer(x: Tensor, tasks: int) -> Tensor:
+            return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+        return _BesideChannels.apply(layer, input)
+
+
+class _MultiheadAttention(nn.MultiheadAttention):
+    """Self-attention without masks and weights, in evaluation mode; anything else goes the way of the base class."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any) -> Any:
+        plain = not arguments and options.get("need_weights", True) is False
+        plain &= all(options.get(name) is None for name in ("key_padding_mask", "attn_mask"))
+        plain &= not options.get("is_causal", False)
+        plain &= query is key and key is value and query.ndim == 3 and self.batch_first and not self.training
+        plain &= self.in_proj_weight is not None and self.bias_k is None and not self.add_zero_attn
+        if not plain:
+            return super().forward(query, key, value, *arguments, **options)
+        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        heads = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, n, heads, tokens, width)
+        mixed = _InBatch.apply(_attention, *heads.unbind(0))
+        return self.out_proj(mixed.transpose(1, 2).flatten(-2)), None
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    on_cpu = query.device.type == "cpu"  # where TaskNetwork allows the plain kernel only, for other users' sake
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]) if on_cpu else nullcontext():
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: _Conv2d,
+    nn.GroupNorm: _GroupNorm,
+    nn.MaxPool2d: _MaxPool2d,
+    nn.MultiheadAttention: _MultiheadAttention,
+}
