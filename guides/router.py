@@ -39,14 +39,16 @@ class RouterNetwork(nn.Module):
         self.encoder = SourceEncoder(hidden)
         self.source_head = nn.Linear(hidden, 2)
         self.trust = nn.Parameter(torch.tensor(float(trust)))
-        self.identity = nn.Parameter(torch.randn(sources, hidden, generator=torch.Generator().manual_seed(0)) * 0.1)
-        self.expert_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, 2 * experts))
-        last = self.expert_head[-1]
-        assert isinstance(last, nn.Linear)
         initial = torch.tensor(float(scale)).expm1().log()
         with torch.no_grad():
             self.source_head.weight.mul_(0.1)
             self.source_head.bias.copy_(torch.stack([torch.zeros(()), initial]))
+        if not experts:
+            return
+        self.identity = nn.Parameter(torch.randn(sources, hidden, generator=torch.Generator().manual_seed(0)) * 0.1)
+        last = nn.Linear(hidden, 2 * experts)
+        self.expert_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.GELU(), last)
+        with torch.no_grad():
             last.weight.mul_(0.1)
             last.bias.zero_()
             last.bias[experts:] = initial
@@ -69,11 +71,11 @@ class RouterNetwork(nn.Module):
         embedding, loss = self.embed(batch)
         location, raw_scale = self.source_head(embedding).unbind(-1)
         location = location - self.trust * loss
-        pooled = [embedding.mean(1), location.softmax(-1) @ self.identity]
-        expert_location, expert_scale = self.expert_head(torch.cat(pooled, dim=-1)).chunk(2, dim=-1)
-        location = torch.cat([location, expert_location], dim=-1)
-        scale = F.softplus(torch.cat([raw_scale, expert_scale], dim=-1)) + 1e-3
-        return location, scale
+        if self.experts:
+            pooled = [embedding.mean(1), location.softmax(-1) @ self.identity]
+            expert_location, expert_scale = self.expert_head(torch.cat(pooled, dim=-1)).chunk(2, dim=-1)
+            location, raw_scale = torch.cat([location, expert_location], -1), torch.cat([raw_scale, expert_scale], -1)
+        return location, F.softplus(raw_scale) + 1e-3
 
 
 class RoutingGuide(LocalModule):

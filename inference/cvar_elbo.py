@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,7 +113,7 @@ class CVaR_ELBO(ELBO):
             **options,
         )
         check_rho(rho)
-        if kl_weight < 0:
+        if not kl_weight >= 0:
             raise ValueError(f"kl_weight is {kl_weight}; expected >= 0")
         if not 0 <= tail_weight <= 1:
             raise ValueError(f"tail_weight (kappa) is {tail_weight}; expected 0 (the mean) to 1 (the tail alone)")
@@ -128,6 +129,7 @@ class CVaR_ELBO(ELBO):
         self.reference = reference
         self.kl = kl
         self._warned_small_tail = False
+        self._warned_order = False
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss as a number."""
@@ -199,7 +201,8 @@ class CVaR_ELBO(ELBO):
         runs = self.num_particles
         if self.vectorize_particles and self.num_particles > 1:
             if self.max_plate_nesting == float("inf"):
-                self._guess_max_plate_nesting(model, guide, args, kwargs)
+                with _untouched_generators():  # or a resumed run, which guesses again, would draw other numbers
+                    self._guess_max_plate_nesting(model, guide, args, kwargs)
             model, guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
             runs = 1
         nesting = UNGUESSED_NESTING if self.max_plate_nesting == float("inf") else int(self.max_plate_nesting)
@@ -242,6 +245,8 @@ class CVaR_ELBO(ELBO):
 
     def _kl_terms(self, model_trace: Trace, guide_trace: Trace, enumerated: set[str]) -> Iterator[tuple[Site, Tensor]]:
         """log q - log p, or the exact KL, of every latent site, in the shape of its plates."""
+        if self.kl == "exact":
+            self._warn_if_reordered(model_trace, guide_trace, enumerated)
         for site in _sample_sites(model_trace):
             if site["is_observed"]:
                 continue
@@ -261,6 +266,18 @@ class CVaR_ELBO(ELBO):
             if guide_site["name"] not in model_trace.nodes:  # Pyro itself insists on infer={"is_auxiliary": True}
                 self._refuse_unreparameterised(guide_site, enumerated)
                 yield guide_site, guide_site["log_prob"]
+
+    def _warn_if_reordered(self, model_trace: Trace, guide_trace: Trace, enumerated: set[str]) -> None:
+        """Site by site, exact KLs add up to the KL of the joint only if the sites depend on each other in one order."""
+        latent = [[s["name"] for s in _sample_sites(t) if not s["is_observed"]] for t in (model_trace, guide_trace)]
+        of_model, of_guide = ([n for n in latent[i] if n in latent[1 - i] and n not in enumerated] for i in (0, 1))
+        if of_model != of_guide and not self._warned_order:
+            self._warned_order = True
+            warnings.warn(
+                f"the model draws its sites {of_model} and the guide {of_guide}, in another order; exact KLs are right "
+                'only where these sites are independent: use the same order, or kl="sampled"',
+                stacklevel=2,
+            )
 
     @staticmethod
     def _refuse_unreparameterised(site: Site, enumerated: set[str]) -> None:
@@ -293,7 +310,7 @@ class CVaR_ELBO(ELBO):
                 return frame.dim, frame.size
         raise ValueError(
             f"observed site {site['name']!r} is not inside the plate {self.episode_plate!r} (its plates: "
-            f"{[f.name for f in site['cond_indep_stack']]}); enclose it, or name the right plate in episode_plate="
+            f"{[f.name for f in site['cond_indep_stack'] if f.name != PARTICLES]}); enclose it, or name the right plate in episode_plate="
         )
 
     def _inner_dims(self, site: Site) -> tuple[int, ...]:
@@ -303,8 +320,15 @@ class CVaR_ELBO(ELBO):
         )
 
 
+def _untouched_generators() -> AbstractContextManager[None]:
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else [])
+
+
 def _sample_sites(trace: Trace) -> Iterator[Site]:
-    return (site for site in trace.nodes.values() if site["type"] == "sample")
+    """All sample sites but those of pyro.deterministic, which Pyro records as observed."""
+    sites = (site for site in trace.nodes.values() if site["type"] == "sample")
+    return (site for site in sites if not site["infer"].get("_deterministic"))
 
 
 def _refuse_missing_latents(model_trace: Trace, guide_trace: Trace) -> None:

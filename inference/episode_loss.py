@@ -36,7 +36,8 @@ def expected_error(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
 
 def _mean(values: Tensor, mask: Tensor | bool | None, inner: tuple[int, ...], scale: Any = 1.0) -> Tensor:
     shown = torch.ones_like(values) if mask is None or mask is True else torch.as_tensor(mask).to(values).expand_as(values)
-    return torch.where(shown > 0, values * scale, 0.0) / shown.sum(inner, keepdim=True).clamp(min=1)
+    count = shown.sum(inner, keepdim=True) if inner else shown  # a sum over no dims would be one over all
+    return torch.where(shown > 0, values * scale, 0.0) / count.clamp(min=1)
 
 
 EPISODE_LOSSES: dict[str, EpisodeLoss] = {"nll": summed_nll, "mean_nll": mean_nll, "expected_error": expected_error}

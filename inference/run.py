@@ -39,14 +39,23 @@ VALIDATION_SEED = 1_000_003  # apart from the training seed, the same for every 
 TEST_SEED = 2_000_003
 
 
-def prepare_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
+def prepare_folder(folder: Path, config: RunConfig, *, resume: bool = False, replace: bool = False) -> None:
     """Make a run folder and write its config.
+
+    Args:
+        folder: the run folder.
+        config: the run.
+        resume: the folder may hold this run already.
+        replace: the folder may hold another run, which is then overwritten.
 
     Raises:
         ValueError: when the folder cannot be written, holds another run, or ``resume`` meets another config.
     """
     description = json.dumps(config.model_dump(mode="json"), indent=2)
     path = folder / "config.json"
+    if replace:
+        write_atomically(path, description.encode())
+        return
     if (folder / CHECKPOINT).exists() and not resume:
         raise ValueError(f"{folder}: already holds a run; pass --resume to continue it, or choose another --output")
     if resume and path.exists() and path.read_text() != description:

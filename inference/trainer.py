@@ -55,7 +55,7 @@ class TrainingSettings:
     learning_rate: float = 3e-3
     delta_learning_rate: float = 1e-3
     gate_learning_rate: float = 5e-2
-    dual_learning_rate: float = 5e-2
+    dual_learning_rate: float = 1e-2
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     warmup: int = 20

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from math import prod
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class TaskNetwork:
             all chunks together do not fit, every chunk is recomputed in the backward pass. Default: 8 GiB on a CPU,
             half of the free memory on a GPU.
         recompute: True or False to force recomputing chunks in the backward pass; None decides by ``memory_limit``.
+        compile: pass the vmapped network through torch.compile; on a GPU, switch cuDNN's attention off for that
+            (``torch.backends.cuda.enable_cudnn_sdp(False)``), its compiled backward fails.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class TaskNetwork:
         *,
         memory_limit: int | None = None,
         recompute: bool | None = None,
+        compile: bool = False,
     ) -> None:
         self.space = space
         self.memory_limit = memory_limit
@@ -94,7 +97,9 @@ class TaskNetwork:
         self._constants = {k: v.clone() for k, v in template.named_buffers() if k not in composed}
         self._template = template.to("meta")
         self._differentiable = _with_differentiable_statistics(copy.deepcopy(self._template))
+        self._opaque = [name for name, part in self._differentiable.named_modules() if _tracks_statistics(part)]
         self._batched = with_task_layers(copy.deepcopy(self._differentiable))
+        self._run = torch.compile(self._vmapped, dynamic=False) if compile else self._vmapped
         self._bytes_per_image: dict[tuple[torch.Size, torch.dtype], int] = {}
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -122,16 +127,19 @@ class TaskNetwork:
             k: v.to(theta.device, theta.dtype if v.is_floating_point() else v.dtype) for k, v in self._constants.items()
         }
 
-        def one_task(template: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Tensor:
-            return functional_call(template, (weights, constants), (images,), strict=True)
-
-        weights = self.space.unflatten(theta)
         with _batchable_attention(theta.device):
-            if theta.shape[0] == 1:  # a single task needs no batching rule: plain kernels, bit for bit
-                wants_gradient = torch.is_grad_enabled() and theta.requires_grad
-                template = self._differentiable if wants_gradient else self._template
-                return one_task(template, {k: v[0] for k, v in weights.items()}, x[0]).unsqueeze(0)
-            return vmap(partial(one_task, self._batched))(weights, x)
+            if theta.shape[0] > 1:
+                return self._run(theta, x, constants)
+            # A single task needs no batching rule: plain kernels, bit for bit.
+            template = self._differentiable if torch.is_grad_enabled() and theta.requires_grad else self._template
+            weights = self.space.unflatten(theta[0])
+            return functional_call(template, (weights, constants), (x[0],), strict=True).unsqueeze(0)
+
+    def _vmapped(self, theta: Tensor, x: Tensor, constants: dict[str, Tensor]) -> Tensor:
+        def one_task(weights: dict[str, Tensor], images: Tensor) -> Tensor:
+            return functional_call(self._batched, (weights, constants), (images,), strict=True)
+
+        return vmap(one_task)(self.space.unflatten(theta), x)
 
     def _plan(self, theta: Tensor, x: Tensor) -> tuple[int, bool]:
         """Tasks a chunk, and whether chunks are recomputed in the backward pass."""
@@ -139,7 +147,7 @@ class TaskNetwork:
         per_task = images * self._activation_bytes(x)
         limit, chunk_bytes = self.memory_limit, self.memory_limit
         if limit is None:
-            limit = torch.cuda.mem_get_info(theta.device)[0] // 2 if theta.is_cuda else CPU_MEMORY_LIMIT
+            limit = _free_memory(theta.device) // 2 if theta.is_cuda else CPU_MEMORY_LIMIT
             chunk_bytes = limit
         if not theta.is_cuda:
             chunk_bytes = min(limit, CPU_CHUNK_BYTES)
@@ -163,12 +171,19 @@ class TaskNetwork:
             hooks = [leaf.register_forward_hook(count) for leaf in leaves]
             try:
                 with torch.no_grad(), _batchable_attention(torch.device("meta")):
-                    self._template(torch.empty((1, *x.shape[2:]), device="meta"))
+                    dtype = next(self._template.parameters()).dtype
+                    self._template(torch.empty((1, *x.shape[2:]), device="meta", dtype=dtype))
             finally:
                 for hook in hooks:
                     hook.remove()
             self._bytes_per_image[key] = 2 * total  # and as much again for what the operations inside keep
         return self._bytes_per_image[key]
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes free on a GPU, with those that PyTorch's allocator keeps for reuse."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 class _EvaluationBatchNorm(nn.Module):
@@ -204,12 +219,13 @@ _REPLACEABLE = (
 )
 
 
+def _tracks_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBase]:
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+
+
 def _with_differentiable_statistics(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
-        # A subclass with its own forward (an activation inside, say) stays as it is: replaced, it would compute
-        # something else without a warning; kept, PyTorch refuses the gradient.
-        own_forward = type(module).forward not in _REPLACEABLE
-        return module if own_forward else _EvaluationBatchNorm(module)
+    if _tracks_statistics(module) and type(module).forward in _REPLACEABLE:
+        return _EvaluationBatchNorm(module)  # not a subclass that does more (an activation inside, say)
     for name, child in module.named_children():
         setattr(module, name, _with_differentiable_statistics(child))
     return module

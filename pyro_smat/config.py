@@ -132,7 +132,7 @@ class Training(_Section):
     learning_rate: float = Field(3e-3, gt=0)
     delta_learning_rate: float = Field(1e-3, gt=0)
     gate_learning_rate: float = Field(5e-2, gt=0)
-    dual_learning_rate: float = Field(5e-2, ge=0)
+    dual_learning_rate: float = Field(1e-2, ge=0)
     weight_decay: float = Field(1e-2, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     warmup: int = Field(20, ge=0)

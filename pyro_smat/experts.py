@@ -115,8 +115,9 @@ class ExpertBank(nn.Module):
     def masks(self) -> Tensor:
         """``(M, d)`` bool, the deployed masks: the gates of largest log alpha, at most ``budget`` coordinates.
 
-        Groups are taken in the order of their log alpha (ties: lower index) as long as they fit into the budget; with
-        one gate a coordinate exactly ``min(budget, trainable coordinates)`` are open.
+        A gate is open when it is so in the median (:func:`hard_concrete` >= 1/2, i.e. log alpha >= 0) and fits: groups are
+        taken in the order of their log alpha (ties: lower index) as long as the budget lasts. With one gate a coordinate,
+        exactly the budget is open unless training closed more.
         """
         keep = torch.zeros_like(self.log_alpha, dtype=torch.bool)
         sizes = self.group_size.tolist()
@@ -130,7 +131,7 @@ class ExpertBank(nn.Module):
                 if sizes[gate] <= left:
                     keep[expert, gate] = True
                     left -= sizes[gate]
-        return self._expand(keep)
+        return self._expand(keep & (self.log_alpha >= 0))
 
     def projected_rows(self) -> Tensor:
         """``(M, d)`` experts as they are deployed: binary masks within the budget."""

@@ -6,11 +6,14 @@ All compute what the layer of torch.nn computes; only the physical layout of the
   are one network of T C channels with T groups, and no layer transposes for the next one (vmap's rules for pooling and
   group normalisation do, and apply the affine part in passes of their own);
 - convolutions whose patches do not overlap (the first layer of a ViT) are one product of patches and weights;
+- linear layers give the gradient of their weights as the weights lie in memory, so that gathering it into one vector
+  needs no transposed copies; layer normalisation applies its affine part in one pass;
 - attention: tasks join the batch, so that the fused kernels and their backward serve it, and the projections run on
   ``(n, tokens, width)`` as it lies in memory (nn.MultiheadAttention transposes first, and vmap then copies the
   projection's weights once for every token).
 
-Only for use under vmap: a rule is all there is.
+Only for use under vmap: a rule is all there is. Under torch.compile the layers are those of torch.nn again, since the
+compiler lays out and fuses by itself (attention keeps its order of dims).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ def with_task_layers(module: nn.Module) -> nn.Module:
 
 
 class _BesideChannels(torch.autograd.Function):
-    """``layer(x, parameters, T)`` on ``x (n, T C, ...)`` and parameters ``(T C', ...)``; autograd sees it as plain ops."""
+    """``layer(x, parameters, T)`` on ``x (n, T C, ...)`` and parameters ``(T C', ...)``, as plain ops to autograd."""
 
     @staticmethod
     def forward(layer: Callable[..., Tensor], x: Tensor, *parameters: Tensor | None) -> Tensor:
@@ -72,6 +75,46 @@ class _InBatch(torch.autograd.Function):
         return layer(*folded).unflatten(0, (tasks, -1)), 0
 
 
+class _BesideRows(torch.autograd.Function):
+    """A linear layer on ``(n, ..., i)`` as one batched product over tasks, bias included."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise RuntimeError("task layers run under torch.func.vmap only")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple:
+        tasks = info.batch_size
+        x = _with_tasks(x, in_dims[0], tasks, 0)
+        weight = _with_tasks(weight, in_dims[1], tasks, 0)
+        bias = bias if bias is None else _with_tasks(bias, in_dims[2], tasks, 0)
+        y = _BatchedLinear.apply(x.reshape(tasks, -1, x.shape[-1]), weight, bias)
+        return y.view(*x.shape[:-1], y.shape[-1]), 0
+
+
+class _BatchedLinear(torch.autograd.Function):
+    """``y_t = x_t W_t' + b_t``: x ``(T, rows, i)``, W ``(T, o, i)``, b ``(T, o)``; W's gradient is ``(T, o, i)``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (g,) = ctx.saved_tensors, gradients
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(g, weight) if for_x else None,
+            torch.bmm(g.mT, x) if for_weight else None,
+            g.sum(1) if for_bias else None,
+        )
+
+
 def _with_tasks(x: Tensor, dim: int | None, tasks: int, to: int) -> Tensor:
     """The task dim moved to position ``to`` (a view); a tensor that all tasks share is expanded."""
     if dim is None:
@@ -79,12 +122,29 @@ def _with_tasks(x: Tensor, dim: int | None, tasks: int, to: int) -> Tensor:
     return x.movedim(dim, to)
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias) if torch.compiler.is_compiling() else _BesideRows.apply(x, weight, bias)
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return _linear(input, self.weight, self.bias)
+
+
+class _LayerNorm(nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        if self.weight is None or self.bias is None or torch.compiler.is_compiling():
+            return super().forward(input)
+        normal = F.layer_norm(input, self.normalized_shape, None, None, self.eps)
+        return torch.addcmul(self.bias, normal, self.weight)
+
+
 class _Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim != 4 or self.padding_mode != "zeros":
-            return super().forward(input)
-        if self._patches_tile(input):
+        if input.ndim == 4 and self._patches_tile(input):
             return self._on_patches(input)
+        if input.ndim != 4 or self.padding_mode != "zeros" or torch.compiler.is_compiling():
+            return super().forward(input)
 
         def layer(x: Tensor, weight: Tensor, bias: Tensor | None, tasks: int) -> Tensor:
             return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups * tasks)
@@ -103,12 +163,15 @@ class _Conv2d(nn.Conv2d):
     def _on_patches(self, x: Tensor) -> Tensor:
         (n, channels, height, width), (rows, columns) = x.shape, self.kernel_size
         patches = x.reshape(n, channels, height // rows, rows, width // columns, columns).permute(0, 2, 4, 1, 3, 5)
-        y = F.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+        y = _linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
         return y.unflatten(1, (height // rows, width // columns)).permute(0, 3, 1, 2)
 
 
 class _GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(input)
+
         def layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, tasks: int) -> Tensor:
             return F.group_norm(x, self.num_groups * tasks, weight, bias, self.eps)
 
@@ -117,7 +180,7 @@ class _GroupNorm(nn.GroupNorm):
 
 class _MaxPool2d(nn.MaxPool2d):
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim != 4 or self.return_indices:
+        if input.ndim != 4 or self.return_indices or torch.compiler.is_compiling():
             return super().forward(input)
 
         def layer(x: Tensor, tasks: int) -> Tensor:
@@ -137,10 +200,15 @@ class _MultiheadAttention(nn.MultiheadAttention):
         plain &= self.in_proj_weight is not None and self.bias_k is None and not self.add_zero_attn
         if not plain:
             return super().forward(query, key, value, *arguments, **options)
-        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        qkv = _linear(query, self.in_proj_weight, self.in_proj_bias)
         heads = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, n, heads, tokens, width)
-        mixed = _InBatch.apply(_attention, *heads.unbind(0))
-        return self.out_proj(mixed.transpose(1, 2).flatten(-2)), None
+        query, key, value = heads.unbind(0)
+        if torch.compiler.is_compiling():
+            mixed = F.scaled_dot_product_attention(query, key, value)
+        else:
+            mixed = _InBatch.apply(_attention, query, key, value)
+        mixed = mixed.transpose(1, 2).flatten(-2)
+        return _linear(mixed, self.out_proj.weight, self.out_proj.bias), None
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -151,6 +219,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: _Conv2d,
+    nn.Linear: _Linear,
+    nn.LayerNorm: _LayerNorm,
     nn.GroupNorm: _GroupNorm,
     nn.MaxPool2d: _MaxPool2d,
     nn.MultiheadAttention: _MultiheadAttention,

@@ -1,0 +1,44 @@
+# make quickstart | make test: each makes .venv, installs and runs. Needs a Python 3.12 (plain, pyenv or uv) and make.
+PYTHON := $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' >/dev/null 2>&1 && echo python3.12 || echo python3)
+BIN := .venv/bin
+
+.PHONY: quickstart test slow check types wheel-test clean
+
+quickstart: .venv/installed
+	$(BIN)/pyro-smat quickstart
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/installed types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/types $(BIN)/mypy -p pyro_smat
+
+# mypy reads the rooms where they import from: links to the checkout, as an installed package would have them.
+types:
+	@rm -rf build/types && mkdir -p build/types/pyro_smat
+	@for room in $(CURDIR)/pyro_smat/* $(CURDIR)/models $(CURDIR)/guides $(CURDIR)/inference; do \
+		ln -s "$$room" build/types/pyro_smat/; done
+
+# Install the wheel into an environment of its own and use it from another folder.
+wheel-test: .venv/installed
+	$(BIN)/python -m build --wheel --outdir build/wheel .
+	$(BIN)/python tests/wheel_smoke.py build/wheel/*.whl
+
+.venv/installed: pyproject.toml
+	@if command -v uv >/dev/null 2>&1 && ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+		uv venv --seed --python 3.12 .venv; \
+	else \
+		$(PYTHON) -c 'import sys; sys.exit("pyro-smat needs Python 3.12 or newer; found " + sys.version if sys.version_info < (3, 12) else 0)' \
+		&& $(PYTHON) -m venv .venv; \
+	fi
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

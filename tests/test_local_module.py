@@ -1,0 +1,105 @@
+"""LocalModule: parameters stay at home and Pyro's settings stay as they are."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, nn
+
+from pyro_smat.local_module import LocalModule
+
+
+class Inner(LocalModule):
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.location = nn.Parameter(torch.tensor(start))
+
+    def forward(self) -> Tensor:
+        return self.location
+
+
+class Guide(LocalModule):
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.location = nn.Parameter(torch.tensor(start))
+        self.inner = Inner(start)
+
+    def forward(self, fail: bool = False) -> Tensor:
+        assert pyro.settings.get("module_local_params")
+        if fail:
+            raise RuntimeError("on purpose")
+        return pyro.sample("x", dist.Normal(self.location + self.inner(), 1.0))
+
+
+def model() -> None:
+    pyro.sample("x", dist.Normal(3.0, 1.0))
+
+
+@pytest.fixture(autouse=True)
+def _clean_store() -> None:
+    pyro.clear_param_store()
+
+
+def test_two_modules_with_the_same_names_share_nothing() -> None:
+    first, second = Guide(1.0), Guide(-2.0)
+    optimiser = pyro.optim.Adam({"lr": 0.1})
+    pyro.set_rng_seed(0)
+    svi = SVI(model, first, optimiser, Trace_ELBO())
+    for _ in range(5):
+        svi.step()
+    assert first.location.item() != 1.0
+    assert first.inner.location.item() != 1.0
+    assert (second.location.item(), second.inner.location.item()) == (-2.0, -2.0)
+    third = Guide(7.0)
+    third()
+    assert (third.location.item(), third.inner.location.item()) == (7.0, 7.0)
+    assert list(pyro.get_param_store().keys()) == []
+
+
+def test_settings_are_untouched_by_calls_and_by_exceptions() -> None:
+    before = pyro.settings.get()
+    guide = Guide(0.0)
+    guide()
+    assert pyro.settings.get() == before
+    with pytest.raises(RuntimeError, match="on purpose"):
+        guide(fail=True)
+    assert pyro.settings.get() == before
+    assert pyro.settings.get("module_local_params") is False
+
+
+def test_gradient_flows_and_a_used_module_can_be_copied_and_saved() -> None:
+    guide = Guide(0.5)
+    guide().backward()
+    assert guide.location.grad is not None
+    assert guide.location.grad.item() == 1.0
+    twin = copy.deepcopy(guide)
+    with torch.no_grad():
+        twin.location.fill_(9.0)
+    twin()
+    assert guide.location.item() == 0.5
+    assert set(guide.state_dict()) == {"location", "inner.location"}
+
+
+def test_importing_the_package_switches_nothing_global() -> None:
+    code = """
+import pyro, torch, numpy
+before = dict(pyro.settings.get())
+torch.manual_seed(5); state = torch.get_rng_state()
+flags = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled(), torch.get_num_threads())
+import pyro_smat, pyro_smat.models, pyro_smat.guides, pyro_smat.inference, pyro_smat.features, pyro_smat.composition
+assert dict(pyro.settings.get()) == before
+assert torch.equal(torch.get_rng_state(), state)
+assert flags == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled(), torch.get_num_threads())
+assert len(pyro.get_param_store()) == 0
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code.strip()], capture_output=True, text=True, check=False, env={"CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert done.returncode == 0, done.stderr
