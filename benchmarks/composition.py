@@ -105,7 +105,7 @@ class Workload:
     def compile(self) -> None:
         """torch.compile for plain and ours."""
         self.network = TaskNetwork(self.module, self.space, compile=True)
-        self.plain = torch.compile(self.module, dynamic=False)
+        self.plain = torch.compile(self.module)
 
     def compose(self) -> Tensor:
         return compose(self.coefficients, torch.cat([self.sources, self.experts]))

@@ -76,14 +76,18 @@ class RoutingPosterior(ABC):
         Raises:
             ValueError: when the prior is of another family (its sites differ).
         """
+        mine, theirs = self.sites(), self._sites_of(prior)
+        terms = [kl_divergence(mine[site], theirs[site]).squeeze(-1) for site in mine]
+        return torch.stack(terms).sum(0) if terms else self.mean.new_zeros(self.mean.shape[0])
+
+    def _sites_of(self, prior: LogisticNormalPrior | CatalogPrior) -> Mapping[str, dist.TorchDistribution]:
         mine, theirs = self.sites(), prior.distributions()
         if set(mine) != set(theirs):
             raise ValueError(
                 f"{type(self).__name__} has sites {sorted(mine)} and {type(prior).__name__} {sorted(theirs)}; "
                 "expected a prior of the same family"
             )
-        terms = [kl_divergence(mine[site], theirs[site]).squeeze(-1) for site in mine]
-        return torch.stack(terms).sum(0) if terms else self.mean.new_zeros(self.mean.shape[0])
+        return theirs
 
     def uncertainty(
         self,
@@ -221,7 +225,7 @@ class PointPosterior(RoutingPosterior):
 
     def kl(self, prior: LogisticNormalPrior | CatalogPrior) -> Tensor:
         """Minus the log prior density at the point (a point mass has no finite KL; this is what MAP training uses)."""
-        theirs = prior.distributions()
+        theirs = self._sites_of(prior)
         terms = [-theirs[site].log_prob(d.v).squeeze(-1) for site, d in self.sites().items()]
         return torch.stack(terms).sum(0) if terms else self.logits.new_zeros(self.logits.shape[0])
 

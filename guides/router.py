@@ -46,8 +46,9 @@ class RouterNetwork(nn.Module):
         if not experts:
             return
         self.identity = nn.Parameter(torch.randn(sources, hidden, generator=torch.Generator().manual_seed(0)) * 0.1)
-        last = nn.Linear(hidden, 2 * experts)
-        self.expert_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.GELU(), last)
+        self.expert_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, 2 * experts))
+        last = self.expert_head[-1]
+        assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.weight.mul_(0.1)
             last.bias.zero_()

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.ops.provenance import get_provenance, track_provenance
 from pyro_smat.local_module import LocalModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -99,10 +100,11 @@ class RoutedModel(LocalModule):
         """Sample routings and score the queries; returns logits ``(*k, B, Q, W)``."""
         episodes, queries = batch.query_labels.shape
         with pyro.plate("episodes", episodes, dim=-2):
-            coefficients = self.prior().squeeze(-2)  # (*k, B, 1, C) -> (*k, B, C)
-            if coefficients.shape[-2] != episodes:  # an enumerated or global routing is shared by the episodes
-                coefficients = coefficients.expand(*coefficients.shape[:-2], episodes, -1)
+            coefficients = self.prior()  # (*k, B, 1, C), fewer where it is shared by the episodes or nothing is drawn
+            shape = torch.broadcast_shapes(coefficients.shape, (episodes, 1, coefficients.shape[-1]))
+            coefficients = coefficients.expand(shape).squeeze(-2)
             logits = self.logits(coefficients, batch)
+            logits = track_provenance(logits, get_provenance(coefficients))  # for pyro.render_model: vmap drops it
             with pyro.plate("queries", queries, dim=-1):
                 with poutine.mask(mask=batch.query_mask):
                     pyro.sample("labels", dist.Categorical(logits=logits), obs=batch.query_labels)

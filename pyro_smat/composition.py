@@ -99,7 +99,7 @@ class TaskNetwork:
         self._differentiable = _with_differentiable_statistics(copy.deepcopy(self._template))
         self._opaque = [name for name, part in self._differentiable.named_modules() if _tracks_statistics(part)]
         self._batched = with_task_layers(copy.deepcopy(self._differentiable))
-        self._run = torch.compile(self._vmapped, dynamic=False) if compile else self._vmapped
+        self._run = torch.compile(self._vmapped) if compile else self._vmapped
         self._bytes_per_image: dict[tuple[torch.Size, torch.dtype], int] = {}
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pyro_smat.composition import TaskNetwork
 from pyro_smat.data.pool import ImagePool
 from pyro_smat.episodes import EpisodeBatch
 
-BATCH_IMAGES = 256
+BATCH_IMAGES = 64  # small enough that a CPU keeps the activations in cache
 
 
 class SourceFeatures:

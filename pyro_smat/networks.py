@@ -81,7 +81,7 @@ def build_network(name: str, **options: Any) -> nn.Module:
 
     Args:
         name: "conv4" (:class:`Conv4`), "mobilenet_v2", "resnet18", "vit_b_16" or "vit" (torchvision's, the
-            classifier replaced by the identity).
+            classifier replaced by the identity). The first three normalise pixels themselves, by ImageNet's statistics.
         options: passed on to the constructor. "vit" needs image_size, patch_size, num_layers, num_heads, hidden_dim
             and mlp_dim, as torchvision's ``VisionTransformer`` does.
 
@@ -118,12 +118,28 @@ def feature_dim(module: nn.Module, image_shape: tuple[int, int, int]) -> int:
     return features.shape[1]
 
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+def _normalised(network: nn.Module) -> nn.Module:
+    """Subtract ImageNet's mean and divide by its deviation before the first layer: images arrive in [0, 1]."""
+
+    def normalise(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        images = inputs[0]
+        mean, deviation = (images.new_tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        return ((images - mean) / deviation, *inputs[1:])
+
+    network.register_forward_pre_hook(normalise)
+    return network
+
+
 def _mobilenet_v2(**options: Any) -> nn.Module:
     from torchvision.models import mobilenet_v2
 
     network = mobilenet_v2(weights=None, **options)
     network.classifier = nn.Identity()
-    return network
+    return _normalised(network)
 
 
 def _resnet18(**options: Any) -> nn.Module:
@@ -131,7 +147,7 @@ def _resnet18(**options: Any) -> nn.Module:
 
     network = resnet18(weights=None, **options)
     network.fc = nn.Identity()
-    return network
+    return _normalised(network)
 
 
 def _vit_b_16(**options: Any) -> nn.Module:
@@ -139,7 +155,7 @@ def _vit_b_16(**options: Any) -> nn.Module:
 
     network = vit_b_16(weights=None, **options)
     network.heads = nn.Identity()
-    return network
+    return _normalised(network)
 
 
 def _vit(**options: Any) -> nn.Module:

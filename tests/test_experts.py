@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_smat.experts import STRETCH_HIGH, STRETCH_LOW, TEMPERATURE, ExpertBank, hard_concrete, open_probability
 from pyro_smat.parameters import ParameterSpace
 
-DRAWS = 400_000
+DRAWS = 200_000
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -64,7 +64,7 @@ def test_distribution_of_the_gate_against_its_closed_form(log_alpha: float) -> N
     assert (gates == 1).double().mean().item() == pytest.approx(1 - cdf(1.0), abs=tolerance)
     for z in (0.1, 0.3, 0.5, 0.9):
         assert (gates <= z).double().mean().item() == pytest.approx(cdf(z), abs=tolerance)
-    grid = (torch.arange(200_001, dtype=torch.float64) + 0.5) / 200_001  # mean and variance by quadrature over u
+    grid = (torch.arange(20_001, dtype=torch.float64) + 0.5) / 20_001  # mean and variance by quadrature over u
     exact = hard_concrete(torch.full_like(grid, log_alpha), grid)
     assert gates.mean().item() == pytest.approx(exact.mean().item(), abs=tolerance)
     assert gates.var().item() == pytest.approx(exact.var().item(), abs=tolerance)
@@ -109,22 +109,22 @@ def test_gates_of_a_bank_are_stochastic_with_the_right_variance() -> None:
     bank = ExpertBank(network_space(), 3, init=0.0, delta_scale=1.0, generator=seeded())
     with torch.no_grad():
         bank.delta.fill_(1.0)
-        samples = torch.stack([bank.rows(seeded(s)) for s in range(2000)])
+        samples = torch.stack([bank.rows(seeded(s)) for s in range(1000)])
     trainable = network_space().trainable()
     assert not torch.equal(samples[0], samples[1])
     assert torch.equal(samples[0], bank.rows(seeded(0)).detach())
     assert not torch.equal(bank.rows(), bank.rows())
-    grid = (torch.arange(100_001, dtype=torch.float64) + 0.5) / 100_001
+    grid = (torch.arange(2001, dtype=torch.float64) + 0.5) / 2001
     for expert in (0, 2):
         log_alpha = bank.log_alpha[expert].double()
         exact = hard_concrete(log_alpha.unsqueeze(-1).expand(-1, len(grid)), grid.expand(len(log_alpha), -1))
         mean, variance = exact.mean(-1).float(), exact.var(-1).float()
         drawn = samples[:, expert, trainable]
-        torch.testing.assert_close(drawn.mean(0), mean, atol=0.05, rtol=0)
-        torch.testing.assert_close(drawn.var(0), variance, atol=0.03, rtol=0)
+        torch.testing.assert_close(drawn.mean(0), mean, atol=0.07, rtol=0)
+        torch.testing.assert_close(drawn.var(0), variance, atol=0.04, rtol=0)
     assert not samples[..., ~trainable].any()
     correlation = torch.corrcoef(samples[:, :, 0].T)  # experts have noise of their own
-    assert correlation[0, 1].abs() < 0.1
+    assert correlation[0, 1].abs() < 0.15
 
 
 def sizes_by_hand(space: ParameterSpace, granularity: str) -> list[tuple[list[int], bool]]:
@@ -202,8 +202,8 @@ def test_sparsities_are_the_expected_closed_share() -> None:
     bank = ExpertBank(space, 2, 0.5, "channel", init=-0.5, generator=seeded())
     with torch.no_grad():
         bank.delta.fill_(1.0)
-        opened = torch.stack([(bank.rows(seeded(s)) > 0).float().mean(-1) for s in range(4000)]).mean(0)
-    torch.testing.assert_close(bank.sparsities().detach(), 1 - opened, atol=0.01, rtol=0)
+        opened = torch.stack([(bank.rows(seeded(s)) > 0).float().mean(-1) for s in range(600)]).mean(0)
+    torch.testing.assert_close(bank.sparsities().detach(), 1 - opened, atol=0.025, rtol=0)
 
 
 def test_gradient_of_the_penalty_against_finite_differences() -> None:
@@ -225,14 +225,15 @@ def test_gradient_of_the_penalty_against_finite_differences() -> None:
     assert (gradient > 0).all()  # closing gates lowers the penalty
 
 
-def primal_dual(bank: ExpertBank, pull: float, steps: int) -> list[float]:
-    """Gates are pulled open by an objective worth ``pull`` for a fully open expert; the trace of the first multiplier."""
+def primal_dual(bank: ExpertBank, target: float, steps: int) -> list[float]:
+    """A convex toy objective pulls every gate towards ``target``, some harder; the trace of the first multiplier."""
+    worth = torch.linspace(0.1, 2.0, bank.log_alpha.shape[1])
     optimiser = torch.optim.Adam([bank.log_alpha], lr=0.05)
     trace = []
     for _ in range(steps):
         optimiser.zero_grad()
-        benefit = torch.sigmoid(bank.log_alpha).mean(-1).sum()
-        (-pull * benefit + bank.penalty()).backward()
+        loss = (worth * (torch.sigmoid(bank.log_alpha) - target).square()).mean(-1).sum()
+        (loss + bank.penalty()).backward()
         optimiser.step()
         bank.dual_step(0.05)
         trace.append(float(bank.multipliers[0]))
@@ -242,12 +243,12 @@ def primal_dual(bank: ExpertBank, pull: float, steps: int) -> list[float]:
 def test_primal_dual_loop_reaches_the_budget_and_lets_go_of_a_slack_constraint() -> None:
     bank = ExpertBank(network_space(), 2, sparsity=0.8, init=1.0, generator=seeded())
     assert (bank.sparsities() < 0.2).all()
-    trace = primal_dual(bank, pull=0.5, steps=1500)
+    trace = primal_dual(bank, target=1.0, steps=1200)
     assert trace[0] > 0  # violated: grows from the first step
     sparsities = bank.sparsities().detach()
     assert ((sparsities - 0.8).abs() < 0.03).all()
     assert (bank.multipliers > 0.05).all()
-    primal_dual(bank, pull=-2.0, steps=1500)  # now the objective itself wants closed gates
+    primal_dual(bank, target=0.0, steps=1200)  # now the objective itself wants closed gates
     assert (bank.sparsities() > 0.9).all()
     assert bank.multipliers.tolist() == [0.0, 0.0]
     assert bank.penalty().item() == 0.0

@@ -16,7 +16,7 @@ class CatalogPrior(LocalModule):
 
     Args:
         catalog: the J allowed routings.
-        logits: ``(J,)`` unnormalised log prior; default uniform.
+        logits: ``(J,)`` unnormalised log prior, -inf where a routing is forbidden; default uniform.
 
     Calling it inside the episode plate samples the site "routing" and returns its coefficients ``(*b, R + M)``.
     """
@@ -29,6 +29,8 @@ class CatalogPrior(LocalModule):
         logits = torch.zeros(len(catalog)) if logits is None else logits
         if logits.shape != (len(catalog),):
             raise ValueError(f"logits have shape {tuple(logits.shape)}; expected ({len(catalog)},), one a routing")
+        if not torch.isfinite(logits.logsumexp(-1)):
+            raise ValueError("logits hold NaN or +inf, or are all -inf; expected at least one routing that is allowed")
         self.catalog = catalog
         self.register_buffer("logits", logits.log_softmax(-1))
         self.register_buffer("coefficients", catalog.coefficients)
@@ -52,7 +54,7 @@ class CostAwareCatalogPrior(CatalogPrior):
     """
 
     def __init__(self, catalog: Catalog, costs: Tensor, beta: float) -> None:
-        if beta < 0:
+        if not beta >= 0:
             raise ValueError(f"beta is {beta}; expected >= 0 (0 is the uniform prior)")
         if costs.shape != catalog.coefficients.shape[1:]:
             raise ValueError(

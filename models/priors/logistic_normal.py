@@ -62,7 +62,17 @@ class LogisticNormalPrior(LocalModule):
     def cost_aware(
         cls, sources: int, experts: int, costs: Tensor, beta: float, scale: float = 2.0
     ) -> LogisticNormalPrior:
-        """Logit means -beta x cost: the median weight of an entry falls by exp(-beta) for every unit that it costs."""
+        """Logit means -beta x cost: the median weight of an entry falls by exp(-beta) for every unit that it costs.
+
+        Raises:
+            ValueError: for a negative beta, or another number of costs than of sources and experts.
+        """
+        if not beta >= 0:
+            raise ValueError(f"beta is {beta}; expected >= 0 (0 treats all alike)")
+        if costs.shape != (sources + experts,):
+            raise ValueError(
+                f"costs have shape {tuple(costs.shape)}; expected ({sources + experts},), one for each source and expert"
+            )
         return cls(sources, experts, -beta * costs, scale)
 
     def distributions(self) -> dict[str, dist.MultivariateNormal]:

@@ -1,0 +1,202 @@
+"""Guides: invariances, gradients, and every corner of R and M in one ELBO step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.guides import CatalogGuide, LogisticNormalGuide, RoutingGuide
+from pyro_smat.inference import CVaR_ELBO
+from pyro_smat.routing import Catalog
+
+FAMILIES = ("logistic_normal", "catalog", "point")
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def outputs(guide: RoutingGuide, batch: EpisodeBatch) -> Tensor:
+    """All that the guide says of a batch, ``(B, .)``."""
+    posterior = guide.posterior(batch)
+    parts = [getattr(posterior, name) for name in ("loc", "scale", "logits") if hasattr(posterior, name)]
+    return torch.cat(parts, -1)
+
+
+def alone(batch: EpisodeBatch, i: int) -> EpisodeBatch:
+    """Episode i without any padding of its support."""
+    one, shots = batch[i : i + 1], int(batch.support_mask[i].sum())
+    assert one.support_features is not None
+    return replace(
+        one,
+        support_images=one.support_images[:, :shots],
+        support_labels=one.support_labels[:, :shots],
+        support_mask=one.support_mask[:, :shots],
+        support_features=one.support_features[:, :, :shots],
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_invariant_to_the_order_of_shots(family: str, make_router: Callable) -> None:
+    router = make_router(family)
+    expected = outputs(router.guide, router.batch)
+    order = torch.randperm(router.batch.support_labels.shape[1], generator=torch.Generator().manual_seed(0))
+    batch = router.batch
+    shuffled = replace(
+        batch,
+        support_images=batch.support_images[:, order],
+        support_labels=batch.support_labels[:, order],
+        support_mask=batch.support_mask[:, order],  # padding moves into the middle, too
+        support_features=batch.support_features[:, :, order],
+    )
+    torch.testing.assert_close(outputs(router.guide, shuffled), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_invariant_to_relabelling(family: str, make_router: Callable) -> None:
+    router = make_router(family)
+    expected = outputs(router.guide, router.batch)
+    labels = router.batch.support_labels.clone()
+    for i, way in enumerate(router.batch.way.tolist()):
+        names = torch.arange(way).roll(1 + i % (way - 1))
+        shots = router.batch.support_mask[i]
+        labels[i, shots] = names[labels[i, shots]]
+        assert not torch.equal(labels[i], router.batch.support_labels[i])
+    found = outputs(router.guide, replace(router.batch, support_labels=labels))
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_invariant_to_order_and_names_where_images_repeat(family: str, make_router: Callable, make_episode) -> None:  # type: ignore[no-untyped-def]
+    """The same picture under two labels: nearest neighbours tie, and no order of shots may decide."""
+    router = make_router(family)
+    episode = make_episode(3, 3, 2, 0)
+    images = episode.support_images.clone()
+    images[[3, 4, 6]] = images[0].clone()  # class 0's first picture is also twice in class 1 and once in class 2
+    episode = replace(episode, support_images=images)
+    expected = outputs(router.guide, router.features.attach(EpisodeBatch.collate([episode])))
+    for seed in range(4):
+        order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
+        names = torch.randperm(3, generator=torch.Generator().manual_seed(seed))
+        other = replace(episode, support_images=images[order], support_labels=names[episode.support_labels[order]])
+        found = outputs(router.guide, router.features.attach(EpisodeBatch.collate([other])))
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_invariant_to_padding_and_company(family: str, make_router: Callable) -> None:
+    router = make_router(family)
+    together = outputs(router.guide, router.batch)
+    assert not router.batch.support_mask.all()
+    for i in range(4):
+        torch.testing.assert_close(outputs(router.guide, alone(router.batch, i))[0], together[i], **CLOSE)
+    junk = router.batch.support_features.clone()
+    junk[~router.batch.support_mask.unsqueeze(1).expand(junk.shape[:-1])] = 37.0
+    found = outputs(router.guide, router.batch.with_features(junk))
+    torch.testing.assert_close(found, together, **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_support_matters(family: str, make_router: Callable) -> None:
+    """Invariance alone would also hold for a constant."""
+    router = make_router(family)
+    features = router.batch.support_features
+    swapped = outputs(router.guide, router.batch.with_features(features.flip(1)))
+    other_labels = replace(router.batch, support_labels=torch.zeros_like(router.batch.support_labels))
+    expected = outputs(router.guide, router.batch)
+    assert (swapped - expected).abs().max() > 1e-2
+    assert (outputs(router.guide, other_labels) - expected).abs().max() > 1e-2
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("order", [[1, 2, 0], [2, 1, 0]])
+def test_equivariant_in_the_sources(order: list[int], make_router: Callable) -> None:
+    """Permuted sources, permuted posterior: for the source part of w, and for routings of a catalog of sources."""
+    router = make_router("logistic_normal")
+    permuted = router.batch.with_features(router.batch.support_features[:, order])
+    for guide in (router.guide, make_router("point").guide):
+        before, after = (guide.router(b) for b in (router.batch, permuted))
+        for part in (0, 1):
+            torch.testing.assert_close(after[part][:, :3], before[part][:, order], **CLOSE)
+
+    catalog = make_router("catalog", experts=0)
+    probabilities = catalog.guide.posterior(catalog.batch).choice()
+    features = catalog.batch.support_features[:, order]
+    moved = catalog.guide.posterior(catalog.batch.with_features(features)).choice()
+    rows = catalog.guide.catalog.coefficients
+    for j, row in enumerate(rows):
+        old = torch.zeros_like(row)
+        old[order] = row  # new source r is old source order[r]
+        (k,) = (rows == old).all(-1).nonzero().flatten().tolist()
+        torch.testing.assert_close(moved[:, j], probabilities[:, k], **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_parameters_get_gradients_in_one_step(family: str, make_router: Callable) -> None:
+    router = make_router(family)
+    pyro.set_rng_seed(0)
+    CVaR_ELBO(rho=1.0).loss_and_grads(router.model, router.guide, router.batch)
+    for module in (router.model, router.guide):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.filterwarnings("ignore:rho x B")
+@pytest.mark.parametrize("experts", [0, 1, 3])
+@pytest.mark.parametrize("sources", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_every_corner_of_sources_and_experts(
+    family: str, sources: int, experts: int, vectorised: bool, make_router: Callable
+) -> None:
+    """R = 1 is single-anchor SMAT, M = 0 pure mixing: guide, prior, ELBO and deployment run on all of them."""
+    router = make_router(family, sources, experts)
+    elbo = CVaR_ELBO(rho=0.5, num_particles=2, vectorize_particles=vectorised)
+    terms = elbo.terms(router.model, router.guide, router.batch)
+    assert torch.isfinite(terms.loss)
+    assert terms.episode_losses.shape == terms.episode_kl.shape == (4,)
+    posterior = router.guide.posterior(router.batch)
+    torch.testing.assert_close(terms.episode_kl, posterior.kl(router.model.prior).detach(), rtol=1e-9, atol=1e-9)
+    if sources == 1 and experts <= 1:
+        assert terms.episode_kl.abs().max() < 1e-12
+    if terms.loss.requires_grad:
+        terms.loss.backward()
+    router.model.eval()
+    assert router.model.logits(posterior.mean, router.batch).shape[0] == 4
+
+
+def test_missing_features_are_named(make_router: Callable) -> None:
+    router = make_router()
+    batch = replace(router.batch, support_features=None)
+    with pytest.raises(ValueError, match=r"no support_features; call SourceFeatures\(...\).attach\(batch\) first"):
+        router.guide(batch)
+
+
+def test_fresh_router_prefers_the_source_that_explains_the_support(make_router: Callable) -> None:
+    """Before any training: a source whose features separate the classes against two of pure noise."""
+    router = make_router()
+    batch = router.batch[2:3]  # 4-way 3-shot
+    noise = torch.randn(1, 3, *batch.support_features.shape[2:], generator=torch.Generator().manual_seed(0))
+    features = noise.double()
+    features[0, 1] = torch.nn.functional.one_hot(batch.support_labels[0], features.shape[-1]).double()
+    batch = batch.with_features(features)
+    catalog = Catalog.k_hot(("a", "b", "c"))
+    for guide in (LogisticNormalGuide(3).double(), CatalogGuide(catalog, 3).double()):
+        assert guide.posterior(batch).mean[0, :3].argmax() == 1
+
+
+def test_construction_is_reproducible_and_leaves_no_global_trace() -> None:
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    first = LogisticNormalGuide(3, 2)
+    torch.manual_seed(0)
+    second = LogisticNormalGuide(3, 2)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not list(pyro.get_param_store().keys())
+    assert pyro.settings.get("module_local_params") is False
