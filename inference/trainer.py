@@ -197,6 +197,9 @@ class MetaTrainer:
             ValueError: when the file is damaged or was written under other settings.
         """
         state = load_state(path)
+        missing = sorted({"step", "settings", "model", "guide", "optimizer", "sampler", "random", "history"} - set(state))
+        if missing:
+            raise ValueError(f"{path}: has no {', '.join(missing)}; expected a checkpoint of MetaTrainer")
         if state["settings"] != asdict(self.settings):
             changed = sorted(k for k, v in asdict(self.settings).items() if state["settings"].get(k) != v)
             raise ValueError(f"{path}: written with other settings ({', '.join(changed)}); resume with the same config")

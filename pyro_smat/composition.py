@@ -112,6 +112,11 @@ class TaskNetwork:
         tasks = prod(leading)
         theta = theta.reshape(tasks, -1)
         x = x.reshape(tasks, *x.shape[len(leading) :]).to(theta.dtype)
+        if self._opaque and torch.is_grad_enabled() and theta.requires_grad:
+            raise ValueError(
+                f"modules {self._opaque} have running statistics and a forward of their own, which has no gradient in "
+                "the statistics; expected plain BatchNorm or InstanceNorm layers: replace them, or run without gradient"
+            )
         chunk, recompute = self._plan(theta, x)
         outputs = []
         for rows, images in zip(theta.split(chunk), x.split(chunk), strict=True):

@@ -115,9 +115,9 @@ class ExpertBank(nn.Module):
     def masks(self) -> Tensor:
         """``(M, d)`` bool, the deployed masks: the gates of largest log alpha, at most ``budget`` coordinates.
 
-        A gate is open when it is so in the median (:func:`hard_concrete` >= 1/2, i.e. log alpha >= 0) and fits: groups are
-        taken in the order of their log alpha (ties: lower index) as long as the budget lasts. With one gate a coordinate,
-        exactly the budget is open unless training closed more.
+        A gate is open when its median is at least 1/2 (:func:`hard_concrete` without noise, i.e. log alpha >= 0) and
+        it fits: groups are taken in the order of their log alpha (ties: lower index) as long as the budget lasts. With
+        one gate a coordinate, exactly the budget is open unless training closed more.
         """
         keep = torch.zeros_like(self.log_alpha, dtype=torch.bool)
         sizes = self.group_size.tolist()

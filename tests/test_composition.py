@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -54,11 +53,11 @@ def randomised(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
-def world(request: pytest.FixtureRequest) -> Iterator[tuple[list[nn.Module], SourceLibrary, tuple[int, int, int]]]:
+def world(request: pytest.FixtureRequest) -> tuple[list[nn.Module], SourceLibrary, tuple[int, int, int]]:
     make, shape = NETWORKS[request.param]
     modules = [randomised(make, seed) for seed in range(2)]
     library = SourceLibrary.from_state_dicts(modules[0], {f"s{i}": m.state_dict() for i, m in enumerate(modules)})
-    yield modules, library, shape
+    return modules, library, shape
 
 
 def checksum(module: nn.Module) -> list[Tensor]:
@@ -90,6 +89,8 @@ def test_one_hot_coefficients_reproduce_every_source_bit_for_bit(
             finally:
                 torch.backends.mha.set_fastpath_enabled(True)
             single = network(theta, images)
+        attention = any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
+        assert torch.equal(single, expected) or attention  # attention: another kernel
         assert (single - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
@@ -400,13 +401,3 @@ def test_mismatching_leading_dims_are_refused() -> None:
         network(torch.zeros(2, 3, space.dim), torch.zeros(2, 3, 1))
     with pytest.raises(ValueError, match=f"expected d = {space.dim}"):
         network(torch.zeros(2, space.dim - 1), torch.zeros(2, 1, 1, 4, 4))
-
-
-def test_composing_is_one_product_not_a_loop() -> None:
-    """64 tasks of 16 sources x 200k weights take no longer than ten times one dense product of that size."""
-    coefficients, basis = torch.rand(8, 8, 16), torch.rand(16, 200_000)
-    compose(coefficients, basis)
-    start = time.perf_counter()
-    theta = compose(coefficients, basis)
-    assert time.perf_counter() - start < 2.0
-    torch.testing.assert_close(theta[3, 5], torch.einsum("c,cd->d", coefficients[3, 5], basis), rtol=1e-5, atol=1e-5)

@@ -89,17 +89,25 @@ def test_gradient_flows_and_a_used_module_can_be_copied_and_saved() -> None:
 
 def test_importing_the_package_switches_nothing_global() -> None:
     code = """
-import pyro, torch, numpy
-before = dict(pyro.settings.get())
-torch.manual_seed(5); state = torch.get_rng_state()
-flags = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled(), torch.get_num_threads())
+import numpy, pyro, torch
+
+def flags():
+    return torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()
+
+before, state, threads = dict(pyro.settings.get()), torch.get_rng_state(), torch.get_num_threads()
+expected = flags()
 import pyro_smat, pyro_smat.models, pyro_smat.guides, pyro_smat.inference, pyro_smat.features, pyro_smat.composition
 assert dict(pyro.settings.get()) == before
 assert torch.equal(torch.get_rng_state(), state)
-assert flags == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled(), torch.get_num_threads())
+assert flags() == expected
+assert torch.get_num_threads() == threads
 assert len(pyro.get_param_store()) == 0
 """
     done = subprocess.run(
-        [sys.executable, "-c", code.strip()], capture_output=True, text=True, check=False, env={"CUDA_VISIBLE_DEVICES": ""}
+        [sys.executable, "-c", code.strip()],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,243 @@
+"""Meta-training: resuming is bit for bit, other settings are refused, broken losses are said."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny_run
+import torch
+from tiny_run import CHECKPOINT_EVERY, STEPS, VALIDATE_EVERY, build_trainer
+
+from pyro_smat.inference.checkpoint import load_state, save_state
+from pyro_smat.inference.trainer import CHECKPOINT, MetaTrainer
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def stop_after(trainer: MetaTrainer, step: int) -> None:
+    """An interruption that the trainer knows nothing of."""
+    original: Callable[[], dict[str, float]] = trainer.training_step
+
+    def training_step() -> dict[str, float]:
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return original()
+
+    trainer.training_step = training_step  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(progress=False)
+
+
+def assert_same_run(found: MetaTrainer, expected: MetaTrainer) -> None:
+    """Every parameter, buffer and optimizer state bit for bit, and the history but for the speed."""
+    for a, b in ((found.model, expected.model), (found.guide, expected.guide)):
+        states = a.state_dict(), b.state_dict()
+        assert list(states[0]) == list(states[1])
+        for name in states[0]:
+            assert torch.equal(states[0][name], states[1][name]), name
+    moments = found.optimizer.state_dict()["state"], expected.optimizer.state_dict()["state"]
+    assert moments[0].keys() == moments[1].keys()
+    for key, state in moments[0].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments[1][key][name])), (key, name)
+    assert found.sampler.state_dict() == expected.sampler.state_dict()
+    frames = [pd.DataFrame(t.history).drop(columns="images_per_second") for t in (found, expected)]
+    pd.testing.assert_frame_equal(*frames, check_exact=True)
+    assert found.step == expected.step == STEPS
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, MetaTrainer]:
+    runs = {}
+    for family in ("logistic_normal", "catalog"):
+        runs[family] = build_trainer(None, family)
+        runs[family].fit(progress=False)
+    return runs
+
+
+@pytest.mark.parametrize("step", [3, 5, 8])
+@pytest.mark.parametrize("family", ["logistic_normal", "catalog"])
+def test_resumed_run_is_the_uninterrupted_one(
+    family: str, step: int, tmp_path: Path, uninterrupted: dict[str, MetaTrainer]
+) -> None:
+    stop_after(build_trainer(tmp_path, family), step)
+    assert load_state(tmp_path / CHECKPOINT)["step"] == step // CHECKPOINT_EVERY * CHECKPOINT_EVERY
+    torch.manual_seed(12345)  # the process that resumes has drawn other numbers
+    resumed = build_trainer(tmp_path, family)
+    torch.rand(17)
+    history = resumed.fit(resume=True, progress=False)
+    assert history["step"].tolist() == list(range(1, STEPS + 1))
+    assert_same_run(resumed, uninterrupted[family])
+
+
+def test_run_killed_by_the_system_resumes(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    """SIGKILL after step 7 leaves the checkpoint of step 6."""
+    command = [sys.executable, str(Path(tiny_run.__file__)), str(tmp_path), "7"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "waiting\n"
+        finally:
+            process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert load_state(tmp_path / CHECKPOINT)["step"] == 6
+    resumed = build_trainer(tmp_path)
+    resumed.fit(resume=True, progress=False)
+    assert_same_run(resumed, uninterrupted["logistic_normal"])
+
+
+def test_twice_interrupted(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    stop_after(build_trainer(tmp_path), 4)
+    again = build_trainer(tmp_path)
+    again.load(tmp_path / CHECKPOINT)
+    stop_after(again, 7)
+    last = build_trainer(tmp_path)
+    last.fit(resume=True, progress=False)
+    assert_same_run(last, uninterrupted["logistic_normal"])
+
+
+def test_finished_run_resumes_to_itself(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    build_trainer(tmp_path).fit(progress=False)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    resumed = build_trainer(tmp_path)
+    resumed.fit(resume=True, progress=False)
+    assert_same_run(resumed, uninterrupted["logistic_normal"])
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_without_a_checkpoint_resume_starts(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    trainer = build_trainer(tmp_path / "new" / "folder")
+    trainer.fit(resume=True, progress=False)
+    assert_same_run(trainer, uninterrupted["logistic_normal"])
+
+
+def test_without_resume_the_checkpoint_is_not_read(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    stop_after(build_trainer(tmp_path), 4)
+    trainer = build_trainer(tmp_path)
+    trainer.fit(progress=False)
+    assert_same_run(trainer, uninterrupted["logistic_normal"])
+
+
+def test_crash_while_writing_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build_trainer(tmp_path)
+    replace, calls = os.replace, []
+
+    def dying_replace(source: str, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dying_replace)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(progress=False)
+    assert load_state(tmp_path / CHECKPOINT)["step"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_history(uninterrupted: dict[str, MetaTrainer]) -> None:
+    for trainer in uninterrupted.values():
+        frame = pd.DataFrame(trainer.history)
+        assert frame["step"].tolist() == list(range(1, STEPS + 1))
+        assert {"loss", "episode_loss", "cvar", "kl", "sparsity", "images_per_second"} <= set(frame)
+        validated = frame["validation_accuracy"].notna()
+        expected = [s % VALIDATE_EVERY == 0 or s == STEPS for s in range(1, STEPS + 1)]
+        assert validated.tolist() == expected
+        assert frame["validation_accuracy"].dropna().between(0, 1).all()
+        assert (frame["validation_cvar"].dropna() >= frame["validation_loss"].dropna() - 1e-6).all()
+        # per-episode units: the mean tail over regret and the KL add up to the loss (no multiplier yet at step 1)
+        first = frame.iloc[0]
+        assert first["loss"] == pytest.approx(first["cvar"] + first["kl"], rel=1e-5)
+        assert (frame["kl"] >= 0).all()
+
+
+def test_training_learns_what_is_held_out() -> None:
+    trainer = build_trainer(None, steps=50, validate_every=0, learning_rate=3e-2)
+    trainer.elbo.rho, trainer.elbo.reference, trainer.elbo.kl_weight = 1.0, None, 0.01
+    before = trainer.validate()["validation_loss"]
+    history = trainer.fit(progress=False)
+    assert "validation_loss" not in history
+    assert trainer.validate()["validation_loss"] < 0.95 * before
+
+
+def test_learning_rates_warm_up_and_fall() -> None:
+    trainer = build_trainer(None, steps=12, warmup=4, learning_rate=1e-3)
+    rates = []
+    for _ in range(12):
+        trainer.training_step()
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+    factors = [row[0] / 1e-3 for row in rates]
+    expected = [0.25, 0.5, 0.75, 1.0] + [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
+    assert factors == pytest.approx(expected)
+    base = (1e-3, 1e-3, 1e-3, 5e-2)
+    assert all(row == pytest.approx([b * f for b in base]) for row, f in zip(rates, factors, strict=True))
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    for family in ("logistic_normal", "catalog"):
+        trainer = build_trainer(None, family)
+        grouped = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
+        everything = [id(p) for module in (trainer.model, trainer.guide) for p in module.parameters()]
+        assert len(grouped) == len(set(grouped))
+        assert set(grouped) == set(everything)
+        decaying = [p for g in trainer.optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]]
+        assert all(p.ndim > 1 for p in decaying)
+        assert all(p is not trainer.model.experts.delta for p in decaying)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"), [({"learning_rate": 0.5}, "learning_rate"), ({"steps": 20, "warmup": 7}, "steps, warmup")]
+)
+def test_other_settings_are_refused_by_name(changed: dict, names: str, tmp_path: Path) -> None:
+    build_trainer(tmp_path, steps=3).save(tmp_path / CHECKPOINT)
+    trainer = build_trainer(tmp_path, **{"steps": 3, **changed})
+    with pytest.raises(ValueError, match=rf"{CHECKPOINT}: written with other settings \({names}\); resume with the same"):
+        trainer.fit(resume=True, progress=False)
+
+
+def test_another_guide_is_refused(tmp_path: Path) -> None:
+    build_trainer(tmp_path).save(tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match=r"does not fit this model and guide (.|\n)*resume with the same config"):
+        build_trainer(tmp_path, "catalog").fit(resume=True, progress=False)
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT
+    build_trainer(tmp_path).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        build_trainer(tmp_path).fit(resume=True, progress=False)
+    save_state(path, {"step": 3})
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors: .*expected a checkpoint of MetaTrainer"):
+        build_trainer(tmp_path).fit(resume=True, progress=False)
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    for value in (math.nan, math.inf):
+        trainer = build_trainer(tmp_path)
+        trainer.fit(progress=False)
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.elbo.episode_loss = lambda site, inner, value=value: site["log_prob"] * value  # type: ignore[misc]
+        with pytest.raises(ValueError, match=rf"the loss is (nan|-?inf) at step {STEPS + 1}; .* lower learning_rate"):
+            trainer.training_step()
+        assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
