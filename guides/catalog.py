@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class CatalogGuide(RoutingGuide):
     """
 
     members: Tensor
-    infer = {"enumerate": "parallel"}
+    infer: ClassVar[dict[str, str]] = {"enumerate": "parallel"}
 
     def __init__(self, catalog: Catalog, sources: int, hidden: int = 64) -> None:
         super().__init__()

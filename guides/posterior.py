@@ -63,7 +63,7 @@ class RoutingPosterior(ABC):
 
     @abstractmethod
     def choice(self) -> Tensor:
-        """Probabilities ``(B, J)`` of the alternatives between which the posterior is torn: catalog rows, or sources."""
+        """Probabilities ``(B, J)`` of what the posterior is torn between: rows of the catalog, or sources."""
 
     def entropy(self) -> Tensor:
         """Shannon entropy of :meth:`choice`, ``(B,)`` in nats."""

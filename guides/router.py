@@ -6,16 +6,17 @@ support features -> source evidence -> logits of sources and experts -> posterio
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import pyro
 import torch
-from pyro_smat.local_module import LocalModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_smat.encoders import SourceEncoder, source_evidence
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.local_module import LocalModule
 
 
 class RouterNetwork(nn.Module):
@@ -62,9 +63,7 @@ class RouterNetwork(nn.Module):
         """
         if batch.support_features is None:
             raise ValueError("the batch has no support_features; call SourceFeatures(...).attach(batch) first")
-        evidence = source_evidence(
-            batch.support_features, batch.support_labels, batch.support_mask, batch.class_mask
-        )
+        evidence = source_evidence(batch.support_features, batch.support_labels, batch.support_mask, batch.class_mask)
         return self.encoder(evidence, batch.support_mask.sum(-1)), evidence[..., 0]
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
@@ -86,7 +85,7 @@ class RoutingGuide(LocalModule):
     def posterior(self, batch: EpisodeBatch) -> RoutingPosterior:
         """q(c | S) for the episodes of a batch."""
 
-    infer: dict[str, str] = {}
+    infer: ClassVar[dict[str, str]] = {}
 
     def forward(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """Sample the routing sites inside the "episodes" plate."""

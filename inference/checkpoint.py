@@ -120,7 +120,7 @@ def _detach(value: Any, path: str, tensors: dict[str, Tensor], storages: set[int
         return [_detach(item, f"{path}/{index}", tensors, storages) for index, item in enumerate(value)]
     if not isinstance(value, str | int | float | None):
         raise ValueError(
-            f"{path} is a {type(value).__name__}; expected tensors, numbers, text, None, lists and dicts in a saved state"
+            f"{path} is a {type(value).__name__}; expected tensors, numbers, text, None, lists or dicts in a state"
         )
     return value
 

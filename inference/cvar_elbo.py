@@ -81,7 +81,9 @@ class CVaR_ELBO(ELBO):
         reference: a function of the model's arguments that returns r ``(B,)`` in the units of the episode loss; called
             without gradient. The tail is then over regret.
         kl: "exact" where a closed form is registered (Monte Carlo elsewhere), or "sampled" everywhere.
-        num_particles, max_plate_nesting, vectorize_particles, **options: as in :class:`pyro.infer.ELBO`.
+        num_particles, max_plate_nesting, vectorize_particles, **options: as in :class:`pyro.infer.ELBO`. When it is
+            not given and particles are vectorised, the nesting is guessed at the first call (without touching the
+            random generators) and kept: use one object for one pair of model and guide.
 
     Raises:
         ValueError: for arguments out of range.
@@ -120,7 +122,9 @@ class CVaR_ELBO(ELBO):
         if kl not in ("exact", "sampled"):
             raise ValueError(f"kl is {kl!r}; expected 'exact' or 'sampled'")
         if isinstance(episode_loss, str) and episode_loss not in EPISODE_LOSSES:
-            raise ValueError(f"episode_loss is {episode_loss!r}; expected one of {sorted(EPISODE_LOSSES)} or a function")
+            raise ValueError(
+                f"episode_loss is {episode_loss!r}; expected one of {sorted(EPISODE_LOSSES)} or a function"
+            )
         self.rho = rho
         self.episode_plate = episode_plate
         self.kl_weight = kl_weight
@@ -197,7 +201,9 @@ class CVaR_ELBO(ELBO):
 
     def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
         if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
-            raise NotImplementedError("CVaR_ELBO does not support a GuideMessenger; pass a guide function or PyroModule")
+            raise NotImplementedError(
+                "CVaR_ELBO does not support a GuideMessenger; pass a guide function or PyroModule"
+            )
         runs = self.num_particles
         if self.vectorize_particles and self.num_particles > 1:
             if self.max_plate_nesting == float("inf"):
@@ -308,9 +314,10 @@ class CVaR_ELBO(ELBO):
                         "manager (vectorised), so that episode losses can be told apart"
                     )
                 return frame.dim, frame.size
+        others = [frame.name for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
         raise ValueError(
-            f"observed site {site['name']!r} is not inside the plate {self.episode_plate!r} (its plates: "
-            f"{[f.name for f in site['cond_indep_stack'] if f.name != PARTICLES]}); enclose it, or name the right plate in episode_plate="
+            f"observed site {site['name']!r} is not inside the plate {self.episode_plate!r} (its plates: {others}); "
+            "enclose it, or name the right plate in episode_plate="
         )
 
     def _inner_dims(self, site: Site) -> tuple[int, ...]:

@@ -35,7 +35,9 @@ def expected_error(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
 
 
 def _mean(values: Tensor, mask: Tensor | bool | None, inner: tuple[int, ...], scale: Any = 1.0) -> Tensor:
-    shown = torch.ones_like(values) if mask is None or mask is True else torch.as_tensor(mask).to(values).expand_as(values)
+    shown = (
+        torch.ones_like(values) if mask is None or mask is True else torch.as_tensor(mask).to(values).expand_as(values)
+    )
     count = shown.sum(inner, keepdim=True) if inner else shown  # a sum over no dims would be one over all
     return torch.where(shown > 0, values * scale, 0.0) / count.clamp(min=1)
 

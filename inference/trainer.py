@@ -88,7 +88,7 @@ class MetaTrainer:
         elbo: CVaR_ELBO,
         sampler: EpisodeSampler,
         features: SourceFeatures,
-        settings: TrainingSettings = TrainingSettings(),  # noqa: B008 (frozen)
+        settings: TrainingSettings = TrainingSettings(),
         *,
         validation: list[EpisodeBatch] | None = None,
         folder: Path | None = None,
@@ -116,7 +116,9 @@ class MetaTrainer:
         """
         if resume and self.folder is not None and (self.folder / CHECKPOINT).exists():
             self.load(self.folder / CHECKPOINT)
-        bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-training", disable=not progress, unit="step")
+        bar = tqdm(
+            total=self.settings.steps, initial=self.step, desc="meta-training", disable=not progress, unit="step"
+        )
         with bar:
             while self.step < self.settings.steps:
                 row = self.training_step()
@@ -197,7 +199,9 @@ class MetaTrainer:
             ValueError: when the file is damaged or was written under other settings.
         """
         state = load_state(path)
-        missing = sorted({"step", "settings", "model", "guide", "optimizer", "sampler", "random", "history"} - set(state))
+        missing = sorted(
+            {"step", "settings", "model", "guide", "optimizer", "sampler", "random", "history"} - set(state)
+        )
         if missing:
             raise ValueError(f"{path}: has no {', '.join(missing)}; expected a checkpoint of MetaTrainer")
         if state["settings"] != asdict(self.settings):
@@ -208,7 +212,9 @@ class MetaTrainer:
             self.guide.load_state_dict(state["guide"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path}: does not fit this model and guide ({error}); resume with the same config") from error
+            raise ValueError(
+                f"{path}: does not fit this model and guide ({error}); resume with the same config"
+            ) from error
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.history = state["step"], state["history"]
         set_random_state(state["random"], self.device)

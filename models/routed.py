@@ -1,6 +1,8 @@
 r"""RoutedModel: the generative story of one batch of episodes.
 
-.. math:: c_i \sim p(c), \qquad \theta_i = c_i B, \qquad y_{ij} \mid c_i \sim \mathrm{Cat}(\mathrm{head}(f_{\theta_i}; S_i, x_{ij}))
+.. math::
+    c_i \sim p(c), \qquad \theta_i = c_i B, \qquad
+    y_{ij} \mid c_i \sim \mathrm{Cat}(\mathrm{head}(f_{\theta_i}; S_i, x_{ij}))
 
 The support enters twice: its labels make the class prototypes of the head, its features feed the guide. Edit this file
 or write your own: any model with an "episodes" plate around its routing sites works with the guides and the ELBO.
@@ -13,7 +15,6 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.ops.provenance import get_provenance, track_provenance
-from pyro_smat.local_module import LocalModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +22,7 @@ from pyro_smat.composition import TaskNetwork, compose
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.experts import ExpertBank
 from pyro_smat.heads import Metric, prototype_logits
+from pyro_smat.local_module import LocalModule
 from pyro_smat.sources import SourceLibrary
 
 
@@ -76,7 +78,7 @@ class RoutedModel(LocalModule):
         return torch.cat([self.sources, rows.to(self.compute_dtype)])
 
     def logits(self, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor | None = None) -> Tensor:
-        """Class logits of the queries, ``(*k, B, Q, W)``, float32 at least, for coefficients ``(*k, B, C)`` or ``(*k, B, L, C)``.
+        """Class logits ``(*k, B, Q, W)``, float32 at least, for coefficients ``(*k, B, C)`` or ``(*k, B, L, C)``.
 
         One forward of ``prod(*k) x B`` task networks on support and queries together.
         """
@@ -105,7 +107,6 @@ class RoutedModel(LocalModule):
             coefficients = coefficients.expand(shape).squeeze(-2)
             logits = self.logits(coefficients, batch)
             logits = track_provenance(logits, get_provenance(coefficients))  # for pyro.render_model: vmap drops it
-            with pyro.plate("queries", queries, dim=-1):
-                with poutine.mask(mask=batch.query_mask):
-                    pyro.sample("labels", dist.Categorical(logits=logits), obs=batch.query_labels)
+            with pyro.plate("queries", queries, dim=-1), poutine.mask(mask=batch.query_mask):
+                pyro.sample("labels", dist.Categorical(logits=logits), obs=batch.query_labels)
         return logits

@@ -214,7 +214,7 @@ class _EvaluationBatchNorm(nn.Module):
         if bias is not None:
             shift = shift + bias
         channels = (-1,) + (1,) * (x.ndim - 2)
-        return x * scale.view(channels) + shift.view(channels)
+        return torch.addcmul(shift.view(channels), x, scale.view(channels))
 
 
 _REPLACEABLE = (

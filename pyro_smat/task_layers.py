@@ -6,8 +6,7 @@ All compute what the layer of torch.nn computes; only the physical layout of the
   are one network of T C channels with T groups, and no layer transposes for the next one (vmap's rules for pooling and
   group normalisation do, and apply the affine part in passes of their own);
 - convolutions whose patches do not overlap (the first layer of a ViT) are one product of patches and weights;
-- linear layers give the gradient of their weights as the weights lie in memory, so that gathering it into one vector
-  needs no transposed copies; layer normalisation applies its affine part in one pass;
+- layer normalisation applies its affine part in one pass (nn.Linear stays: vmap's own rule was faster);
 - attention: tasks join the batch, so that the fused kernels and their backward serve it, and the projections run on
   ``(n, tokens, width)`` as it lies in memory (nn.MultiheadAttention transposes first, and vmap then copies the
   projection's weights once for every token).
@@ -99,10 +98,15 @@ class _BesideRows(torch.autograd.Function):
 class _BatchedLinear(torch.autograd.Function):
     """``y_t = x_t W_t' + b_t``: x ``(T, rows, i)``, W ``(T, o, i)``, b ``(T, o)``; W's gradient is ``(T, o, i)``."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -124,11 +128,6 @@ def _with_tasks(x: Tensor, dim: int | None, tasks: int, to: int) -> Tensor:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias) if torch.compiler.is_compiling() else _BesideRows.apply(x, weight, bias)
-
-
-class _Linear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return _linear(input, self.weight, self.bias)
 
 
 class _LayerNorm(nn.LayerNorm):
@@ -219,7 +218,6 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: _Conv2d,
-    nn.Linear: _Linear,
     nn.LayerNorm: _LayerNorm,
     nn.GroupNorm: _GroupNorm,
     nn.MaxPool2d: _MaxPool2d,

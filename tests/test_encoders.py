@@ -55,7 +55,8 @@ def test_invariant_in_float32_too() -> None:
 def test_ties_do_not_depend_on_the_order_of_shots() -> None:
     """Duplicate images: every shot has several nearest neighbours, of several classes."""
     base = torch.randn(1, 2, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    features = base[:, :, [0, 0, 0, 1, 1, 1]]
+    lengths = torch.tensor([1.0, 0.3, 1.7, 2.3, 0.9, 1.1], dtype=torch.float64)  # so that rounding differs
+    features = base[:, :, [0, 0, 0, 1, 1, 1]] * lengths.unsqueeze(-1)
     labels = torch.tensor([[0, 0, 1, 1, 2, 0]])
     everything = torch.ones(1, 6, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
     reference = source_evidence(features, labels, *everything)

@@ -105,7 +105,7 @@ def test_all_differences_are_listed_at_once() -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4), nn.BatchNorm1d(4))
     space = ParameterSpace.from_module(module)
     state = dict(module.state_dict())
-    del state["0.bias"]
+    del state["0.bias"], state["2.bias"]
     state["1.weight"] = torch.zeros(4, 3)
     state["1.bias"] = torch.tensor([0.0, math.nan, 0.0, 0.0])
     state["2.weight"] = torch.zeros(4, dtype=torch.int8)
@@ -116,6 +116,7 @@ def test_all_differences_are_listed_at_once() -> None:
     message = str(caught.value)
     for part in (
         "missing: 0.bias (2,)",
+        "missing: 2.bias (4,)",
         "shape: 1.weight is (4, 3), expected (4, 2)",
         "not finite: 1.bias",
         "dtype: 2.weight is torch.int8",
@@ -123,5 +124,5 @@ def test_all_differences_are_listed_at_once() -> None:
         "extra: head.weight (7,)",
     ):
         assert part in message
-    assert len(space.differences(state)) == 6
+    assert len(space.differences(state)) == 7
     assert space.differences(module.state_dict()) == []

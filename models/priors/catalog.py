@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro_smat.local_module import LocalModule
 from torch import Tensor
 
+from pyro_smat.local_module import LocalModule
 from pyro_smat.routing import CATALOG_SITE, Catalog, routing_costs
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro_smat.local_module import LocalModule
 from torch import Tensor
 
+from pyro_smat.local_module import LocalModule
 from pyro_smat.routing import EXPERT_SITE, SOURCE_SITE, contrast_basis, softmax_of_contrasts
 
 
@@ -71,7 +71,7 @@ class LogisticNormalPrior(LocalModule):
             raise ValueError(f"beta is {beta}; expected >= 0 (0 treats all alike)")
         if costs.shape != (sources + experts,):
             raise ValueError(
-                f"costs have shape {tuple(costs.shape)}; expected ({sources + experts},), one for each source and expert"
+                f"costs have shape {tuple(costs.shape)}; expected ({sources + experts},), one a source and expert"
             )
         return cls(sources, experts, -beta * costs, scale)
 

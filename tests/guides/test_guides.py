@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pyro
 import pytest
@@ -16,7 +17,7 @@ from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.routing import Catalog
 
 FAMILIES = ("logistic_normal", "catalog", "point")
-CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def outputs(guide: RoutingGuide, batch: EpisodeBatch) -> Tensor:

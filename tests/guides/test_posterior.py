@@ -307,7 +307,7 @@ def test_uncertainty_orders_sure_and_unsure() -> None:
     prior = CatalogPrior(Catalog.k_hot(("a", "b", "c"), 0, 2))
     for kind in ("confidence", "entropy", "variance", "prior"):
         generator = torch.Generator().manual_seed(0)
-        assert sharp.uncertainty(kind, prior, generator) < flat.uncertainty(kind, prior, generator)  # type: ignore[arg-type]
+        assert sharp.uncertainty(kind, prior, generator) < flat.uncertainty(kind, prior, generator)
 
 
 def test_error_messages() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def assert_equal(found: object, expected: object) -> None:
         assert found == expected or (found != found and expected != expected)
 
 
-STATES = {
+STATES: dict[str, Any] = {
     "flat": {"a": torch.randn(3, 4), "b": 1, "c": "text", "d": None, "e": True, "f": 0.1},
     "nested": {"x": {"y": [torch.arange(3), {"z": torch.zeros(2)}, 5]}, "empty": {}, "nothing": []},
     "integer keys": {"state": {0: {"m": torch.ones(2)}, 1: {"m": torch.zeros(2)}}, "1": "text", 1: "number"},
@@ -157,7 +158,7 @@ def test_values_that_cannot_be_saved_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"state/inner/1 is a set; expected tensors, numbers, text"):
         save_state(tmp_path / "s", {"inner": [1, {2, 3}]})
     with pytest.raises(ValueError, match=r"state has a key \(1, 2\); expected text or whole numbers"):
-        save_state(tmp_path / "s", {(1, 2): 3})
+        save_state(tmp_path / "s", {(1, 2): 3})  # type: ignore[dict-item]
     assert not (tmp_path / "s").exists()
 
 
@@ -228,5 +229,7 @@ def test_folders_are_made_or_refused(tmp_path: Path) -> None:
 def test_unwritable_folder(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
-    with pytest.raises(ValueError, match=r"locked: file cannot be written \(Permission denied\); .*choose another folder"):
+    with pytest.raises(
+        ValueError, match=r"locked: file cannot be written \(Permission denied\); .*choose another folder"
+    ):
         write_atomically(folder / "file", b"x")

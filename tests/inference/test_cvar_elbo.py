@@ -23,7 +23,7 @@ from pyro_smat.local_module import LocalModule
 from pyro_smat.risk import cvar
 
 RHOS = (1.0, 0.5, 0.2, 0.05)
-TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 small_tail = pytest.mark.filterwarnings("ignore:rho x B")
 
 
@@ -85,7 +85,11 @@ def test_mean_tail_is_the_elbo(
     family: str, reference: type[ELBO], kl: Any, particles: int, vectorised: bool, nesting: float, make_router: Callable
 ) -> None:
     router = make_router(family)
-    options = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": nesting}
+    options: dict[str, Any] = {
+        "num_particles": particles,
+        "vectorize_particles": vectorised,
+        "max_plate_nesting": nesting,
+    }
     args = (router.model, router.guide, (router.batch,), router.parameters())
     ours, theirs = CVaR_ELBO(rho=1.0, kl=kl, **options), reference(**options)
     if nesting == math.inf:
@@ -113,8 +117,8 @@ def test_svi_steps_learn(family: str, local: bool, make_router: Callable) -> Non
         svi = SVI(router.model, router.guide, pyro.optim.Adam({"lr": 0.02}), loss=CVaR_ELBO(rho=0.5))
         untouched = [p.detach().clone() for p in other.parameters()]
         pyro.set_rng_seed(0)
-        losses = [svi.step(router.batch) for _ in range(60)]
-        assert sum(losses[-10:]) < sum(losses[:10])
+        losses = [svi.step(router.batch) for _ in range(30)]
+        assert sum(losses[-8:]) < sum(losses[:8])
         assert svi.evaluate_loss(router.batch) < losses[0]
         assert all(torch.equal(a, b) for a, b in zip(untouched, other.parameters(), strict=True))
         assert not list(pyro.get_param_store().keys())
@@ -185,7 +189,7 @@ def test_subsampled_episodes_scale_as_in_pyro(
 ) -> None:
     y = toy_data()
     model, guide = Toy(options), ToyGuide(16, options)
-    nesting = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": 2}
+    nesting: dict[str, Any] = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": 2}
     args = (model, guide, (y,), list(guide.parameters()))
     expected = value_and_gradient(reference(**nesting), *args)
     assert_same(value_and_gradient(CVaR_ELBO(rho=1.0, kl=kl, **nesting), *args), expected)
@@ -254,7 +258,7 @@ def test_value_by_hand(rho: float, particles: int, tail_weight: float) -> None:
 @pytest.mark.parametrize(("particles", "vectorised"), [(1, False), (3, False), (3, True)])
 def test_gradient_is_the_finite_difference(rho: float, particles: int, vectorised: bool) -> None:
     y, model, guide = toy_data(), Toy(), ToyGuide(16)
-    options = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": 2}
+    options: dict[str, Any] = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": 2}
     elbo = CVaR_ELBO(rho=rho, kl_weight=0.3, tail_weight=0.8, **options)
     parameters = list(guide.parameters())
     gradient = value_and_gradient(elbo, model, guide, (y,), parameters)[1:]
@@ -388,7 +392,7 @@ def test_zero_probability_routings_count_nothing() -> None:
     expected = (nll @ q).sum() + 2 * (q * (q / p).log()).sum()
     torch.testing.assert_close(loss.detach(), expected, **TIGHT)
     loss.backward()
-    assert torch.isfinite(logits.grad).all()  # type: ignore[union-attr, arg-type]
+    assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
 
 
 # --- regret -----------------------------------------------------------------------------------------------------------

@@ -260,7 +260,7 @@ CONTINUOUS = [
 @pytest.mark.parametrize("structure", CONTINUOUS)
 def test_legal_continuous(structure: Callable, particles: int, vectorised: bool) -> None:
     model, guide = structure()
-    options = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": 2}
+    options: dict[str, Any] = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": 2}
     compare(model, guide, Trace_ELBO(**options), CVaR_ELBO(rho=1.0, kl="sampled", **options))
     compare(model, guide, TraceMeanField_ELBO(**options), CVaR_ELBO(rho=1.0, **options))
 
@@ -373,7 +373,7 @@ ENUMERATED = [
 @pytest.mark.parametrize("structure", ENUMERATED)
 def test_legal_enumerated(structure: Callable, particles: int, vectorised: bool) -> None:
     model, guide = structure()
-    options = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": 2}
+    options: dict[str, Any] = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": 2}
     compare(model, guide, TraceEnum_ELBO(**options), CVaR_ELBO(rho=1.0, kl="sampled", **options))
 
 
@@ -406,7 +406,7 @@ def test_enumerated_global_site_against_the_sum() -> None:
 @BOTH
 def test_a_continuous_site_may_follow_an_enumerated_one(vectorised: bool) -> None:
     """q(k) q(w | k), both inside the episode plate, against the sum over k with the same draws."""
-    options = {"num_particles": 2, "vectorize_particles": vectorised, "max_plate_nesting": 2}
+    options: dict[str, Any] = {"num_particles": 2, "vectorize_particles": vectorised, "max_plate_nesting": 2}
 
     def model() -> None:
         with episodes():
@@ -614,7 +614,9 @@ def test_latent_that_the_guide_lacks(enumerate_it: bool) -> None:
             with queries():
                 pyro.sample("y", dist.Normal(z + k, 1.0), obs=Y)
 
-    with pytest.raises(ValueError, match=r"latent site 'k' of the model is not in the guide \(enumeration in the model"):
+    with pytest.raises(
+        ValueError, match=r"latent site 'k' of the model is not in the guide \(enumeration in the model"
+    ):
         CVaR_ELBO(rho=1.0, max_plate_nesting=2).loss(model, simple_guide)
 
 

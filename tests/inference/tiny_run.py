@@ -84,7 +84,7 @@ def build_trainer(folder: Path | None, family: str = "logistic_normal", **change
         elbo,
         sampler,
         features,
-        TrainingSettings(**{**settings, "validate_every": VALIDATE_EVERY, **changed}),  # type: ignore[arg-type]
+        TrainingSettings(**{**settings, "validate_every": VALIDATE_EVERY, **changed}),
         validation=validation,
         folder=folder,
     )

@@ -14,6 +14,7 @@ from pyro.infer.inspect import get_dependencies, get_model_relations
 from torch.distributions import Categorical
 
 from pyro_smat.inference import CVaR_ELBO
+from pyro_smat.local_module import LocalModule
 
 FAMILIES = ("logistic_normal", "catalog", "point")
 SITES = {
@@ -60,9 +61,7 @@ def test_prior_predictive(family: str, parallel: bool, make_router: Callable) ->
 def test_posterior_predictive_draws_routings_from_the_guide(parallel: bool, make_router: Callable) -> None:
     router = make_router("logistic_normal")
     router.model.eval()
-    predictive = Predictive(
-        poutine.uncondition(router.model), guide=router.guide, num_samples=3000, parallel=parallel
-    )
+    predictive = Predictive(poutine.uncondition(router.model), guide=router.guide, num_samples=3000, parallel=parallel)
     if not parallel:
         predictive.num_samples = 50
     pyro.set_rng_seed(0)
@@ -172,18 +171,22 @@ def test_scale_stays_positive(make_router: Callable) -> None:
     assert router.model.scale > 0
 
 
-def test_a_routing_outside_the_episode_plate_is_shared(make_router: Callable) -> None:
-    """A prior that leaves the plate draws one routing for all episodes; its KL is then global."""
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (1, 1, 5), (4, 1, 5), (6, 1, 1, 5)])
+def test_a_shared_routing_is_expanded_to_the_episodes(shape: tuple[int, ...], make_router: Callable) -> None:
+    """A prior of your own may return one routing for all episodes, or draw some in dims further left."""
     router = make_router()
+    router.model.eval()
+    raw = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    class Shared(type(router.model.prior)):  # type: ignore[misc]
+    class Fixed(LocalModule):
         def forward(self) -> torch.Tensor:
-            with poutine.block(hide_types=["nothing"]):
-                return super().forward()[:1]
+            return raw
 
-    router.model.prior.__class__ = Shared
+    router.model.prior = Fixed()
     logits = router.model(router.batch)
-    assert logits.shape[:2] == router.batch.query_labels.shape
+    rows = raw.expand(*shape[:-3], 4, 1, 5)[..., 0, :]
+    torch.testing.assert_close(logits, router.model.logits(rows, router.batch))
+    assert logits.shape == (*shape[:-3], *router.batch.query_labels.shape, 5)
 
 
 def test_one_episode_and_one_query(make_router: Callable) -> None:
