@@ -265,9 +265,10 @@ def main(
         if compile:
             work.compile()
         title = f"{network.title}, {work.space.dim / 1e6:.2f} M, {work.tasks} x {work.images}, {network.side} px"
-        timings += measure(work, title, repeats or (20 if on_gpu else 3), where)
+        measured = measure(work, title, repeats or (20 if on_gpu else 3), where)
+        print(table(measured), end="\n\n", flush=True)
+        timings += measured
         del work
-    print(table(timings))
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps({**facts, "timings": [asdict(t) for t in timings]}, indent=2))

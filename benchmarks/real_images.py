@@ -3,10 +3,10 @@
     python benchmarks/data/prepare.py all --out data
     python benchmarks/real_images.py --output runs/emoji
 
-First it fine-tunes the ImageNet network on every other training sub-category of each vendor (data/sources/*.safetensors, skipped
-where they exist): the router must also meet classes that the sources were not fitted to, or it learns to trust them too
-much. Then it meta-trains the router of benchmarks/emoji.toml, and evaluates on sub-categories that nothing was trained on, with
-clean and mislabelled supports, and on Fashion-MNIST.
+First it fine-tunes the ImageNet network on every other training sub-category of each vendor (data/sources/*.safetensors,
+skipped where they exist): the router must also meet classes that the sources were not fitted to, or it learns to trust
+them too much. Then it meta-trains the router of benchmarks/emoji.toml, and evaluates on sub-categories that nothing was
+trained on, with clean and mislabelled supports, and on Fashion-MNIST.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def finetune(data: Path, device: torch.device, steps: int, seed: int) -> None:
         network = build_network("mobilenet_v2")
         network.load_state_dict(start)
         pool = read_folder(data / "emoji" / "train", size=96, channels=3)
-        sampler = EpisodeSampler(
-            pool, 8, 5, 5, domains=[vendor], classes=pool.class_names[0][::2], seed=seed + number
-        )
+        sampler = EpisodeSampler(pool, 8, 5, 5, domains=[vendor], classes=pool.class_names[0][::2], seed=seed + number)
         pretrain(
             network,
             sampler,
@@ -117,7 +115,8 @@ def main() -> None:
     print(f"\n{where}, torch {torch.__version__}, seed {config.seed}, {arguments.episodes} episodes a column")
     print(
         f"fine-tuning {finetuned - started:.0f} s, meta-training {trained - finetuned:.0f} s "
-        f"({config.training.steps} steps of {config.training.episodes} episodes), evaluation {finished - trained:.0f} s\n"
+        f"({config.training.steps} steps of {config.training.episodes} episodes), "
+        f"evaluation {finished - trained:.0f} s\n"
     )
     print("| accuracy %, 95% interval | " + " | ".join(results) + " |")
     print("|---|" + "---|" * len(results))

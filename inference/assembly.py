@@ -188,14 +188,14 @@ def sources_of_routes(pool: ImagePool, library: SourceLibrary) -> tuple[int, ...
     return found if any(index >= 0 for index in found) else ()
 
 
-def _family(
-    config: RunConfig, library: SourceLibrary, sources: int, experts: int
-) -> tuple[LocalModule, RoutingGuide]:
+def _family(config: RunConfig, library: SourceLibrary, sources: int, experts: int) -> tuple[LocalModule, RoutingGuide]:
     """The prior and the guide of the family that the config names."""
     size, prior, guide = sources + experts, config.prior, config.guide
     costs = torch.ones(size) if prior.costs is None else torch.tensor(prior.costs)
     if costs.shape != (size,):
-        raise ValueError(f"prior.costs has {len(costs)} values; expected {size}: {sources} sources and {experts} experts")
+        raise ValueError(
+            f"prior.costs has {len(costs)} values; expected {size}: {sources} sources and {experts} experts"
+        )
     if guide.family == "catalog":
         catalog = Catalog.k_hot(library.names, experts, guide.max_sources)
         of_catalog = (

@@ -1,7 +1,7 @@
 """RoutedClassifier: a trained router as a folder, and what a user does with it.
 
-``RoutedClassifier.load(folder).adapt(images, labels).predict_proba(new_images)``. The folder holds router.safetensors and
-router.json; nothing in it is executed or unpickled.
+``RoutedClassifier.load(folder).adapt(images, labels).predict_proba(new_images)``. The folder holds router.safetensors
+and router.json; nothing in it is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RoutedClassifier:
             does not know; it must then be passed to :meth:`load` too.
     """
 
-    def __init__(self, router: Router, abstention: AbstentionRule = AbstentionRule()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, router: Router, abstention: AbstentionRule = AbstentionRule()) -> None:
         self.router = router
         self.abstention = abstention
         router.model.eval()
@@ -117,9 +117,10 @@ class RoutedClassifier:
         module = network or build_network(description["network"], **description["network_options"])
         space = ParameterSpace.from_module(module)
         if "sources" not in tensors or tensors["sources"].shape != (len(description["source_names"]), space.dim):
+            found = tuple(tensors["sources"].shape) if "sources" in tensors else "missing"
             raise ValueError(
-                f"{folder}: sources are {tuple(tensors['sources'].shape) if 'sources' in tensors else 'missing'}; expected "
-                f"({len(description['source_names'])}, {space.dim}) for network {description['network']!r}"
+                f"{folder}: sources are {found}; expected ({len(description['source_names'])}, {space.dim}) for "
+                f"network {description['network']!r}"
             )
         library = SourceLibrary(tuple(description["source_names"]), tensors.pop("sources"), space)
         where = choose_device(device) if isinstance(device, str) else device
@@ -173,7 +174,12 @@ class AdaptedTask:
     """
 
     def __init__(
-        self, owner: RoutedClassifier, batch: EpisodeBatch, posterior: RoutingPosterior, classes: tuple[str, ...], seed: int
+        self,
+        owner: RoutedClassifier,
+        batch: EpisodeBatch,
+        posterior: RoutingPosterior,
+        classes: tuple[str, ...],
+        seed: int,
     ) -> None:
         self._owner, self._batch, self._seed = owner, batch, seed
         self.posterior, self.classes = posterior, classes
@@ -235,7 +241,8 @@ class AdaptedTask:
         if router.model.experts is not None:
             sizes += router.model.experts.masks().sum(-1).tolist()
         parts = tuple(
-            Component(name, float(mean[i]), float(low[i]), float(high[i]), int(sizes[i])) for i, name in enumerate(names)
+            Component(name, float(mean[i]), float(low[i]), float(high[i]), int(sizes[i]))
+            for i, name in enumerate(names)
         )
         config = router.config.decision
         networks = {"ensemble": config.draws, "top-k": len(self.posterior.top(config.k)[0])}.get(config.rule, 1)

@@ -95,11 +95,13 @@ class Evaluation:
         return table[self.route]
 
     def misrouting_rate(self) -> float:
-        """Share of episodes whose largest mean weight is not on the source that knows the route; NaN if none is known."""
+        """Share of episodes whose largest mean weight is not on the source that knows the route; NaN where unknown."""
         known = self.known_source >= 0
         return float((self.weights.argmax(1) != self.known_source)[known].mean()) if known.any() else float("nan")
 
-    def with_abstention(self, method: str, score: str, threshold: float, fallback: str = "fallback") -> AbstentionOutcome:
+    def with_abstention(
+        self, method: str, score: str, threshold: float, fallback: str = "fallback"
+    ) -> AbstentionOutcome:
         """What happens when episodes with score > threshold use the fallback."""
         abstained = self.scores[score] > threshold
         ours, theirs = self.loss(method), self.loss(fallback)
@@ -119,7 +121,7 @@ class Evaluation:
         )
 
     def summary(self, method: str) -> dict[str, float]:
-        """Accuracy with its 95% interval over episodes, tail and quantiles of the episode loss, NLL, Brier, ECE, regret."""
+        """Accuracy with its 95% interval, tail and quantiles of the episode loss, NLL, Brier, ECE, regret."""
         accuracy, loss, regret = self.accuracy(method), self.loss(method), self.regret(method)
         interval = episode_interval(accuracy)
         tails = {f"cvar_{rho}": cvar(torch.from_numpy(loss), rho).item() for rho in (0.05, 0.1, 0.2)}
@@ -139,7 +141,9 @@ class Evaluation:
 
     def tail_interval(self, values: FloatArray, rho: float, seed: int = 0) -> tuple[float, float]:
         """95% bootstrap interval over episodes of a CVaR."""
-        interval = bootstrap_interval(values, lambda x: cvar(torch.from_numpy(np.ascontiguousarray(x)), rho).item(), seed=seed)
+        interval = bootstrap_interval(
+            values, lambda x: cvar(torch.from_numpy(np.ascontiguousarray(x)), rho).item(), seed=seed
+        )
         return interval.low, interval.high
 
     def table(self) -> pd.DataFrame:
@@ -230,7 +234,9 @@ def evaluate(
         for start in range(0, episodes, batch_size):
             batch = features.attach(sampler.sample(min(batch_size, episodes - start)).to(device))
             parts.append(
-                _evaluate_batch(model, guide, batch, features, basis, rules, draws, k, generator, source_of_route, baselines)
+                _evaluate_batch(
+                    model, guide, batch, features, basis, rules, draws, k, generator, source_of_route, baselines
+                )
             )
             bar.update(len(batch))
     return _join(parts, source_of_route, model.source_names)
@@ -319,7 +325,9 @@ def _join(parts: Sequence[_Part], source_of_route: Sequence[int], source_names: 
     probabilities = {
         method: numbers(
             [
-                torch.nn.functional.pad(part.probabilities[method], (0, widest - part.batch.max_way))[part.batch.query_mask]
+                torch.nn.functional.pad(part.probabilities[method], (0, widest - part.batch.max_way))[
+                    part.batch.query_mask
+                ]
                 for part in parts
             ]
         )

@@ -20,6 +20,7 @@ import torch
 from pyro_smat.config import RunConfig
 from pyro_smat.corruption import SupportCorruption
 from pyro_smat.data.pool import ImagePool
+from pyro_smat.features import SourceFeatures
 from pyro_smat.inference.assembly import (
     Router,
     build_elbo,
@@ -69,7 +70,7 @@ def train_router(
     folder: Path | None = None,
     *,
     router: Router | None = None,
-    pools: Mapping[str, ImagePool] | None = None,
+    features: Mapping[str, SourceFeatures] | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> tuple[RoutedClassifier, pd.DataFrame]:
@@ -80,7 +81,7 @@ def train_router(
         device: where to train.
         folder: where checkpoints, the history and the router go; None keeps nothing.
         router: an assembled router to train instead of building one from the config.
-        pools: decoded images for "train" and "validation", when they are in memory already.
+        features: of the pools "train" and "validation", when they are there already.
         resume: continue from the folder's checkpoint.
         progress: show progress bars.
 
@@ -88,24 +89,28 @@ def train_router(
         The deployable router and the training history.
     """
     router = router or build_router(config, device)
-    pools = pools or {}
-    train = pools.get("train") or build_pool(config, config.data.train)
-    held_out = pools.get("validation") or build_pool(config, config.data.validation)
     torch.manual_seed(config.seed)
-    features, held_out_features = router.features(train, progress), router.features(held_out, progress)
-    validation_sampler = build_sampler(config, held_out, VALIDATION_SEED)
+    if features is None:
+        pools = {
+            "train": build_pool(config, config.data.train),
+            "validation": build_pool(config, config.data.validation),
+        }
+        features = {name: router.features(pool, progress) for name, pool in pools.items()}
+    train, held_out = features["train"], features["validation"]
+    assert train.pool is not None
+    assert held_out.pool is not None
+    validation_sampler = build_sampler(config, held_out.pool, VALIDATION_SEED)
     size = config.training.episodes
     rest = config.training.validation_episodes
     validation = [
-        held_out_features.attach(validation_sampler.sample(min(size, rest - start)).to(device))
-        for start in range(0, rest, size)
+        held_out.attach(validation_sampler.sample(min(size, rest - start)).to(device)) for start in range(0, rest, size)
     ]
     trainer = MetaTrainer(
         router.model,
         router.guide,
-        build_elbo(config, features),
-        build_sampler(config, train, config.seed),
-        features,
+        build_elbo(config, train),
+        build_sampler(config, train.pool, config.seed),
+        train,
         training_settings(config),
         validation=validation,
         folder=folder,
@@ -117,8 +122,8 @@ def train_router(
         evaluate(
             router.model,
             router.guide,
-            build_sampler(config, held_out, VALIDATION_SEED + 1),
-            held_out_features,
+            build_sampler(config, held_out.pool, VALIDATION_SEED + 1),
+            held_out,
             episodes=max(rest, 64),
             rules=(config.decision.rule, "fallback"),
             draws=config.decision.draws,
@@ -134,11 +139,11 @@ def train_router(
 
 
 def choose_abstention(config: RunConfig, validation: Evaluation) -> AbstentionRule:
-    """The support-side score with the lowest AURC on validation episodes, and the threshold that accepts ``coverage``."""
+    """The support-side score of lowest AURC on validation episodes, and the threshold that accepts ``coverage``."""
     losses = validation.loss(config.decision.rule)
-    score = config.decision.score
+    score: str = config.decision.score
     if score == "auto":
-        score = min(SUPPORT_SCORES, key=lambda name: aurc(validation.scores[name], losses))  # type: ignore[assignment]
+        score = min(SUPPORT_SCORES, key=lambda name: aurc(validation.scores[name], losses))
     if config.decision.coverage == 1:
         return AbstentionRule(score, math.inf, 1.0)
     threshold = float(np.quantile(validation.scores[score], config.decision.coverage, method="inverted_cdf"))
@@ -153,7 +158,7 @@ def evaluate_router(
     episodes: int = 600,
     seed: int = TEST_SEED,
     baselines: Mapping[str, Baseline] | None = None,
-    features: Any = None,
+    features: SourceFeatures | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """A router and its baselines on a pool, with episodes shaped as its config says.

@@ -132,7 +132,12 @@ def evaluate(
     named = getattr(config.data, split, None) or split
     pool = build_pool(config, None if data else named, data)
     evaluation = evaluate_router(
-        classifier, pool, corruption=corruption, episodes=episodes, seed=TEST_SEED if seed is None else seed, progress=progress
+        classifier,
+        pool,
+        corruption=corruption,
+        episodes=episodes,
+        seed=TEST_SEED if seed is None else seed,
+        progress=progress,
     )
     name = data.stem if data else split
     name += f"-noise{label_noise:g}" * (label_noise > 0) + f"-confounded{confounding:g}" * (confounding > 0)
@@ -185,7 +190,7 @@ def predict(
     task = _adapt(run, support, seed, device)
     data = _data_of(run)
     pixels, names = read_images(images, size=data["size"], channels=data["channels"])
-    probabilities = task.predict_proba(pixels, rule)  # type: ignore[arg-type]
+    probabilities = task.predict_proba(pixels, rule)
     if task.abstains and rule is None:
         typer.echo("the routing is not sure: these come from the fallback, source 0", err=True)
     for name, row in zip(names, probabilities, strict=True):

@@ -1,7 +1,7 @@
 """The configuration of a run: a TOML file, typed, frozen, and strict about names.
 
-``load_config("config.toml", ["training.steps=500"])`` is where every command starts; a key that is not known is an error
-that names it and the nearest key that is.
+``load_config("config.toml", ["training.steps=500"])`` is where every command starts; an unknown key is an error that
+names it and the nearest known one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Data(_Section):
 
     kind: Literal["glyphs", "folder", "csv"] = "glyphs"
     path: Path | None = None
-    size: int = Field(32, ge=8)
+    size: int = Field(default=32, ge=8)
     channels: Literal[1, 3] = 1
     train: str | None = "train"
     validation: str | None = "validation"
@@ -71,7 +71,7 @@ class Episodes(_Section):
 
 
 class Sources(_Section):
-    """The checkpoints; the first file is theta_pre, the fallback. No files with network "conv4": the shipped glyph sources."""
+    """The checkpoints; the first file is theta_pre, the fallback. None at all: the shipped glyph sources."""
 
     network: str = "conv4"
     options: dict[str, Any] = Field(default_factory=dict)
@@ -79,43 +79,44 @@ class Sources(_Section):
 
 
 class Experts(_Section):
-    count: int = Field(4, ge=0)
-    sparsity: float = Field(0.9, ge=0, lt=1)
+    count: int = Field(default=4, ge=0)
+    sparsity: float = Field(default=0.9, ge=0, lt=1)
     granularity: Literal["coordinate", "channel", "tensor"] = "coordinate"
 
 
 class Prior(_Section):
     """ "uniform", or "cost_aware": the log prior falls by beta for every unit of cost.
 
-    ``costs`` prices opening each source and expert (default: 1 each); ``scale`` is the deviation of logistic-normal logits.
+    ``costs`` prices opening each source and expert (default: 1 each); ``scale`` is the deviation of logistic-normal
+    logits.
     """
 
     kind: Literal["uniform", "cost_aware"] = "uniform"
-    beta: float = Field(1.0, ge=0)
+    beta: float = Field(default=1.0, ge=0)
     costs: tuple[float, ...] | None = None
-    scale: float = Field(2.0, gt=0)
+    scale: float = Field(default=2.0, gt=0)
 
 
 class Guide(_Section):
     family: Literal["logistic_normal", "catalog", "point"] = "logistic_normal"
-    hidden: int = Field(64, ge=1)
-    max_sources: int = Field(1, ge=1, description="catalog: largest number of sources mixed in one routing")
+    hidden: int = Field(default=64, ge=1)
+    max_sources: int = Field(default=1, ge=1, description="catalog: largest number of sources mixed in one routing")
 
 
 class Head(_Section):
     metric: Literal["cosine", "euclidean"] = "cosine"
-    scale: float = Field(10.0, gt=0)
+    scale: float = Field(default=10.0, gt=0)
 
 
 class Objective(_Section):
     """CVaR_ELBO: see :class:`pyro_smat.inference.CVaR_ELBO`."""
 
     rho: float = 0.5
-    tail_weight: float = Field(0.5, ge=0, le=1)
-    kl_weight: float = Field(1.0, ge=0)
+    tail_weight: float = Field(default=0.5, ge=0, le=1)
+    kl_weight: float = Field(default=1.0, ge=0)
     episode_loss: Literal["nll", "mean_nll", "expected_error"] = "nll"
     reference: Literal["none", "best_source", "fallback"] = "best_source"
-    num_particles: int = Field(1, ge=1)
+    num_particles: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _rho(self) -> Objective:
@@ -127,18 +128,18 @@ class Objective(_Section):
 class Training(_Section):
     """See :class:`pyro_smat.inference.TrainingSettings`."""
 
-    steps: int = Field(300, ge=0)
-    episodes: int = Field(16, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
-    delta_learning_rate: float = Field(1e-3, gt=0)
-    gate_learning_rate: float = Field(5e-2, gt=0)
-    dual_learning_rate: float = Field(1e-2, ge=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    warmup: int = Field(20, ge=0)
-    validate_every: int = Field(100, ge=0)
-    checkpoint_every: int = Field(100, ge=0)
-    validation_episodes: int = Field(64, ge=1)
+    steps: int = Field(default=300, ge=0)
+    episodes: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    delta_learning_rate: float = Field(default=1e-3, gt=0)
+    gate_learning_rate: float = Field(default=5e-2, gt=0)
+    dual_learning_rate: float = Field(default=1e-2, ge=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    warmup: int = Field(default=20, ge=0)
+    validate_every: int = Field(default=100, ge=0)
+    checkpoint_every: int = Field(default=100, ge=0)
+    validation_episodes: int = Field(default=64, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -150,10 +151,10 @@ class Decision(_Section):
     """
 
     rule: Literal["mean", "map", "gibbs", "ensemble", "top-k"] = "ensemble"
-    draws: int = Field(8, ge=1)
-    k: int = Field(2, ge=1)
+    draws: int = Field(default=8, ge=1)
+    k: int = Field(default=2, ge=1)
     score: Literal["auto", "confidence", "entropy", "variance", "support loss"] = "auto"
-    coverage: float = Field(0.9, gt=0, le=1)
+    coverage: float = Field(default=0.9, gt=0, le=1)
 
 
 class RunConfig(_Section):

@@ -5,8 +5,9 @@ This is what flows from the samplers and file readers into guides and models. Im
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,9 +177,9 @@ class EpisodeBatch:
         """The same batch with ``support_features`` ``(B, R, S, f)``."""
         return replace(self, support_features=support_features)
 
-    def _map(self, function) -> EpisodeBatch:  # type: ignore[no-untyped-def]
-        changed = {f.name: getattr(self, f.name) for f in fields(self)}
-        return EpisodeBatch(**{k: None if v is None else function(v) for k, v in changed.items()})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> EpisodeBatch:
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
 
     def to(self, device: torch.device | str) -> EpisodeBatch:
         """The same batch on another device."""

@@ -69,19 +69,19 @@ def run_quickstart(
     say = tqdm.write if progress else lambda text: None
     say(opened[1].report)
 
-    pools = {split: build_pool(config, split) for split in ("train", "validation", *SPLITS)}
     router = build_router(config, where, opened)
-    classifier, history = train_router(config, where, folder, router=router, pools=pools, progress=progress)
+    pools = {split: build_pool(config, split) for split in ("train", "validation", *SPLITS)}
+    features = {split: router.features(pool, progress) for split, pool in pools.items()}
+    classifier, history = train_router(config, where, folder, router=router, features=features, progress=progress)
     point_config = _point_routing(config)
     point, _ = train_router(
-        point_config, where, router=build_router(point_config, where, opened), pools=pools, progress=progress
+        point_config, where, router=build_router(point_config, where, opened), features=features, progress=progress
     )
 
     asked = config.episodes.model_copy(update={"query": QUERIES})
     classifier = _with_config(classifier, config.model_copy(update={"episodes": asked}))
     evaluations: dict[str, Evaluation] = {}
     for split, place in SPLITS.items():
-        features = router.features(pools[split], progress)
         for condition, corruption in CONDITIONS.items():
             evaluation = evaluate_router(
                 classifier,
@@ -89,7 +89,7 @@ def run_quickstart(
                 corruption=corruption,
                 episodes=episodes,
                 baselines={POINT: _baseline(point)},
-                features=features,
+                features=features[split],
                 progress=progress,
             )
             evaluations[f"{place}, {condition}"] = evaluation

@@ -129,7 +129,9 @@ def _methods(rule: str, evaluation: Evaluation, extra: Sequence[str]) -> dict[st
     rules = [rule, *(m for m in RULE_NAMES if m != rule and m in evaluation.methods and m != "fallback")]
     rows = {m: RULE_NAMES[m] for m in rules}
     rows |= {m: m for m in (*extra, UNIFORM) if m in evaluation.methods}
-    rows |= {"fallback": f"{evaluation.source_names[0]} (source 0)" if evaluation.source_names else RULE_NAMES["fallback"]}
+    rows |= {
+        "fallback": f"{evaluation.source_names[0]} (source 0)" if evaluation.source_names else RULE_NAMES["fallback"]
+    }
     rows |= {m: m for m in (BEST_BY_SUPPORT, ORACLE) if m in evaluation.methods}
     return rows
 
@@ -182,8 +184,8 @@ def _abstention_table(classifier: RoutedClassifier, evaluations: Mapping[str, Ev
     }
     return Table(
         "Abstention and misrouting",
-        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} use source 0 instead; a positive last-but-one "
-        "line means that abstaining helped there.",
+        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} use source 0 instead; where the last line "
+        "but one is positive, abstaining helped.",
         tuple(evaluations),
         tuple((name, tuple(Cell(v) for v in values)) for name, values in rows.items()),
         True,
@@ -264,7 +266,10 @@ def _figures(
                 ]
             )
             figures.append(
-                (f"Routing, {condition}. Mean weight on each source.", routing_heatmap(weights, route_names, e.source_names))
+                (
+                    f"Routing, {condition}. Mean weight on each source.",
+                    routing_heatmap(weights, route_names, e.source_names),
+                )
             )
     figures.append(
         (

@@ -1,7 +1,7 @@
-"""Installs a wheel beside the dependencies that are here and uses it from another folder: ``python wheel_smoke.py WHEEL``.
+"""Installs a wheel and uses it from another folder: ``python wheel_smoke.py WHEEL``, run by ``make wheel-test``.
 
-Run by ``make wheel-test``; not collected by pytest. The environment sees this one's packages (PyTorch is large) but not the
-checkout, so a file that the wheel forgot is missing here.
+The environment sees this one's packages (PyTorch is large) but not the checkout, so that a file which the wheel forgot
+is missing here.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     pyro.clear_param_store()
     yield
+    pyro.clear_param_store()
     torch.set_default_dtype(before)
 
 

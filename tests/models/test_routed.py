@@ -140,6 +140,7 @@ def test_deployed_masks_keep_the_budget(make_router: Callable) -> None:
 
 def test_two_routers_do_not_share_anything(make_router: Callable) -> None:
     """Same class, same site and parameter names, one process, Pyro's default settings."""
+    pyro.clear_param_store()
     one, two = make_router(seed=1), make_router(seed=2)
     before = [p.detach().clone() for p in two.parameters()]
     expected = CVaR_ELBO(rho=1.0).terms(two.model.eval(), two.guide, two.batch).episode_kl

@@ -1,0 +1,168 @@
+"""The command line on a tiny world: every command end to end, and bad input as a message with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cli_world import make_images, make_world
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from pyro_smat import RoutedClassifier
+from pyro_smat.cli import app
+from pyro_smat.data.folders import read_folder
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(*words: object) -> str:
+    """The message of a call that must fail with exit code 2."""
+    result = call(*words)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stderr.startswith("error: ")
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(world: Path) -> Path:
+    folder = world / "run"
+    result = call("train", world / "config.toml", "--output", folder, "--no-progress", "--device", "cpu")
+    assert result.exit_code == 0, (result.output, result.exception)
+    return folder
+
+
+def test_train_writes_a_run_folder(run: Path) -> None:
+    assert {p.name for p in run.iterdir()} >= {"config.json", "history.csv", "checkpoint.safetensors", "router"}
+    history = pd.read_csv(run / "history.csv")
+    assert list(history["step"]) == [1, 2, 3, 4]
+    assert history["validation_accuracy"].notna().tolist() == [False, True, False, True]
+    assert {p.name for p in (run / "router").iterdir()} == {"router.json", "router.safetensors"}
+
+
+def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(world: Path, run: Path) -> None:
+    assert "--resume" in refused("train", world / "config.toml", "--output", run)
+    message = refused("train", world / "config.toml", "--output", run, "--resume", "--set", "training.steps=9")
+    assert "another config" in message
+    assert call("train", world / "config.toml", "--output", run, "--resume", "--no-progress").exit_code == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--label-noise", "0.4"]])
+def test_evaluate_writes_metrics_episodes_and_report(run: Path, more: list[str], tmp_path: Path) -> None:
+    result = call("evaluate", run, "--episodes", 12, "--output", tmp_path, "--no-progress", *more)
+    assert result.exit_code == 0, (result.output, result.exception)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    ours = metrics["methods"]["ensemble"]
+    assert {
+        "accuracy",
+        "accuracy_low",
+        "nll",
+        "brier",
+        "ece",
+        "cvar_0.05",
+        "cvar_0.1",
+        "cvar_0.2",
+        "loss_q90",
+        "loss_q95",
+    } <= set(ours)
+    episodes = pd.read_csv(tmp_path / "episodes.csv")
+    assert len(episodes) == 12
+    assert episodes["accuracy/ensemble"].mean() == pytest.approx(ours["accuracy"])
+    assert (episodes["corrupted_labels"] > 0).all() == bool(more)
+    page = (tmp_path / "report.html").read_text()
+    assert f"{100 * ours['accuracy']:.1f}" in page
+
+
+def test_evaluate_on_a_folder_that_the_router_never_saw(run: Path, tmp_path: Path) -> None:
+    make_images(tmp_path / "new", 4, 6, seed=9, size=20)
+    result = call("evaluate", run, "--data", tmp_path / "new", "--episodes", 6, "--no-progress", "--shot", 2)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert pd.read_csv(run / "evaluations" / "new" / "episodes.csv")["shots"].eq(6).all()
+
+
+def test_adapt_and_predict_agree_with_the_library(run: Path, world: Path, tmp_path: Path) -> None:
+    support = tmp_path / "support"
+    for k in (0, 2, 4):
+        (support / f"stripe{k}").mkdir(parents=True)
+        for n in range(2):
+            shutil.copy(world / "images" / "test" / f"stripe{k}" / f"{n}.png", support / f"stripe{k}")
+    explained = call("adapt", run, support)
+    assert explained.exit_code == 0
+    assert "uncertainty" in explained.stdout
+    image = world / "images" / "test" / "stripe2" / "5.png"
+    result = call("predict", run, support, image, "--output", tmp_path / "out.csv")
+    assert result.exit_code == 0, result.output
+
+    classifier = RoutedClassifier.load(run / "router")
+    pool = read_folder(support, size=16, channels=1)
+    task = classifier.adapt(pool.images / 255.0, [pool.class_names[0][k] for k in pool.labels[:, 0].tolist()])
+    pixels = torch.from_numpy(np.array(Image.open(image)))[None, None] / 255.0
+    expected = task.predict_proba(pixels)
+    row = pd.read_csv(tmp_path / "out.csv").iloc[0]
+    assert row["image"].endswith("5.png")
+    np.testing.assert_allclose(row[list(task.classes)].astype(float), expected[0], rtol=1e-5)
+    assert result.stdout.split("\t")[1] == task.predict(pixels)[0]
+    folder = call("predict", run, support, world / "images" / "test" / "stripe0")
+    assert len(folder.stdout.strip().splitlines()) == 8
+
+
+def test_sources_shows_a_report(world: Path) -> None:
+    result = call("sources", world / "config.toml")
+    assert result.exit_code == 0
+    assert "base" in result.stdout
+    assert "theta_pre" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.step=3", ["training.step", "'steps'"]),
+        ("objective.rho=0", ["rho", "(0, 1]"]),
+        ("episodes.way=9", ["way 9", "5 classes"]),
+        ("episodes.shot=50", ["class", "50"]),
+        ('sources.network="resnet18"', ["options"]),
+        ('data.path="nowhere"', ["nowhere"]),
+        ("nonsense", ["key=value"]),
+        ("prior.costs=[1.0]", ["costs", "4"]),
+    ],
+)
+def test_bad_config_is_a_message(world: Path, tmp_path: Path, override: str, words: list[str]) -> None:
+    message = refused("train", world / "config.toml", "--output", tmp_path / "run", "--set", override)
+    assert all(word in message for word in words), message
+
+
+def test_bad_files_are_messages(world: Path, run: Path, tmp_path: Path) -> None:
+    assert "cannot be read" in refused("train", tmp_path / "absent.toml", "--output", tmp_path / "x")
+    broken = tmp_path / "broken"
+    shutil.copytree(world, broken, ignore=shutil.ignore_patterns("run"))
+    whole = (broken / "base.safetensors").read_bytes()
+    (broken / "base.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "base.safetensors" in refused("sources", broken / "config.toml")
+    (broken / "base.safetensors").write_bytes(whole)
+    victim = broken / "images" / "train" / "stripe3" / "2.png"
+    victim.write_bytes(victim.read_bytes()[:40])
+    assert "2.png" in refused("train", broken / "config.toml", "--output", tmp_path / "y", "--no-progress")
+    victim.unlink()
+    (broken / "images" / "train" / "stripe9").mkdir()
+    assert "stripe9" in refused("train", broken / "config.toml", "--output", tmp_path / "z", "--no-progress")
+    assert "router.json" in refused("evaluate", tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refused("adapt", run, tmp_path / "empty")
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    assert "file" in refused("train", world / "config.toml", "--output", file / "run", "--no-progress")
+    assert "rule" in refused("predict", run, world / "images" / "test", victim.parent, "--rule", "best")
