@@ -61,7 +61,7 @@ def finetune(data: Path, device: torch.device, steps: int, seed: int) -> None:
             network,
             sampler,
             steps,
-            learning_rate=5e-5,
+            learning_rate=1e-5,
             augment=mirror,
             seed=seed,
             device=device,
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/emoji"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--episodes", type=int, default=600)
-    parser.add_argument("--finetune-steps", type=int, default=200)
+    parser.add_argument("--finetune-steps", type=int, default=100)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
