@@ -171,7 +171,8 @@ def build_elbo(config: RunConfig, features: SourceFeatures) -> CVaR_ELBO:
         episode_loss=objective.episode_loss,
         reference=reference,
         num_particles=objective.num_particles,
-        max_plate_nesting=2,
+        vectorize_particles=objective.num_particles > 1,
+        max_plate_nesting=2 if objective.num_particles == 1 else 3,  # episodes, queries, and particles
     )
 
 

@@ -27,7 +27,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_smat.inference.episode_loss import EPISODE_LOSSES, EpisodeLoss
+from pyro_smat.inference.episode_loss import EPISODE_LOSSES, EpisodeLoss, OfExpectation, loss_of_points
 from pyro_smat.risk import check_rho, cvar_weights, value_at_risk
 
 PARTICLES = "num_particles_vectorized"  # Pyro's own name for the plate of vectorised particles
@@ -77,7 +77,8 @@ class CVaR_ELBO(ELBO):
             not tail-weighted. Observed sites, and sites in other plates, must be inside it.
         kl_weight: lambda >= 0.
         tail_weight: kappa in [0, 1], the share of the tail against the mean.
-        episode_loss: "nll" (summed over queries), "mean_nll", or a hook, see :mod:`pyro_smat.inference.episode_loss`.
+        episode_loss: "nll" (summed over queries), "mean_nll", "expected_error", "ensemble_nll", or a hook, see
+            :mod:`pyro_smat.inference.episode_loss`.
         reference: a function of the model's arguments that returns r ``(B,)`` in the units of the episode loss; called
             without gradient. The tail is then over regret.
         kl: "exact" where a closed form is registered (Monte Carlo elsewhere), or "sampled" everywhere.
@@ -130,6 +131,11 @@ class CVaR_ELBO(ELBO):
         self.kl_weight = kl_weight
         self.tail_weight = tail_weight
         self.episode_loss: EpisodeLoss = EPISODE_LOSSES[episode_loss] if isinstance(episode_loss, str) else episode_loss
+        if isinstance(self.episode_loss, OfExpectation) and num_particles > 1 and not vectorize_particles:
+            raise ValueError(
+                f"episode_loss {type(self.episode_loss).__name__} is taken of the average over particles; pass "
+                "vectorize_particles=True"
+            )
         self.reference = reference
         self.kl = kl
         self._warned_small_tail = False
@@ -240,7 +246,7 @@ class CVaR_ELBO(ELBO):
         global_kl: Tensor = torch.zeros((), device=observed[0]["log_prob"].device, dtype=observed[0]["log_prob"].dtype)
         for site in observed:
             self._episode_frame(site)
-            losses = losses + per_episode(self.episode_loss(site, self._inner_dims(site)), site)
+            losses = losses + self._episode_losses(site, enumerated, dim, size)
         for site, term in self._kl_terms(model_trace, guide_trace, set(enumerated)):
             if self._is_local(site):
                 kl = kl + per_episode(term, site)
@@ -248,6 +254,16 @@ class CVaR_ELBO(ELBO):
                 global_kl = global_kl + _over_particles(_expectation(term, site, enumerated), site).mean()
         assert isinstance(losses, Tensor)
         return losses, kl if isinstance(kl, Tensor) else torch.zeros_like(losses), global_kl
+
+    def _episode_losses(self, site: Site, enumerated: dict[str, Site], dim: int, size: int) -> Tensor:
+        """Loss ``(B,)`` of an observed site: the expectation of its points, summed."""
+        inner = self._inner_dims(site)
+
+        def expectation(points: Tensor) -> Tensor:
+            return _over_particles(_expectation(points, site, enumerated), site)
+
+        points = loss_of_points(self.episode_loss, site, inner, expectation)
+        return _vector(points.sum(inner, keepdim=True) if inner else points, dim, size, site)
 
     def _kl_terms(self, model_trace: Trace, guide_trace: Trace, enumerated: set[str]) -> Iterator[tuple[Site, Tensor]]:
         """log q - log p, or the exact KL, of every latent site, in the shape of its plates."""

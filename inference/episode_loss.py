@@ -7,12 +7,21 @@ tensor shaped like ``site["log_prob"]``. Write your own; ``summed_nll`` is the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 EpisodeLoss = Callable[[dict[str, Any], tuple[int, ...]], Tensor]
+
+
+@runtime_checkable
+class OfExpectation(Protocol):
+    """A hook that is a function of the posterior expectation of its points, not their average."""
+
+    def __call__(self, site: dict[str, Any], inner: tuple[int, ...]) -> Tensor: ...
+
+    def of_expectation(self, values: Tensor, site: dict[str, Any], inner: tuple[int, ...]) -> Tensor: ...
 
 
 def summed_nll(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
@@ -34,12 +43,42 @@ def expected_error(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
     return _mean(-torch.expm1(site["unscaled_log_prob"]), site["mask"], inner, site["scale"])
 
 
+class EnsembleNLL:
+    r"""The mean NLL of the *ensemble*, :math:`-\frac1n \sum_j \log E_q[p(y_j \mid c)]`: what averaging probabilities costs.
+
+    Never above the Gibbs loss (Jensen), and without its fear of ambiguity: where the support cannot tell two routings
+    apart, splitting the mass between them is right. A hook with ``of_expectation`` is applied to the posterior
+    expectation of its points, over enumerated routings or vectorised particles, instead of being averaged itself.
+    """
+
+    def __call__(self, site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
+        """p(y), point by point."""
+        return site["unscaled_log_prob"].exp()
+
+    def of_expectation(self, values: Tensor, site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
+        """From E_q[p(y)], with plates of size 1 where particles were, to the loss."""
+        return _mean(-values.clamp(min=1e-12).log(), site["mask"], inner, site["scale"])
+
+
+def loss_of_points(
+    loss: EpisodeLoss, site: dict[str, Any], inner: tuple[int, ...], expectation: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What the points of a site cost under a posterior: the hook, its expectation, and ``of_expectation`` if it has one."""
+    points = expectation(loss(site, inner))
+    return loss.of_expectation(points, site, inner) if isinstance(loss, OfExpectation) else points
+
+
 def _mean(values: Tensor, mask: Tensor | bool | None, inner: tuple[int, ...], scale: Any = 1.0) -> Tensor:
-    shown = (
-        torch.ones_like(values) if mask is None or mask is True else torch.as_tensor(mask).to(values).expand_as(values)
-    )
+    shown = torch.ones_like(values)
+    if mask is not None and mask is not True:
+        shown = shown * torch.as_tensor(mask).to(values)
     count = shown.sum(inner, keepdim=True) if inner else shown  # a sum over no dims would be one over all
     return torch.where(shown > 0, values * scale, 0.0) / count.clamp(min=1)
 
 
-EPISODE_LOSSES: dict[str, EpisodeLoss] = {"nll": summed_nll, "mean_nll": mean_nll, "expected_error": expected_error}
+EPISODE_LOSSES: dict[str, EpisodeLoss] = {
+    "nll": summed_nll,
+    "mean_nll": mean_nll,
+    "expected_error": expected_error,
+    "ensemble_nll": EnsembleNLL(),
+}

@@ -139,15 +139,24 @@ def train_router(
 
 
 def choose_abstention(config: RunConfig, validation: Evaluation) -> AbstentionRule:
-    """The support-side score of lowest AURC on validation episodes, and the threshold that accepts ``coverage``."""
-    losses = validation.loss(config.decision.rule)
-    score: str = config.decision.score
-    if score == "auto":
-        score = min(SUPPORT_SCORES, key=lambda name: aurc(validation.scores[name], losses))
-    if config.decision.coverage == 1:
-        return AbstentionRule(score, math.inf, 1.0)
-    threshold = float(np.quantile(validation.scores[score], config.decision.coverage, method="inverted_cdf"))
-    return AbstentionRule(score, threshold, config.decision.coverage)
+    """The support-side score and threshold that lose least on validation episodes, keeping at least ``coverage`` of them.
+
+    What counts is the mean loss of the whole, routed or fallen back. Where no threshold beats always routing, the rule
+    never abstains (threshold infinity); the score is then that of lowest AURC.
+    """
+    rule, wanted = config.decision.rule, config.decision.score
+    losses, fallback = validation.loss(rule), validation.loss("fallback")
+    scores = SUPPORT_SCORES if wanted == "auto" else (wanted,)
+    best = AbstentionRule(min(scores, key=lambda name: aurc(validation.scores[name], losses)), math.inf, 1.0)
+    least = float(losses.mean())
+    for score in scores:
+        values = validation.scores[score]
+        for threshold in np.unique(values):
+            kept = values <= threshold
+            loss = float(np.where(kept, losses, fallback).mean())
+            if kept.mean() >= config.decision.coverage and loss < least:
+                best, least = AbstentionRule(score, float(threshold), float(kept.mean())), loss
+    return best
 
 
 def evaluate_router(

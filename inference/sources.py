@@ -12,7 +12,7 @@ from torch.distributions import Categorical
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.features import SourceFeatures
 from pyro_smat.heads import Metric, leave_one_out_loss, prototype_logits
-from pyro_smat.inference.episode_loss import EPISODE_LOSSES, EpisodeLoss
+from pyro_smat.inference.episode_loss import EPISODE_LOSSES, EpisodeLoss, loss_of_points
 
 PRETRAINED_SCALE = 10.0
 
@@ -77,7 +77,7 @@ class SourceReference:
         mask = batch.query_mask.unsqueeze(1).expand(logits.shape[:-1])
         log_p = Categorical(logits=logits).log_prob(labels)
         site = {"unscaled_log_prob": log_p, "log_prob": log_p * mask, "mask": mask, "scale": 1.0}
-        losses = self.episode_loss(site, (-1,)).sum(-1)  # (B, R)
+        losses = loss_of_points(self.episode_loss, site, (-1,), lambda points: points).sum(-1)  # (B, R)
         return losses.amin(1) if self.kind == "best_source" else losses[:, 0]
 
 

@@ -114,7 +114,7 @@ class Objective(_Section):
     rho: float = 0.5
     tail_weight: float = Field(default=0.5, ge=0, le=1)
     kl_weight: float = Field(default=1.0, ge=0)
-    episode_loss: Literal["nll", "mean_nll", "expected_error"] = "nll"
+    episode_loss: Literal["nll", "mean_nll", "expected_error", "ensemble_nll"] = "nll"
     reference: Literal["none", "best_source", "fallback"] = "best_source"
     num_particles: int = Field(default=1, ge=1)
 
@@ -146,15 +146,15 @@ class Training(_Section):
 class Decision(_Section):
     """What a deployed router does: its rule, and when it abstains.
 
-    ``score`` "auto" picks the support-side score with the lowest AURC on validation episodes; the threshold accepts
-    ``coverage`` of them.
+    ``score`` "auto" tries all support-side scores; score and threshold are those with the lowest loss of the whole on
+    validation episodes, among thresholds that keep at least ``coverage`` of them.
     """
 
     rule: Literal["mean", "map", "gibbs", "ensemble", "top-k"] = "ensemble"
     draws: int = Field(default=8, ge=1)
     k: int = Field(default=2, ge=1)
     score: Literal["auto", "confidence", "entropy", "variance", "support loss"] = "auto"
-    coverage: float = Field(default=0.9, gt=0, le=1)
+    coverage: float = Field(default=0.5, gt=0, le=1)
 
 
 class RunConfig(_Section):

@@ -176,16 +176,16 @@ def _abstention_table(classifier: RoutedClassifier, evaluations: Mapping[str, Ev
     abstention = classifier.abstention
     outcomes = [e.with_abstention(rule, abstention.score, abstention.threshold) for e in evaluations.values()]
     rows = {
-        "share of tasks routed (%)": [100 * o.coverage for o in outcomes],
-        "accuracy when routed (%)": [100 * o.accepted_accuracy for o in outcomes],
-        "accuracy of the whole, with fallback (%)": [100 * o.system_accuracy for o in outcomes],
-        "routed minus fallback loss where it abstains (nats)": [o.gain for o in outcomes],
+        "tasks routed (%)": [100 * o.coverage for o in outcomes],
+        "accuracy of those (%)": [100 * o.accepted_accuracy for o in outcomes],
+        "accuracy with fallback (%)": [100 * o.system_accuracy for o in outcomes],
+        "loss saved by each abstention (nats)": [o.gain for o in outcomes],
         "misrouted tasks (%)": [100 * e.misrouting_rate() for e in evaluations.values()],
     }
     return Table(
         "Abstention and misrouting",
-        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} use source 0 instead; where the last line "
-        "but one is positive, abstaining helped.",
+        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} (chosen on validation episodes) use source 0 "
+        "instead; a negative saving means that abstaining hurt.",
         tuple(evaluations),
         tuple((name, tuple(Cell(v) for v in values)) for name, values in rows.items()),
         True,
