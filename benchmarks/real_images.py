@@ -3,8 +3,8 @@
     python benchmarks/data/prepare.py all --out data
     python benchmarks/real_images.py --output runs/emoji
 
-First it fine-tunes the ImageNet network on every other training sub-category of each vendor (data/sources/*.safetensors,
-skipped where they exist): the router must also meet classes that the sources were not fitted to, or it learns to trust
+First it fine-tunes the ImageNet network on every other training sub-category of each vendor (data/sources/, skipped
+where there): the router must also meet classes that the sources were not fitted to, or it learns to trust
 them too much. Then it meta-trains the router of benchmarks/emoji.toml, and evaluates on sub-categories that nothing was
 trained on, with clean and mislabelled supports, and on Fashion-MNIST.
 """

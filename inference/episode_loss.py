@@ -44,7 +44,7 @@ def expected_error(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
 
 
 class EnsembleNLL:
-    r"""The mean NLL of the *ensemble*, :math:`-\frac1n \sum_j \log E_q[p(y_j \mid c)]`: what averaging probabilities costs.
+    r"""The mean NLL of the *ensemble* that averages probabilities, :math:`-\frac1n \sum_j \log E_q[p(y_j \mid c)]`.
 
     Never above the Gibbs loss (Jensen), and without its fear of ambiguity: where the support cannot tell two routings
     apart, splitting the mass between them is right. A hook with ``of_expectation`` is applied to the posterior
@@ -63,7 +63,7 @@ class EnsembleNLL:
 def loss_of_points(
     loss: EpisodeLoss, site: dict[str, Any], inner: tuple[int, ...], expectation: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """What the points of a site cost under a posterior: the hook, its expectation, and ``of_expectation`` if it has one."""
+    """The points of a site under a posterior: the hook, its expectation, and ``of_expectation`` if it has one."""
     points = expectation(loss(site, inner))
     return loss.of_expectation(points, site, inner) if isinstance(loss, OfExpectation) else points
 

@@ -139,7 +139,7 @@ def train_router(
 
 
 def choose_abstention(config: RunConfig, validation: Evaluation) -> AbstentionRule:
-    """The support-side score and threshold that lose least on validation episodes, keeping at least ``coverage`` of them.
+    """The support-side score and threshold that lose least on validation episodes, keeping ``coverage`` or more.
 
     What counts is the mean loss of the whole, routed or fallen back. Where no threshold beats always routing, the rule
     never abstains (threshold infinity); the score is then that of lowest AURC.

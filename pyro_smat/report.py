@@ -236,6 +236,8 @@ def _view(table: Table) -> dict[str, object]:
     longest = max((len(_interval(table, cell)) for _, row in table.rows for cell in row if cell is not None), default=0)
     widest = max((len(table.show(cell.value)) for _, row in table.rows for cell in row if cell is not None), default=0)
     direction = "higher is better" if table.higher_is_better else "lower is better"
+    if not competitors:
+        direction = ""
     return {
         "title": table.title,
         "note": table.note,
@@ -243,7 +245,7 @@ def _view(table: Table) -> dict[str, object]:
         "rows": rows,
         "interval_width": longest,
         "stacked": longest > 0 and len(table.columns) * (longest + widest + 4) > _ONE_LINE,
-        "unit": f"{table.unit}, {direction}" if table.unit else direction,
+        "unit": ", ".join(part for part in (table.unit, direction) if part),
     }
 
 

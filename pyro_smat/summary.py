@@ -161,7 +161,19 @@ def _tail(values: np.ndarray) -> Cell:
 
 
 def _headlines(evaluations: Mapping[str, Evaluation], rule: str) -> tuple[str, ...]:
+    names = {rule: RULE_NAMES[rule], BEST_BY_SUPPORT: BEST_BY_SUPPORT}
     sentences = []
+    if len(evaluations) > 1:
+        by_place: dict[str, list[str]] = {}
+        for condition in evaluations:
+            by_place.setdefault(condition.rpartition(", ")[0], []).append(condition)
+        place, conditions = list(by_place.items())[-1]
+        means = {m: " / ".join(f"{100 * evaluations[c].accuracy(m).mean():.1f}" for c in conditions) for m in names}
+        kinds = " / ".join(c.rpartition(", ")[2] for c in conditions)
+        sentences.append(
+            f"{place}, {kinds} supports: accuracy {means[rule]}% for the {names[rule]}, "
+            f"{means[BEST_BY_SUPPORT]}% for the {BEST_BY_SUPPORT}."
+        )
     for condition, evaluation in evaluations.items():
         ours, best = evaluation.accuracy(rule), evaluation.accuracy(BEST_BY_SUPPORT)
         gap = episode_interval(100 * (ours - best))
@@ -184,8 +196,8 @@ def _abstention_table(classifier: RoutedClassifier, evaluations: Mapping[str, Ev
     }
     return Table(
         "Abstention and misrouting",
-        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} (chosen on validation episodes) use source 0 "
-        "instead; a negative saving means that abstaining hurt.",
+        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} (chosen on validation episodes) use source "
+        "0 instead; a negative saving means that abstaining hurt.",
         tuple(evaluations),
         tuple((name, tuple(Cell(v) for v in values)) for name, values in rows.items()),
         True,
