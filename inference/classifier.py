@@ -244,16 +244,15 @@ class AdaptedTask:
             Component(name, float(mean[i]), float(low[i]), float(high[i]), int(sizes[i]))
             for i, name in enumerate(names)
         )
-        config = router.config.decision
-        networks = {"ensemble": config.draws, "top-k": len(self.posterior.top(config.k)[0])}.get(config.rule, 1)
+        rule: Rule = "fallback" if self.abstains else router.config.decision.rule
         return Explanation(
             components=parts,
             score=self._owner.abstention.score,
             uncertainty=self.uncertainty,
             threshold=self._owner.abstention.threshold,
             abstains=self.abstains,
-            rule="fallback" if self.abstains else config.rule,
-            networks=1 if self.abstains else networks,
+            rule=rule,
+            networks=len(self._compose(rule)[2]),
             parameters=router.library.space.dim,
         )
 

@@ -6,7 +6,7 @@ rule       prediction
 mean       the network at the posterior mean of the coefficients
 map        the network at the most probable routing
 gibbs      the network at one random routing
-ensemble   the average of the predicted probabilities of K random routings
+ensemble   the average of the predicted probabilities of K random routings; exact for a catalog of at most K
 top-k      a sparse stand-in: the k most probable routings of a catalog, weighted; or the k largest weights
 fallback   source 0 alone, no experts: what an abstaining task uses
 =========  ============================================================================================
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.guides.posterior import CatalogPosterior, RoutingPosterior
 from pyro_smat.models.routed import RoutedModel
 
 Rule = Literal["mean", "map", "gibbs", "ensemble", "top-k", "fallback"]
@@ -40,6 +40,8 @@ def routings(
     if rule == "top-k":
         return posterior.top(k)
     if rule == "ensemble":
+        if isinstance(posterior, CatalogPosterior) and posterior.logits.shape[-1] <= draws:
+            return posterior.top(draws)  # all of them, by their probabilities
         coefficients = posterior.sample(draws, generator)
     elif rule == "gibbs":
         coefficients = posterior.sample(1, generator)

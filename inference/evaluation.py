@@ -293,7 +293,8 @@ def _evaluate_batch(
         probabilities[name] = baseline(batch)
 
     asked = batch.query_mask.float()
-    per_draw = torch.special.entr(by_rule["ensemble"]).sum(-1)  # (K, B, Q)
+    weights = chosen["ensemble"][1].unsqueeze(-1)  # (K, B, 1)
+    within = (weights * torch.special.entr(by_rule["ensemble"]).sum(-1)).sum(0)  # (B, Q)
     total = torch.special.entr(probabilities["ensemble"]).sum(-1)
 
     def over_queries(values: Tensor) -> Tensor:
@@ -305,7 +306,7 @@ def _evaluate_batch(
         "variance": posterior.uncertainty("variance", generator=generator),
         "support loss": support_loss.amin(1),
         "predictive entropy": over_queries(total),
-        "disagreement": over_queries(total - per_draw.mean(0)),
+        "disagreement": over_queries(total - within),
     }
     own = batch.query_labels[:, None, :, None].expand(*alone.shape[:-1], 1)
     losses = -alone.clamp(min=1e-12).log().gather(-1, own).squeeze(-1)

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_smat.parameters import ParameterSpace
 from pyro_smat.task_layers import with_task_layers
 
-CPU_CHUNK_BYTES = 64 * 2**20  # activations of one chunk on a CPU: small chunks stay in cache and out of page faults
+CPU_CHUNK_BYTES = 32 * 2**20  # activations of one chunk on a CPU: small chunks stay in cache and out of page faults
 CPU_MEMORY_LIMIT = 8 * 2**30
 
 

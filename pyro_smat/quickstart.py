@@ -43,7 +43,7 @@ def run_quickstart(
     folder: Path,
     *,
     overrides: Sequence[str] = (),
-    episodes: int = 128,
+    episodes: int = 100,
     from_scratch: bool = False,
     device: str = "auto",
     progress: bool = True,
@@ -116,7 +116,7 @@ def run_quickstart(
 
 
 def _point_routing(config: RunConfig) -> RunConfig:
-    """The baseline: a point router trained on the mean negative log-likelihood, same data, same steps."""
+    """The baseline: a point router trained on the mean negative log-likelihood, on twice as many episodes."""
     return config.model_copy(
         update={
             "guide": config.guide.model_copy(update={"family": "point"}),
@@ -124,6 +124,7 @@ def _point_routing(config: RunConfig) -> RunConfig:
             "objective": config.objective.model_copy(
                 update={"tail_weight": 0.0, "episode_loss": "nll", "kl_weight": 1.0, "reference": "none"}
             ),
+            "training": config.training.model_copy(update={"steps": 2 * config.training.steps}),
             "decision": config.decision.model_copy(update={"rule": "mean"}),
         }
     )

@@ -5,6 +5,7 @@ The only module of the core, with the command line, that knows of inference: it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -194,10 +195,15 @@ def _abstention_table(classifier: RoutedClassifier, evaluations: Mapping[str, Ev
         "loss saved by each abstention (nats)": [o.gain for o in outcomes],
         "misrouted tasks (%)": [100 * e.misrouting_rate() for e in evaluations.values()],
     }
+    note = (
+        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} (chosen on validation episodes) use "
+        "source 0 instead; a negative saving means that abstaining hurt."
+        if math.isfinite(abstention.threshold)
+        else "No threshold of any score saved loss on validation episodes, so this router never abstains."
+    )
     return Table(
         "Abstention and misrouting",
-        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} (chosen on validation episodes) use source "
-        "0 instead; a negative saving means that abstaining hurt.",
+        note,
         tuple(evaluations),
         tuple((name, tuple(Cell(v) for v in values)) for name, values in rows.items()),
         True,
