@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -18,14 +18,6 @@ from tiny_run import CHECKPOINT_EVERY, STEPS, VALIDATE_EVERY, build_trainer
 
 from pyro_smat.inference.checkpoint import load_state, save_state
 from pyro_smat.inference.trainer import CHECKPOINT, MetaTrainer
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def stop_after(trainer: MetaTrainer, step: int) -> None:

@@ -103,7 +103,6 @@ class TalkingTrainer(MetaTrainer):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     trainer = build_trainer(Path(sys.argv[1]))
     trainer.__class__ = TalkingTrainer
     trainer.last = int(sys.argv[2])  # type: ignore[attr-defined]
