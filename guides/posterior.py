@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 from pyro_smat.models.priors import LogisticNormalPrior
 from pyro_smat.models.priors.catalog import CatalogPrior
 from pyro_smat.models.priors.logistic_normal import coefficients_from_contrasts, contrast_normal
-from pyro_smat.routing import CATALOG_SITE, EXPERT_SITE, SOURCE_SITE, Catalog
+from pyro_smat.routing import CATALOG_SITE, EXPERT_SITE, SOURCE_SITE, Catalog, contrast_basis
 
 Uncertainty = Literal["confidence", "entropy", "variance", "prior"]
 UNCERTAINTIES: tuple[Uncertainty, ...] = ("confidence", "entropy", "variance", "prior")
@@ -159,8 +159,6 @@ class LogisticNormalPosterior(RoutingPosterior):
         return torch.cat(parts, dim=-1).unsqueeze(0), self.loc.new_ones(1, self.loc.shape[0])
 
     def log_prob(self, coefficients: Tensor) -> Tensor:
-        from pyro_smat.routing import contrast_basis
-
         total = coefficients.new_zeros(coefficients.shape[:-1])
         for site, distribution in self.sites().items():
             part = coefficients[..., : self.sources] if site == SOURCE_SITE else coefficients[..., self.sources :]
@@ -188,8 +186,6 @@ class PointPosterior(RoutingPosterior):
         self.sources, self.experts = sources, logits.shape[-1] - sources
 
     def sites(self) -> Mapping[str, dist.Delta]:
-        from pyro_smat.routing import contrast_basis
-
         parts = {SOURCE_SITE: self.logits[:, None, : self.sources], EXPERT_SITE: self.logits[:, None, self.sources :]}
         return {
             site: dist.Delta(part @ contrast_basis(part.shape[-1], part), event_dim=1)

@@ -23,12 +23,13 @@ from pyro_smat.heads import leave_one_out_loss, prototype_logits
 from pyro_smat.inference.assembly import Router, build_router, choose_device
 from pyro_smat.inference.checkpoint import write_atomically
 from pyro_smat.inference.decision import Rule, routings
+from pyro_smat.inference.explanation import Component, Explanation
 from pyro_smat.networks import build_network
 from pyro_smat.parameters import ParameterSpace
+from pyro_smat.pretraining import GLYPH_NETWORK
 from pyro_smat.sources import SourceLibrary, load_weights
 
 FORMAT = 1
-OPEN = 0.01  # a source or expert with less mean weight than this is not worth naming
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class RoutedClassifier:
     Args:
         router: model and guide.
         abstention: when to fall back to source 0.
-        network: the template, needed to save a router of a network that :func:`~pyro_smat.networks.build_network`
-            does not know; it must then be passed to :meth:`load` too.
+
+    A router of a network that :func:`~pyro_smat.networks.build_network` does not know can be saved too; pass the
+    template to :meth:`load`.
     """
 
     def __init__(self, router: Router, abstention: AbstentionRule = AbstentionRule()) -> None:
@@ -281,59 +283,9 @@ class AdaptedTask:
         )
 
 
-@dataclass(frozen=True)
-class Component:
-    """A source or expert in a routing: posterior mean weight, 90% interval, and coordinates that it opens."""
-
-    name: str
-    weight: float
-    low: float
-    high: float
-    coordinates: int
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Which sources and experts a task uses, how sure the routing is, and what a prediction costs.
-
-    Attributes:
-        components: every source, then every expert.
-        score, uncertainty, threshold, abstains: the abstention decision.
-        rule: what predictions use; networks: forward passes an image; parameters: d of each.
-    """
-
-    components: tuple[Component, ...]
-    score: str
-    uncertainty: float
-    threshold: float
-    abstains: bool
-    rule: str
-    networks: int
-    parameters: int
-
-    def __str__(self) -> str:
-        width = max(len(c.name) for c in self.components)
-        lines = [
-            f"{c.name:<{width}}  {c.weight:5.2f}  [{c.low:4.2f}, {c.high:4.2f}]  {'#' * round(20 * c.weight)}"
-            for c in self.components
-            if c.weight >= OPEN
-        ]
-        hidden = len(self.components) - len(lines)
-        if hidden:
-            lines.append(f"({hidden} more with mean weight below {OPEN})")
-        verdict = "abstains: falls back to source 0" if self.abstains else "routes"
-        lines += [
-            f"uncertainty ({self.score}) {self.uncertainty:.3f}, threshold {self.threshold:.3f}: {verdict}",
-            f"cost: rule {self.rule!r}, {self.networks} network(s) of {self.parameters:,} parameters an image",
-        ]
-        return "\n".join(lines)
-
-
 def _network_of(router: Router) -> tuple[str, dict[str, object]]:
     if router.config.sources.files:
         return router.config.sources.network, dict(router.config.sources.options)
-    from pyro_smat.pretraining import GLYPH_NETWORK
-
     name, options = GLYPH_NETWORK
     return name, dict(options)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -261,11 +260,10 @@ class MetaTrainer:
 
 def _parameter_groups(model: RoutedModel, guide: RoutingGuide, settings: TrainingSettings) -> list[dict[str, Any]]:
     """Router matrices decay; vectors, the head's scale, delta and gates do not."""
-    own: Callable[[nn.Module], list[nn.Parameter]] = lambda module: [p for p in module.parameters() if p.requires_grad]  # noqa: E731
-    matrices = [p for p in own(guide) if p.ndim > 1]
-    vectors = [p for p in own(guide) if p.ndim <= 1]
-    experts = own(model.experts) if model.experts is not None else []
-    rest = [p for p in own(model) if all(p is not e for e in experts)]
+    matrices = [p for p in _trained(guide) if p.ndim > 1]
+    vectors = [p for p in _trained(guide) if p.ndim <= 1]
+    experts = _trained(model.experts) if model.experts is not None else []
+    rest = [p for p in _trained(model) if all(p is not e for e in experts)]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
         {"params": vectors + rest, "lr": settings.learning_rate, "weight_decay": 0.0},
@@ -277,3 +275,7 @@ def _parameter_groups(model: RoutedModel, guide: RoutingGuide, settings: Trainin
             {"params": [gates], "lr": settings.gate_learning_rate, "weight_decay": 0.0},
         ]
     return groups
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -25,7 +25,7 @@ from pyro_smat.inference.classifier import RoutedClassifier
 from pyro_smat.inference.decision import predict
 from pyro_smat.inference.evaluation import Baseline, Evaluation
 from pyro_smat.inference.run import evaluate_router, prepare_folder, train_router, write_evaluation
-from pyro_smat.pretraining import make_glyph_sources
+from pyro_smat.pretraining import GLYPH_NETWORK, make_glyph_sources
 from pyro_smat.report import write_report
 from pyro_smat.summary import build_report
 
@@ -146,8 +146,6 @@ def _with_config(classifier: RoutedClassifier, config: RunConfig) -> RoutedClass
 
 
 def _with_sources(config: RunConfig, made: dict[str, Path]) -> RunConfig:
-    from pyro_smat.pretraining import GLYPH_NETWORK
-
     name, options = GLYPH_NETWORK
     values = json.loads(config.model_dump_json())
     values["sources"] = {"network": name, "options": options, "files": {k: str(v) for k, v in made.items()}}
