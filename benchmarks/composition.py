@@ -1,6 +1,6 @@
 """What composition costs: T composed networks against one network, and against one task at a time.
 
-    python benchmarks/composition.py                      # the GPU if there is one; small sizes on a CPU, 2 minutes
+    python benchmarks/composition.py                      # the GPU if there is one; small sizes on a CPU
     python benchmarks/composition.py --networks vit_s16 --compile --json runs/composition.json
 
 The same T x N images go through

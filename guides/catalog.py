@@ -40,8 +40,8 @@ class CatalogGuide(RoutingGuide):
         self.register_buffer("members", catalog.coefficients, persistent=False)
 
     def posterior(self, batch: EpisodeBatch) -> CatalogPosterior:
-        embedding, _ = self.router.embed(batch)
-        location, _ = self.router(batch)
+        embedding, loss = self.router.embed(batch)
+        location, _ = self.router.locate(embedding, loss)
         of_sources, of_experts = self.members[:, : self.router.sources], self.members[:, self.router.sources :]
         member = of_sources @ embedding + of_experts @ self.expert_embedding  # (B, J, h)
         logits = self.score(member).squeeze(-1) + location @ self.members.mT

@@ -68,7 +68,10 @@ class RouterNetwork(nn.Module):
 
     def forward(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """Location and scale, each ``(B, R + M)``."""
-        embedding, loss = self.embed(batch)
+        return self.locate(*self.embed(batch))
+
+    def locate(self, embedding: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale from what :meth:`embed` returns."""
         location, raw_scale = self.source_head(embedding).unbind(-1)
         location = location - self.trust * loss
         if self.experts:

@@ -19,11 +19,12 @@ from pyro_smat.composition import compose
 from pyro_smat.config import build_config
 from pyro_smat.episodes import Episode, EpisodeBatch, check_images
 from pyro_smat.guides.posterior import RoutingPosterior
-from pyro_smat.heads import leave_one_out_loss, prototype_logits
+from pyro_smat.heads import prototype_logits
 from pyro_smat.inference.assembly import Router, build_router, choose_device
 from pyro_smat.inference.checkpoint import write_atomically
 from pyro_smat.inference.decision import Rule, routings
 from pyro_smat.inference.explanation import Component, Explanation
+from pyro_smat.inference.sources import support_losses
 from pyro_smat.networks import build_network
 from pyro_smat.parameters import ParameterSpace
 from pyro_smat.pretraining import GLYPH_NETWORK
@@ -192,7 +193,7 @@ class AdaptedTask:
         """U(S), by the score of the abstention rule."""
         score = self._owner.abstention.score
         if score == "support loss":
-            return float(self._support_losses().amin())
+            return float(support_losses(self._batch, self._owner.router.model.metric).amin())
         generator = torch.Generator(device=self._batch.way.device).manual_seed(self._seed)
         return float(self.posterior.uncertainty(score, generator=generator))  # type: ignore[arg-type]
 
@@ -270,17 +271,6 @@ class AdaptedTask:
             support = router.model.network(theta, images.expand(len(theta), *images.shape)).float()
             self._composed[rule] = theta, support, weights[:, 0]
         return self._composed[rule]
-
-    def _support_losses(self) -> Tensor:
-        batch = self._batch
-        assert batch.support_features is not None
-        return leave_one_out_loss(
-            batch.support_features.float(),
-            batch.support_labels.unsqueeze(1),
-            batch.support_mask.unsqueeze(1),
-            batch.class_mask.unsqueeze(1),
-            metric=self._owner.router.model.metric,
-        )
 
 
 def _network_of(router: Router) -> tuple[str, dict[str, object]]:

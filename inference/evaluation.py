@@ -267,10 +267,10 @@ def _evaluate_batch(
 ) -> _Part:
     posterior = guide.posterior(batch)
     sources = posterior.sources
-    chosen = {rule: routings(posterior, rule, draws, k, generator) for rule in rules}
+    chosen: dict[str, tuple[Tensor, Tensor]] = {rule: routings(posterior, rule, draws, k, generator) for rule in rules}
     uniform = torch.zeros_like(posterior.mean).unsqueeze(0)
     uniform[..., :sources] = 1.0 / sources
-    chosen[UNIFORM] = uniform, uniform.new_ones(uniform.shape[:2])  # type: ignore[index]
+    chosen[UNIFORM] = uniform, uniform.new_ones(uniform.shape[:2])
 
     # Every rule in one forward: the routings of all rules are particles of one composed batch.
     coefficients = torch.cat([c for c, _ in chosen.values()])
@@ -281,7 +281,7 @@ def _evaluate_batch(
     }
 
     alone = source_logits(features, batch, metric=model.metric).softmax(-1)  # (B, R, Q, W)
-    support_loss = support_losses(features, batch, metric=model.metric)
+    support_loss = support_losses(batch, model.metric)
     rows = torch.arange(len(batch), device=alone.device)
     probabilities[BEST_BY_SUPPORT] = alone[rows, support_loss.argmin(1)]
     if source_of_route:

@@ -34,11 +34,15 @@ def source_logits(
     )
 
 
-def support_losses(features: SourceFeatures, batch: EpisodeBatch, metric: Metric = "cosine") -> Tensor:
-    """Leave-one-out support loss of every source, ``(B, R)`` in nats: choosing its minimum is the strong baseline."""
-    support = features.of(batch.support_images, batch.support_index).float()
+def support_losses(batch: EpisodeBatch, metric: Metric = "cosine") -> Tensor:
+    """Leave-one-out support loss of every source, ``(B, R)`` in nats: choosing its minimum is the strong baseline.
+
+    From the ``support_features`` that :meth:`SourceFeatures.attach` put into the batch.
+    """
+    if batch.support_features is None:
+        raise ValueError("the batch has no support_features; call SourceFeatures(...).attach(batch) first")
     return leave_one_out_loss(
-        support,
+        batch.support_features.float(),
         batch.support_labels.unsqueeze(1),
         batch.support_mask.unsqueeze(1),
         batch.class_mask.unsqueeze(1),

@@ -45,7 +45,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 @command
 def quickstart(
     output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/quickstart"),
-    from_scratch: Annotated[bool, typer.Option(help="Make the source checkpoints too (about 15 minutes).")] = False,
+    from_scratch: Annotated[
+        bool, typer.Option(help="Make the source checkpoints too (17 minutes of one core).")
+    ] = False,
     episodes: Annotated[int, typer.Option(help="Test episodes per condition.")] = 100,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override the config, key=value.")] = None,
     seed: Seed = None,

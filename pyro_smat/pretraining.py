@@ -194,7 +194,7 @@ def make_glyph_sources(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[str, Path]:
-    """Train the five glyph sources from nothing and save them: about 15 minutes on two CPU cores.
+    """Train the five glyph sources from nothing and save them: about 17 minutes of one CPU core.
 
     The generalist learns from episodes of all four attributes; each specialist goes on from it on its own attribute.
 

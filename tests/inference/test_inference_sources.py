@@ -55,7 +55,7 @@ def test_source_logits_and_losses(make_router: Callable) -> None:
 
 def test_support_losses_leave_one_out(make_router: Callable) -> None:
     router = make_router()
-    found = support_losses(router.features, router.batch)
+    found = support_losses(router.batch)
     i = 2  # 4-way 3-shot: nobody is alone in its class
     shots = router.batch.support_mask[i]
     images, labels = router.batch.support_images[i][shots], router.batch.support_labels[i][shots]
