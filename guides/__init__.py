@@ -1,19 +1,31 @@
 """Amortised posteriors q(routing | support set), one family a file."""
 
-from pyro_smat.guides.catalog import CatalogGuide
-from pyro_smat.guides.logistic_normal import LogisticNormalGuide
-from pyro_smat.guides.point import PointGuide
-from pyro_smat.guides.posterior import CatalogPosterior, LogisticNormalPosterior, PointPosterior, RoutingPosterior
-from pyro_smat.guides.router import RouterNetwork, RoutingGuide
+from pyro_smat.guides.catalog import CatalogGuide, CatalogPosterior
+from pyro_smat.guides.concrete import ConcreteGuide, ConcretePosterior
+from pyro_smat.guides.dirichlet import DirichletGuide, DirichletPosterior
+from pyro_smat.guides.hierarchical import HierarchicalGuide, HierarchicalPosterior
+from pyro_smat.guides.logistic_normal import LogisticNormalGuide, LogisticNormalPosterior
+from pyro_smat.guides.point import PointGuide, PointPosterior
+from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.guides.router import RouterNetwork, RoutingGuide, RoutingLogits
+from pyro_smat.guides.simplex import SimplexPosterior
 
 __all__ = [
     "CatalogGuide",
     "CatalogPosterior",
+    "ConcreteGuide",
+    "ConcretePosterior",
+    "DirichletGuide",
+    "DirichletPosterior",
+    "HierarchicalGuide",
+    "HierarchicalPosterior",
     "LogisticNormalGuide",
     "LogisticNormalPosterior",
     "PointGuide",
     "PointPosterior",
     "RouterNetwork",
     "RoutingGuide",
+    "RoutingLogits",
     "RoutingPosterior",
+    "SimplexPosterior",
 ]

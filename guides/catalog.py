@@ -1,48 +1,169 @@
-"""CatalogGuide: an amortised categorical over a finite catalog of routings, enumerated exactly."""
+"""Catalog routing: an amortised categorical over a finite catalog of routings."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Literal
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_smat.distributions.catalog import CatalogCategorical, RelaxedCatalog
+from pyro_smat.encoders import Encoding, SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.guides.posterior import CatalogPosterior
+from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
-from pyro_smat.routing import Catalog
+from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.routing import CATALOG_SITE, Catalog
+
+Estimator = Literal["enumerate", "gumbel_softmax", "straight_through", "score_function"]
+ESTIMATORS: tuple[Estimator, ...] = ("enumerate", "gumbel_softmax", "straight_through", "score_function")
+ENUMERATION_LIMIT = 256
+
+
+class CatalogPosterior(RoutingPosterior):
+    """A categorical over the rows of a catalog.
+
+    Args:
+        logits: ``(B, J)``.
+        catalog: the J routings.
+        sources: R.
+    """
+
+    def __init__(self, logits: Tensor, catalog: Catalog, sources: int) -> None:
+        self.logits = logits
+        self.coefficients = catalog.coefficients.to(logits)  # (J, [L,] C)
+        self.sources, self.experts = sources, self.coefficients.shape[-1] - sources
+        self.blocks = self.coefficients.shape[1] if self.coefficients.ndim == 3 else 1
+
+    def sites(self) -> Mapping[str, dist.TorchDistribution]:
+        return {CATALOG_SITE: CatalogCategorical(self.logits.unsqueeze(-2))}
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        rows = torch.multinomial(self.choice(), count, replacement=True, generator=generator)  # (B, K)
+        return self.coefficients[rows.mT]
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.tensordot(self.choice(), self.coefficients, 1)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.coefficients[self.logits.argmax(-1)]
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k most probable routings, their probabilities renormalised."""
+        probabilities, rows = self.choice().topk(min(k, self.logits.shape[-1]), dim=-1)
+        return self.coefficients[rows.mT], (probabilities / probabilities.sum(-1, keepdim=True)).mT
+
+    def log_prob(self, coefficients: Tensor) -> Tensor:
+        event = 2 if self.blocks > 1 else 1
+        same = torch.isclose(coefficients.unsqueeze(-1 - event), self.coefficients)  # (*k, B, J, [L,] C)
+        same = same.flatten(-event).all(-1)
+        return torch.where(same, self.logits.log_softmax(-1), -torch.inf).logsumexp(-1)
+
+    def choice(self) -> Tensor:
+        return self.logits.softmax(-1)
 
 
 class CatalogGuide(RoutingGuide):
     r"""q(A | S) over the J routings of a catalog.
 
     A routing is scored from the embeddings of its members, weighted as the routing weights them, plus the mixture of
-    their logits; the site "routing" is marked for parallel enumeration, so expectations over it are exact.
+    their logits.
 
     Args:
-        catalog: the J routings.
+        catalog: the J routings, ``(J, C)`` or blockwise ``(J, L, C)``.
         sources: R.
+        prior: where the posterior stands before any evidence; routings that it forbids stay forbidden.
+        encoder: of the support; default source evidence.
         hidden: width of the router network.
+        estimator: of the gradient in training. "enumerate": every routing is run, expectations are exact (at most 256
+            routings); "gumbel_softmax": one relaxed routing, a mixture of rows; "straight_through": one row, with the
+            gradient of the relaxed one; "score_function": one row, see ``baseline`` of CVaR_ELBO. In evaluation mode
+            the posterior is always the exact categorical.
+        temperature: of the relaxations.
+
+    Attributes:
+        temperature_scale: T by which the posterior's logits are divided, 1 until it is fitted on held-out episodes
+            (:func:`pyro_smat.inference.temperature_scaling.calibrate_guide`).
     """
 
     members: Tensor
-    infer: ClassVar[dict[str, str]] = {"enumerate": "parallel"}
+    temperature_scale: Tensor
 
-    def __init__(self, catalog: Catalog, sources: int, hidden: int = 64) -> None:
-        super().__init__()
-        experts = catalog.coefficients.shape[-1] - sources
-        self.catalog = catalog
-        self.router = RouterNetwork(sources, experts, hidden)
-        self.expert_embedding = nn.Parameter(
-            torch.randn(experts, hidden, generator=torch.Generator().manual_seed(1)) * 0.1
-        )
-        self.score = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        self.register_buffer("members", catalog.coefficients, persistent=False)
+    def __init__(
+        self,
+        catalog: Catalog,
+        sources: int,
+        *,
+        prior: RoutingPrior | None = None,
+        encoder: SupportEncoder | None = None,
+        hidden: int = 64,
+        estimator: Estimator = "enumerate",
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__(prior)
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {estimator!r}; expected one of {ESTIMATORS}")
+        if estimator == "enumerate" and len(catalog) > ENUMERATION_LIMIT:
+            raise ValueError(
+                f"the catalog has {len(catalog)} routings; exact enumeration takes at most {ENUMERATION_LIMIT}: use a "
+                "smaller catalog (search_catalog) or estimator='score_function' or 'gumbel_softmax'"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; expected > 0")
+        self.catalog, self.estimator, self.temperature = catalog, estimator, temperature
+        coefficients = catalog.coefficients
+        blocks = coefficients.shape[1] if coefficients.ndim == 3 else 1
+        experts = coefficients.shape[-1] - sources
+        self.router = RouterNetwork(sources, experts, blocks=blocks, encoder=encoder, hidden=hidden)
+        width = self.router.encoder.hidden
+        generator = torch.Generator().manual_seed(1)
+        self.expert_embedding = nn.Parameter(torch.randn(experts, width, generator=generator) * 0.1)
+        self.score = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        if blocks > 1:
+            self.block_gain = nn.Parameter(1 + 0.1 * torch.randn(blocks, 1, width, generator=generator))
+        self.register_buffer("members", coefficients.unsqueeze(1) if blocks == 1 else coefficients, persistent=False)
+        self.register_buffer("temperature_scale", torch.ones(()))
 
     def posterior(self, batch: EpisodeBatch) -> CatalogPosterior:
-        embedding, loss = self.router.embed(batch)
-        location, _ = self.router.locate(embedding, loss)
-        of_sources, of_experts = self.members[:, : self.router.sources], self.members[:, self.router.sources :]
-        member = of_sources @ embedding + of_experts @ self.expert_embedding  # (B, J, h)
-        logits = self.score(member).squeeze(-1) + location @ self.members.mT
-        return CatalogPosterior(logits, self.catalog, self.router.sources)
+        encoding = self.router.encode(batch)
+        logits = self.scores(self.member_embeddings(encoding)) + self.member_locations(encoding)
+        logits = logits + self.prior_logits(logits)
+        return CatalogPosterior(logits / self.temperature_scale, self.catalog, self.router.sources)
+
+    def member_embeddings(self, encoding: Encoding) -> Tensor:
+        """``(B, J, h)``, the embeddings of a routing's sources and experts, mixed as it mixes them."""
+        experts = self.expert_embedding.expand(len(encoding.embedding), -1, -1)
+        rows = torch.cat([encoding.embedding, experts], dim=1).unsqueeze(1)  # (B, 1, C, h)
+        if self.router.blocks > 1:
+            rows = rows * self.block_gain
+        return torch.einsum("jlc,blch->bjh", self.members, rows.expand(-1, self.router.blocks, -1, -1)) / (
+            self.router.blocks
+        )
+
+    def member_locations(self, encoding: Encoding) -> Tensor:
+        """``(B, J)``, the logits of a routing's sources and experts, mixed likewise."""
+        location = self.router.locate(encoding).location
+        if self.router.blocks == 1:
+            location = location.unsqueeze(1)
+        return torch.einsum("jlc,blc->bj", self.members, location) / self.router.blocks
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """Logits ``(B, n)`` from embeddings ``(B, n, h)``."""
+        return self.score(embeddings).squeeze(-1)
+
+    def sites(self, posterior: RoutingPosterior) -> Mapping[str, dist.TorchDistribution]:
+        exact = posterior.sites()
+        if self.training and self.estimator in ("gumbel_softmax", "straight_through"):
+            logits = exact[CATALOG_SITE].logits
+            return {CATALOG_SITE: RelaxedCatalog(logits, self.temperature, self.estimator == "straight_through")}
+        return exact
+
+    @property
+    def infer(self) -> Mapping[str, str]:
+        """Enumerated, but where training estimates; a catalog too large to enumerate never is."""
+        exact = self.estimator == "enumerate" or not (self.training or len(self.catalog) > ENUMERATION_LIMIT)
+        return {"enumerate": "parallel"} if exact else {}

@@ -1,31 +1,106 @@
-"""LogisticNormalGuide: amortised Gaussian logits over sources and experts."""
+r"""Logistic-normal routing: amortised Gaussian logits over sources and experts.
+
+.. math:: u \sim N(\mu(S), \Sigma(S)), \quad w = \mathrm{softmax}(u_{1:R}), \quad \alpha = \mathrm{softmax}(u_{R+1:R+M})
+
+The sample sites are the contrasts of u (Bayes-routed SMAT, section 4, without the common shift of the logits, which
+softmax forgets).
+"""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pyro_smat.distributions import ContrastNormal
+from pyro_smat.encoders import SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.guides.posterior import LogisticNormalPosterior
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
+from pyro_smat.guides.simplex import SimplexPosterior, site_slices
+from pyro_smat.models.priors import RoutingPrior
+
+Covariance = Literal["diagonal", "low_rank", "full"]
+COVARIANCES: tuple[Covariance, ...] = ("diagonal", "low_rank", "full")
+
+
+class LogisticNormalPosterior(SimplexPosterior):
+    r"""Gaussian logits, softmax over the sources and over the experts.
+
+    Args:
+        loc, scale: ``(B, R + M)`` of the logits, ``(B, L, R + M)`` with blocks.
+        sources: R.
+        factor: ``(B, [L,] R + M, k)`` or None; see ``covariance``.
+        covariance: of the logits, "diagonal" :math:`D = \mathrm{diag}(s^2)` or "low_rank" :math:`D + F F^\top`; or of
+            their contrasts V'l, "full" :math:`\exp(V^\top (\log D + F_1 F_2^\top + F_2 F_1^\top) V)` with F_1, F_2
+            the halves of the factor: any covariance once k >= 2 R and 2 M.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        sources: int,
+        factor: Tensor | None = None,
+        covariance: Covariance = "diagonal",
+    ) -> None:
+        self.loc, self.scale = loc, scale
+        parts = {}
+        for name, part in site_slices(sources, loc.shape[-1] - sources).items():
+            location, spread = loc[..., part].unsqueeze(1), scale[..., part].unsqueeze(1)
+            if covariance == "diagonal" or factor is None:
+                parts[name] = ContrastNormal.from_logits(location, spread)
+                continue
+            columns = factor[..., part, :].unsqueeze(1)
+            if covariance == "low_rank":
+                parts[name] = ContrastNormal.from_factor(location, spread, columns)
+            else:
+                first, second = columns.chunk(2, dim=-1)
+                product = first @ second.mT
+                log_covariance = torch.diag_embed(2 * spread.log()) + product + product.mT
+                parts[name] = ContrastNormal.from_log_covariance(location, log_covariance)
+        super().__init__(parts, sources, loc.shape[-1] - sources, loc, loc.shape[1] if loc.ndim == 3 else 1)
 
 
 class LogisticNormalGuide(RoutingGuide):
-    r"""q(w, alpha | S): independent Gaussian logits, softmax over sources and over experts.
-
-    .. math:: u \sim N(\mu(S), \mathrm{diag}\,\sigma(S)^2), \quad w = \mathrm{softmax}(u_{1:R}),
-              \quad \alpha = \mathrm{softmax}(u_{R+1:R+M})
-
-    The sample sites are the contrasts of u (Bayes-routed SMAT, section 4, without the common shift). Pairs with
-    :class:`~pyro_smat.models.priors.LogisticNormalPrior`; the KL is exact.
+    """q(w, alpha | S) with Gaussian logits; pairs with every prior on the simplex.
 
     Args:
         sources: R.
         experts: M.
+        blocks: L, one routing for each block of the network.
+        prior: where the posterior stands before any evidence.
+        encoder: of the support; default source evidence.
         hidden: width of the router network.
+        covariance: "diagonal", "low_rank" or "full", equivariant in the sources.
+        rank: k of "low_rank"; "full" takes R + M instead.
     """
 
-    def __init__(self, sources: int, experts: int = 0, hidden: int = 64) -> None:
-        super().__init__()
-        self.router = RouterNetwork(sources, experts, hidden)
+    def __init__(
+        self,
+        sources: int,
+        experts: int = 0,
+        *,
+        blocks: int = 1,
+        prior: RoutingPrior | None = None,
+        encoder: SupportEncoder | None = None,
+        hidden: int = 64,
+        covariance: Covariance = "diagonal",
+        rank: int = 2,
+    ) -> None:
+        super().__init__(prior)
+        if covariance not in COVARIANCES or rank < 1:
+            raise ValueError(
+                f"covariance is {covariance!r} and rank {rank}; expected one of {COVARIANCES} and rank >= 1"
+            )
+        self.covariance: Covariance = covariance
+        columns = {"diagonal": 0, "low_rank": rank, "full": 2 * (sources + experts)}[covariance]
+        self.router = RouterNetwork(sources, experts, blocks=blocks, encoder=encoder, hidden=hidden, columns=columns)
 
     def posterior(self, batch: EpisodeBatch) -> LogisticNormalPosterior:
-        location, scale = self.router(batch)
-        return LogisticNormalPosterior(location, scale, self.router.sources)
+        logits = self.router(batch)
+        factor = logits.factor
+        if self.covariance == "full":  # an exponential: entries of the log covariance stay within +-6 of log D
+            factor = (6.0 / factor.shape[-1]) ** 0.5 * factor.tanh()
+        location = logits.location + self.prior_logits(logits.location)
+        return LogisticNormalPosterior(location, logits.scale, self.router.sources, factor, self.covariance)

@@ -1,6 +1,7 @@
 """RoutingPosterior: what every guide returns, and all that decisions, abstention and reports know of a guide.
 
-Shapes: B episodes, C = R + M coefficients, K draws.
+Shapes: B episodes, C = R + M coefficients, K draws; with blockwise mixing over L blocks coefficients are
+``(..., L, C)``.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_smat.models.priors import LogisticNormalPrior
-from pyro_smat.models.priors.catalog import CatalogPrior
-from pyro_smat.models.priors.logistic_normal import coefficients_from_contrasts, contrast_normal
-from pyro_smat.routing import CATALOG_SITE, EXPERT_SITE, SOURCE_SITE, Catalog, contrast_basis
+from pyro_smat.models.priors import MixturePrior, RoutingPrior
+from pyro_smat.routing import CATALOG_SITE
 
 Uncertainty = Literal["confidence", "entropy", "variance", "prior"]
 UNCERTAINTIES: tuple[Uncertainty, ...] = ("confidence", "entropy", "variance", "prior")
 VARIANCE_DRAWS = 64
+KL_DRAWS = 256
+
+KLMethod = Literal["exact", "Monte Carlo", "bound"]
 
 
 class RoutingPosterior(ABC):
@@ -30,10 +32,12 @@ class RoutingPosterior(ABC):
     Attributes:
         sources: R.
         experts: M.
+        blocks: L, 1 for global mixing.
     """
 
     sources: int
     experts: int
+    blocks: int = 1
 
     @abstractmethod
     def sites(self) -> Mapping[str, dist.TorchDistribution]:
@@ -65,41 +69,88 @@ class RoutingPosterior(ABC):
     def choice(self) -> Tensor:
         """Probabilities ``(B, J)`` of what the posterior is torn between: rows of the catalog, or sources."""
 
+    @property
+    def source_weights(self) -> Tensor:
+        """Posterior mean of the source weights ``(B, R)``; with blockwise mixing their mean over blocks."""
+        weights = self.mean[..., : self.sources]
+        return weights.mean(1) if self.blocks > 1 else weights
+
     def entropy(self) -> Tensor:
         """Shannon entropy of :meth:`choice`, ``(B,)`` in nats."""
-        probabilities = self.choice()
-        return torch.special.entr(probabilities).sum(-1)
+        return torch.special.entr(self.choice()).sum(-1)
 
-    def kl(self, prior: LogisticNormalPrior | CatalogPrior) -> Tensor:
-        """Exact KL(q || prior), ``(B,)`` in nats.
+    def kl(self, prior: RoutingPrior, draws: int = KL_DRAWS) -> Tensor:
+        """KL(q || prior), ``(B,)`` in nats; how it is computed says :meth:`kl_method`.
+
+        Args:
+            prior: a prior with the same sites.
+            draws: of the Monte Carlo estimate, where there is no closed form; they come from the global generator and
+                carry a gradient.
 
         Raises:
             ValueError: when the prior is of another family (its sites differ).
         """
-        mine, theirs = self.sites(), self._sites_of(prior)
-        terms = [kl_divergence(mine[site], theirs[site]).squeeze(-1) for site in mine]
-        return torch.stack(terms).sum(0) if terms else self.mean.new_zeros(self.mean.shape[0])
+        self._check_pair(prior)
+        closed = self._closed_kl(prior)
+        if closed is not None:
+            return closed
+        mine = self.sites()
+        drawn = {site: distribution.rsample((draws,)) for site, distribution in mine.items()}
+        log_q = torch.stack([mine[site].log_prob(value) for site, value in drawn.items()]).sum(0)
+        return (log_q - prior.log_prob(drawn)).mean(0).squeeze(-1)
 
-    def _sites_of(self, prior: LogisticNormalPrior | CatalogPrior) -> Mapping[str, dist.TorchDistribution]:
-        mine, theirs = self.sites(), prior.distributions()
-        if set(mine) != set(theirs):
+    def kl_method(self, prior: RoutingPrior) -> KLMethod:
+        """ "exact", "bound" (an upper bound) or "Monte Carlo".
+
+        Raises:
+            ValueError: as in :meth:`kl`, where the pair is refused.
+        """
+        self._check_pair(prior)
+        if self._closed_kl(prior) is None:
+            return "Monte Carlo"
+        bounded = isinstance(prior, MixturePrior) and prior.kl == "bound" and CATALOG_SITE not in prior.site_names
+        return "bound" if bounded else "exact"
+
+    def _closed_kl(self, prior: RoutingPrior) -> Tensor | None:
+        """The exact KL ``(B,)`` or its bound; None where neither is known."""
+        mine = self.sites()
+        if not mine:
+            return self.mean.new_zeros(self.mean.shape[0])
+        if isinstance(prior, MixturePrior) and len(mine) > 1:
+            return self._mixture_bound(prior) if prior.kl == "bound" else None
+        try:
+            terms = [kl_divergence(q, prior.distribution(site, {})).squeeze(-1) for site, q in mine.items()]
+        except NotImplementedError:
+            return None
+        return torch.stack(terms).sum(0)
+
+    def _mixture_bound(self, prior: MixturePrior) -> Tensor | None:
+        r""":math:`-\log \sum_j \pi_j e^{-KL_j}` of the joint of all sites (facts: Jensen)."""
+        parts = [self._closed_kl(component) for component in prior.components]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        return -torch.logsumexp(prior.log_weights - torch.stack(known, dim=-1), dim=-1)
+
+    def _check_pair(self, prior: RoutingPrior) -> None:
+        mine, theirs = set(self.sites()), set(prior.site_names)
+        if mine != theirs:
             raise ValueError(
                 f"{type(self).__name__} has sites {sorted(mine)} and {type(prior).__name__} {sorted(theirs)}; "
                 "expected a prior of the same family"
             )
-        return theirs
 
     def uncertainty(
         self,
         kind: Uncertainty = "entropy",
-        prior: LogisticNormalPrior | CatalogPrior | None = None,
+        prior: RoutingPrior | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """U(S) ``(B,)``; larger is less sure.
 
         Args:
             kind: "confidence" 1 - max choice; "entropy" of the choice; "variance" summed over coefficients, from
-                draws; "prior" minus KL(q || prior), for which ``prior`` is needed.
+                draws (mean over blocks); "prior" minus KL(q || prior), for which ``prior`` is needed.
             prior: the routing prior.
             generator: for "variance".
         """
@@ -108,7 +159,8 @@ class RoutingPosterior(ABC):
         if kind == "entropy":
             return self.entropy()
         if kind == "variance":
-            return self.sample(VARIANCE_DRAWS, generator).var(0).sum(-1)
+            variance = self.sample(VARIANCE_DRAWS, generator).var(0).sum(-1)
+            return variance.mean(-1) if self.blocks > 1 else variance
         if kind == "prior":
             if prior is None:
                 raise ValueError("uncertainty kind 'prior' is minus KL(q || prior): pass the prior")
@@ -116,159 +168,8 @@ class RoutingPosterior(ABC):
         raise ValueError(f"uncertainty kind is {kind!r}; expected one of {UNCERTAINTIES}")
 
 
-class LogisticNormalPosterior(RoutingPosterior):
-    """Independent Gaussian logits, softmax over the sources and over the experts.
-
-    Args:
-        loc, scale: ``(B, R + M)`` of the logits.
-        sources: R.
-    """
-
-    def __init__(self, loc: Tensor, scale: Tensor, sources: int) -> None:
-        self.loc, self.scale = loc, scale
-        self.sources, self.experts = sources, loc.shape[-1] - sources
-
-    def sites(self) -> Mapping[str, dist.MultivariateNormal]:
-        parts = {SOURCE_SITE: slice(0, self.sources), EXPERT_SITE: slice(self.sources, None)}
-        return {
-            site: contrast_normal(self.loc[:, None, part], self.scale[:, None, part])
-            for site, part in parts.items()
-            if self.loc[:, part].shape[-1] > 1
-        }
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        noise = torch.randn((count, *self.loc.shape), generator=generator, device=self.loc.device, dtype=self.loc.dtype)
-        return self._weights(self.loc + self.scale * noise)
-
-    @property
-    def mean(self) -> Tensor:
-        """By 512 quasi-random draws, the same ones every time."""
-        engine = torch.quasirandom.SobolEngine(self.loc.shape[-1], scramble=True, seed=0)
-        uniform = engine.draw(512, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-        noise = torch.special.ndtri(uniform).to(self.loc).unsqueeze(1)
-        return self._weights(self.loc + self.scale * noise).mean(0)
-
-    @property
-    def mode(self) -> Tensor:
-        """The weights at the mode of the contrasts, softmax(loc)."""
-        return self._weights(self.loc)
-
-    def top(self, k: int) -> tuple[Tensor, Tensor]:
-        """One mixture: the mean with all but its k largest source weights (and expert weights) set to 0."""
-        parts = [_keep_largest(part, k) for part in self.mean.split([self.sources, self.experts], dim=-1)]
-        return torch.cat(parts, dim=-1).unsqueeze(0), self.loc.new_ones(1, self.loc.shape[0])
-
-    def log_prob(self, coefficients: Tensor) -> Tensor:
-        total = coefficients.new_zeros(coefficients.shape[:-1])
-        for site, distribution in self.sites().items():
-            part = coefficients[..., : self.sources] if site == SOURCE_SITE else coefficients[..., self.sources :]
-            contrasts = part.clamp(min=1e-30).log() @ contrast_basis(part.shape[-1], part)
-            total = total + distribution.log_prob(contrasts.unsqueeze(-2)).squeeze(-1)
-        return total
-
-    def choice(self) -> Tensor:
-        return self.mean[:, : self.sources]
-
-    def _weights(self, logits: Tensor) -> Tensor:
-        return torch.cat([logits[..., : self.sources].softmax(-1), logits[..., self.sources :].softmax(-1)], dim=-1)
-
-
-class PointPosterior(RoutingPosterior):
-    """All mass on one routing: point routing.
-
-    Args:
-        logits: ``(B, R + M)``.
-        sources: R.
-    """
-
-    def __init__(self, logits: Tensor, sources: int) -> None:
-        self.logits = logits
-        self.sources, self.experts = sources, logits.shape[-1] - sources
-
-    def sites(self) -> Mapping[str, dist.Delta]:
-        parts = {SOURCE_SITE: self.logits[:, None, : self.sources], EXPERT_SITE: self.logits[:, None, self.sources :]}
-        return {
-            site: dist.Delta(part @ contrast_basis(part.shape[-1], part), event_dim=1)
-            for site, part in parts.items()
-            if part.shape[-1] > 1
-        }
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        return self.mean.expand(count, -1, -1)
-
-    @property
-    def mean(self) -> Tensor:
-        values = {site: d.v.squeeze(-2) for site, d in self.sites().items()}
-        if not values:
-            return torch.ones_like(self.logits)
-        return coefficients_from_contrasts(values, self.sources, self.experts, self.logits)
-
-    @property
-    def mode(self) -> Tensor:
-        return self.mean
-
-    def top(self, k: int) -> tuple[Tensor, Tensor]:
-        parts = [_keep_largest(part, k) for part in self.mean.split([self.sources, self.experts], dim=-1)]
-        return torch.cat(parts, dim=-1).unsqueeze(0), self.logits.new_ones(1, self.logits.shape[0])
-
-    def log_prob(self, coefficients: Tensor) -> Tensor:
-        here = torch.isclose(coefficients, self.mean).all(-1)
-        return torch.where(here, 0.0, -torch.inf)
-
-    def choice(self) -> Tensor:
-        """The mixing weights themselves, read as probabilities: all that a point router can say of its doubt."""
-        return self.mean[:, : self.sources]
-
-    def kl(self, prior: LogisticNormalPrior | CatalogPrior) -> Tensor:
-        """Minus the log prior density at the point (a point mass has no finite KL; this is what MAP training uses)."""
-        theirs = self._sites_of(prior)
-        terms = [-theirs[site].log_prob(d.v).squeeze(-1) for site, d in self.sites().items()]
-        return torch.stack(terms).sum(0) if terms else self.logits.new_zeros(self.logits.shape[0])
-
-
-class CatalogPosterior(RoutingPosterior):
-    """A categorical over the rows of a catalog.
-
-    Args:
-        logits: ``(B, J)``.
-        catalog: the J routings.
-        sources: R.
-    """
-
-    def __init__(self, logits: Tensor, catalog: Catalog, sources: int) -> None:
-        self.logits = logits
-        self.coefficients = catalog.coefficients.to(logits)
-        self.sources, self.experts = sources, catalog.coefficients.shape[-1] - sources
-
-    def sites(self) -> Mapping[str, dist.Categorical]:
-        return {CATALOG_SITE: dist.Categorical(logits=self.logits.unsqueeze(-2))}
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        rows = torch.multinomial(self.choice(), count, replacement=True, generator=generator)  # (B, K)
-        return self.coefficients[rows.mT]
-
-    @property
-    def mean(self) -> Tensor:
-        return self.choice() @ self.coefficients
-
-    @property
-    def mode(self) -> Tensor:
-        return self.coefficients[self.logits.argmax(-1)]
-
-    def top(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k most probable routings, their probabilities renormalised."""
-        probabilities, rows = self.choice().topk(min(k, self.logits.shape[-1]), dim=-1)
-        return self.coefficients[rows.mT], (probabilities / probabilities.sum(-1, keepdim=True)).mT
-
-    def log_prob(self, coefficients: Tensor) -> Tensor:
-        same = torch.isclose(coefficients.unsqueeze(-2), self.coefficients).all(-1)  # (*k, B, J)
-        return torch.where(same, self.logits.log_softmax(-1), -torch.inf).logsumexp(-1)
-
-    def choice(self) -> Tensor:
-        return self.logits.softmax(-1)
-
-
-def _keep_largest(weights: Tensor, k: int) -> Tensor:
+def keep_largest(weights: Tensor, k: int) -> Tensor:
+    """Weights ``(*b, n)`` with all but the k largest set to 0, renormalised."""
     if weights.shape[-1] <= k:
         return weights
     kept = torch.zeros_like(weights).scatter(-1, weights.topk(k, dim=-1).indices, 1.0) * weights

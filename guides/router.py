@@ -1,100 +1,171 @@
 """The network under the guides, and the base class that turns its posterior into Pyro sample sites.
 
-support features -> source evidence -> logits of sources and experts -> posterior -> pyro.sample.
+support features -> encoder -> logits of sources and experts -> posterior -> pyro.sample.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_smat.encoders import SourceEncoder, source_evidence
+from pyro_smat.encoders import Encoding, EvidenceEncoder, SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.local_module import LocalModule
+from pyro_smat.models.priors import RoutingPrior
+
+
+@dataclass(frozen=True)
+class RoutingLogits:
+    """What a router says of the logits of R sources and M experts.
+
+    Attributes:
+        location, scale: ``(B, C)``, or ``(B, L, C)`` with blocks.
+        factor: ``(B, [L,] C, k)``, columns of a covariance; k may be 0.
+        summary: ``(B, 2 h)``, the whole support at a glance.
+    """
+
+    location: Tensor
+    scale: Tensor
+    factor: Tensor
+    summary: Tensor
 
 
 class RouterNetwork(nn.Module):
-    """Support features -> location and scale of the logits of R sources and M experts.
+    """Support features -> location, scale and covariance columns of the logits of R sources and M experts.
 
-    A source is scored from its own evidence in the context of the others, by one network for all (equivariant in the
-    sources), starting from the negative leave-one-out loss: before any training the router already prefers the
+    A source is scored from its own embedding in the context of the others, by one network for all (equivariant in the
+    sources), on top of the encoder's head start: with source evidence the router prefers, before any training, the
     source that explains the support best. Experts are scored from a pooled view of all sources.
 
     Args:
         sources: R.
         experts: M.
+        blocks: L.
+        encoder: of the support; default source evidence of width ``hidden``.
         hidden: width.
-        trust: initial weight of the leave-one-out loss, in logits per nat of normalised loss.
+        columns: k of the factor.
         scale: initial deviation of the logits.
     """
 
-    def __init__(self, sources: int, experts: int, hidden: int = 64, trust: float = 8.0, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        sources: int,
+        experts: int = 0,
+        *,
+        blocks: int = 1,
+        encoder: SupportEncoder | None = None,
+        hidden: int = 64,
+        columns: int = 0,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.sources, self.experts = sources, experts
-        self.encoder = SourceEncoder(hidden)
-        self.source_head = nn.Linear(hidden, 2)
-        self.trust = nn.Parameter(torch.tensor(float(trust)))
-        initial = torch.tensor(float(scale)).expm1().log()
+        self.sources, self.experts, self.blocks, self.columns = sources, experts, blocks, columns
+        self.encoder = EvidenceEncoder(hidden) if encoder is None else encoder
+        width = self.encoder.hidden
+        outputs = 2 + columns
+        initial = torch.zeros(outputs)
+        initial[1] = torch.tensor(float(scale)).expm1().log()
+        self.source_head = nn.Linear(width, blocks * outputs)
         with torch.no_grad():
             self.source_head.weight.mul_(0.1)
-            self.source_head.bias.copy_(torch.stack([torch.zeros(()), initial]))
+            self.source_head.bias.copy_(initial.repeat(blocks))
         if not experts:
             return
-        self.identity = nn.Parameter(torch.randn(sources, hidden, generator=torch.Generator().manual_seed(0)) * 0.1)
-        self.expert_head = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, 2 * experts))
-        last = self.expert_head[-1]
-        assert isinstance(last, nn.Linear)
+        self.identity = nn.Parameter(torch.randn(sources, width, generator=torch.Generator().manual_seed(0)) * 0.1)
+        last = nn.Linear(width, blocks * experts * outputs)
+        self.expert_head = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), last)
         with torch.no_grad():
             last.weight.mul_(0.1)
-            last.bias.zero_()
-            last.bias[experts:] = initial
+            last.bias.copy_(initial.repeat(blocks * experts))
 
-    def embed(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
-        """Embedding ``(B, R, h)`` and leave-one-out loss ``(B, R)`` of the sources.
+    def encode(self, batch: EpisodeBatch) -> Encoding:
+        """The encoder's view of the support.
 
         Raises:
             ValueError: when the batch has no support features.
         """
         if batch.support_features is None:
             raise ValueError("the batch has no support_features; call SourceFeatures(...).attach(batch) first")
-        evidence = source_evidence(batch.support_features, batch.support_labels, batch.support_mask, batch.class_mask)
-        return self.encoder(evidence, batch.support_mask.sum(-1)), evidence[..., 0]
+        return self.encoder(batch.support_features, batch.support_labels, batch.support_mask, batch.class_mask)
 
-    def forward(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
-        """Location and scale, each ``(B, R + M)``."""
-        return self.locate(*self.embed(batch))
+    def forward(self, batch: EpisodeBatch) -> RoutingLogits:
+        """The logits of a batch's episodes."""
+        return self.locate(self.encode(batch))
 
-    def locate(self, embedding: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale from what :meth:`embed` returns."""
-        location, raw_scale = self.source_head(embedding).unbind(-1)
-        location = location - self.trust * loss
+    def locate(self, encoding: Encoding) -> RoutingLogits:
+        """The logits from what :meth:`encode` returns."""
+        embedding, score = encoding.embedding, encoding.score
+        shape = (self.blocks, 2 + self.columns)
+        values = self.source_head(embedding).unflatten(-1, shape).movedim(2, 1)  # (B, L, R, 2 + k)
+        location = values[..., 0] + score.unsqueeze(1)
+        pooled = location.mean(1).softmax(-1)
+        summary = torch.cat([embedding.mean(1), (pooled.unsqueeze(1) @ embedding).squeeze(1)], dim=-1)
+        rest = values[..., 1:]
         if self.experts:
-            pooled = [embedding.mean(1), location.softmax(-1) @ self.identity]
-            expert_location, expert_scale = self.expert_head(torch.cat(pooled, dim=-1)).chunk(2, dim=-1)
-            location, raw_scale = torch.cat([location, expert_location], -1), torch.cat([raw_scale, expert_scale], -1)
-        return location, F.softplus(raw_scale) + 1e-3
+            view = torch.cat([embedding.mean(1), pooled @ self.identity], dim=-1)
+            of_experts = self.expert_head(view).unflatten(-1, (self.blocks, self.experts, 2 + self.columns))
+            location = torch.cat([location, of_experts[..., 0]], dim=-1)
+            rest = torch.cat([rest, of_experts[..., 1:]], dim=-2)
+        scale, factor = F.softplus(rest[..., 0]) + 1e-3, rest[..., 1:]
+        if self.blocks == 1:
+            location, scale, factor = location.squeeze(1), scale.squeeze(1), factor.squeeze(1)
+        return RoutingLogits(location, scale, factor, summary)
 
 
 class RoutingGuide(LocalModule):
-    """A guide is a posterior and the sites it samples; families implement :meth:`posterior` alone."""
+    """A guide is a posterior and the sites it samples; families implement :meth:`posterior` alone.
+
+    Args:
+        prior: where the posterior stands before any evidence: its log probabilities (catalog) or the logarithm of its
+            mean weights (simplex) are added to what the network says, without gradient. The network then learns what
+            the *support* says, alike for all sources, and a prior that treats them unlike is not lost on it. None
+            treats all alike.
+    """
+
+    def __init__(self, prior: RoutingPrior | None = None) -> None:
+        super().__init__()
+        self._prior = (prior,)  # in a tuple: the prior is the model's, its parameters are not the guide's
+
+    @property
+    def prior(self) -> RoutingPrior | None:
+        """The prior on which the posterior builds."""
+        return self._prior[0]
 
     @abstractmethod
     def posterior(self, batch: EpisodeBatch) -> RoutingPosterior:
         """q(c | S) for the episodes of a batch."""
 
-    infer: ClassVar[dict[str, str]] = {}
+    @property
+    def infer(self) -> Mapping[str, str]:
+        """What Pyro is told of the sites, e.g. to enumerate them."""
+        return {}
+
+    def sites(self, posterior: RoutingPosterior) -> Mapping[str, dist.TorchDistribution]:
+        """The distributions to sample; a family may relax those of its posterior in training."""
+        return posterior.sites()
 
     def forward(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """Sample the routing sites inside the "episodes" plate."""
-        posterior = self.posterior(batch)
+        sites = self.sites(self.posterior(batch))
         with pyro.plate("episodes", len(batch), dim=-2):
             return {
-                site: pyro.sample(site, distribution, infer=dict(self.infer))
-                for site, distribution in posterior.sites().items()
+                name: pyro.sample(name, distribution, infer=dict(self.infer)) for name, distribution in sites.items()
             }
+
+    def prior_logits(self, like: Tensor) -> Tensor | float:
+        """What the prior adds to the logits of a routing ``(J,)``, or of every weight ``([L,] C)``."""
+        if self.prior is None:
+            return 0.0
+        with torch.no_grad():
+            return self.prior.log_weights_before_evidence().to(like)
+
+    def anneal(self, progress: float) -> None:
+        """Called by the trainer with the share of training that is done, 0 to 1; relaxed families cool down."""

@@ -21,13 +21,15 @@ from pyro_smat.data.pool import ImagePool
 from pyro_smat.data.table import read_csv
 from pyro_smat.experts import ExpertBank
 from pyro_smat.features import SourceFeatures
-from pyro_smat.guides import CatalogGuide, LogisticNormalGuide, PointGuide, RoutingGuide
+from pyro_smat.guides import RoutingGuide
+from pyro_smat.inference.custom import MODEL_NEEDS, check_attributes, construct, load_class
 from pyro_smat.inference.cvar_elbo import CVaR_ELBO
+from pyro_smat.inference.distillation import CandidateTeacher, PredictionDistillation, RoutingDistillation
+from pyro_smat.inference.elbo_particle import EpisodePenalty
+from pyro_smat.inference.families import build_guide, build_prior, default_catalog
 from pyro_smat.inference.sources import SourceReference
 from pyro_smat.inference.trainer import TrainingSettings
-from pyro_smat.local_module import LocalModule
 from pyro_smat.models import RoutedModel
-from pyro_smat.models.priors import CatalogPrior, CostAwareCatalogPrior, LogisticNormalPrior
 from pyro_smat.networks import build_network
 from pyro_smat.pretraining import GLYPH_NETWORK, shipped_glyph_sources
 from pyro_smat.routing import Catalog
@@ -41,16 +43,20 @@ class Router:
 
     Attributes:
         config: what it was built from.
+        network: the template of the networks.
         library: the frozen sources.
         model, guide: the pair, on ``device``.
         device: where they are.
+        catalog: of a guide over a catalog.
     """
 
     config: RunConfig
+    network: nn.Module
     library: SourceLibrary
     model: RoutedModel
     guide: RoutingGuide
     device: torch.device
+    catalog: Catalog | None = None
 
     def features(self, pool: ImagePool | None = None, progress: bool = False) -> SourceFeatures:
         """Frozen source features of a pool (or of loose images)."""
@@ -80,13 +86,19 @@ def open_library(config: RunConfig) -> tuple[nn.Module, SourceLibrary]:
             )
         name, options = GLYPH_NETWORK
         network = build_network(name, **options)
-        return network, SourceLibrary.from_files(network, shipped_glyph_sources())
+        return network, SourceLibrary.from_files(network, shipped_glyph_sources(), config.sources.blocks or None)
     network = build_network(config.sources.network, **config.sources.options)
-    return network, SourceLibrary.from_files(network, config.sources.files)
+    return network, SourceLibrary.from_files(network, config.sources.files, config.sources.blocks or None)
 
 
 def build_router(
-    config: RunConfig, device: torch.device, opened: tuple[nn.Module, SourceLibrary] | None = None
+    config: RunConfig,
+    device: torch.device,
+    opened: tuple[nn.Module, SourceLibrary] | None = None,
+    *,
+    catalog: Catalog | None = None,
+    model_class: type | None = None,
+    guide_class: type | None = None,
 ) -> Router:
     """Model and guide as the config says, with initial values from its seed.
 
@@ -94,31 +106,58 @@ def build_router(
         config: the config.
         device: where to put them.
         opened: network and sources, when they are open already.
+        catalog: of a guide over a catalog; default: all mixtures of up to ``guide.catalog.max_sources`` sources.
+        model_class, guide_class: instead of those that the config names.
     """
     network, library = opened or open_library(config)
-    sources, experts = len(library), config.experts.count
+    sources, experts, blocks = len(library), config.experts.count, len(library.space.block_names)
+    catalog = catalog or default_catalog(config, library.names, blocks)
+    task_network = TaskNetwork(network, library.space)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        prior, guide = _family(config, library, sources, experts)
+        prior = build_prior(config.prior, config.guide.family, sources, experts, blocks, catalog)
+        guide = build_guide(
+            config, sources, blocks, catalog, prior, _feature_width(config, task_network, library), guide_class
+        )
+    parts = config.experts
     bank = (
-        ExpertBank(library.space, experts, config.experts.sparsity, config.experts.granularity, generator=generator)
+        ExpertBank(
+            library.space,
+            experts,
+            parts.sparsity,
+            parts.granularity,
+            module=network,
+            gates=parts.gates,
+            budget=parts.budget,
+            dual_learning_rate=parts.dual_learning_rate,
+            ramp=parts.ramp,
+            generator=generator,
+        )
         if experts
         else None
     )
     precision = config.training.precision
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
-    model = RoutedModel(
-        TaskNetwork(network, library.space),
-        library,
-        prior,
-        bank,
-        metric=config.head.metric,
-        scale=config.head.scale,
-        compute_dtype=getattr(torch, precision),
+    if model_class is None:
+        model_class = RoutedModel if config.custom.model is None else load_class(config.custom.model)
+    model = construct(
+        model_class,
+        {
+            "network": task_network,
+            "library": library,
+            "prior": prior,
+            "experts": bank,
+            "metric": config.head.metric,
+            "scale": config.head.scale,
+            "compute_dtype": getattr(torch, precision),
+            "masks": parts.masks,
+            "straight_through": config.guide.family == "concrete" and config.guide.straight_through,
+        },
     )
-    return Router(config, library, model.to(device), guide.to(device), device)
+    check_attributes(model, MODEL_NEEDS, "model")
+    return Router(config, network, library, model.to(device), guide.to(device), device, catalog)
 
 
 def build_pool(config: RunConfig, split: str | None, path: Path | None = None) -> ImagePool:
@@ -156,8 +195,8 @@ def build_sampler(
     )
 
 
-def build_elbo(config: RunConfig, features: SourceFeatures) -> CVaR_ELBO:
-    """The objective; ``features`` serve the reference of regret."""
+def build_elbo(config: RunConfig, features: SourceFeatures, router: Router) -> CVaR_ELBO:
+    """The objective; ``features`` serve the reference of regret, ``router`` the teacher of distillation."""
     objective = config.objective
     reference: Callable[..., Tensor] | None = None
     if objective.reference != "none":
@@ -167,18 +206,50 @@ def build_elbo(config: RunConfig, features: SourceFeatures) -> CVaR_ELBO:
     return CVaR_ELBO(
         rho=objective.rho,
         kl_weight=objective.kl_weight,
+        entropy_weight=objective.entropy_weight,
         tail_weight=objective.tail_weight,
         episode_loss=objective.episode_loss,
         reference=reference,
+        threshold=objective.threshold,
+        baseline=objective.baseline,
+        penalties=_distillation(config, router),
         num_particles=objective.num_particles,
         vectorize_particles=objective.num_particles > 1,
         max_plate_nesting=2 if objective.num_particles == 1 else 3,  # episodes, queries, and particles
     )
 
 
+def _distillation(config: RunConfig, router: Router) -> dict[str, EpisodePenalty]:
+    wanted = config.objective.distillation
+    if not wanted.routing and not wanted.prediction:
+        return {}
+    catalog = router.catalog
+    if catalog is None:
+        one = Catalog.k_hot(router.library.names, config.experts.count, wanted.max_sources)
+        blocks = len(router.library.space.block_names)
+        catalog = one if blocks == 1 else Catalog.blockwise([one] * blocks)
+    teacher = CandidateTeacher(router.model, catalog, wanted.temperature, wanted.on)
+    terms: dict[str, EpisodePenalty] = {}
+    if wanted.routing:
+        terms["routing_distillation"] = RoutingDistillation(teacher, wanted.routing)
+    if wanted.prediction:
+        terms["prediction_distillation"] = PredictionDistillation(teacher.predictions, wanted.prediction)
+    return terms
+
+
+def _feature_width(config: RunConfig, network: TaskNetwork, library: SourceLibrary) -> int:
+    """Width of the network's features, from one blank image."""
+    blank = torch.zeros(1, config.data.channels, config.data.size, config.data.size)
+    with torch.no_grad():
+        return network(library.basis[0].float(), blank).shape[-1]
+
+
 def training_settings(config: RunConfig) -> TrainingSettings:
     """The trainer's part of the config."""
-    return TrainingSettings(**{k: getattr(config.training, k) for k in TrainingSettings.__dataclass_fields__})
+    names = set(TrainingSettings.__dataclass_fields__) - {"orthogonality"}
+    return TrainingSettings(
+        **{k: getattr(config.training, k) for k in names}, orthogonality=config.experts.orthogonality
+    )
 
 
 def sources_of_routes(pool: ImagePool, library: SourceLibrary) -> tuple[int, ...]:
@@ -187,24 +258,3 @@ def sources_of_routes(pool: ImagePool, library: SourceLibrary) -> tuple[int, ...
     routes = pool.attributes if len(pool.attributes) > 1 else pool.domain_names
     found = tuple(library.names.index(name) if name in library.names else -1 for name in routes)
     return found if any(index >= 0 for index in found) else ()
-
-
-def _family(config: RunConfig, library: SourceLibrary, sources: int, experts: int) -> tuple[LocalModule, RoutingGuide]:
-    """The prior and the guide of the family that the config names."""
-    size, prior, guide = sources + experts, config.prior, config.guide
-    costs = torch.ones(size) if prior.costs is None else torch.tensor(prior.costs)
-    if costs.shape != (size,):
-        raise ValueError(
-            f"prior.costs has {len(costs)} values; expected {size}: {sources} sources and {experts} experts"
-        )
-    if guide.family == "catalog":
-        catalog = Catalog.k_hot(library.names, experts, guide.max_sources)
-        of_catalog = (
-            CostAwareCatalogPrior(catalog, costs, prior.beta) if prior.kind == "cost_aware" else CatalogPrior(catalog)
-        )
-        return of_catalog, CatalogGuide(catalog, sources, guide.hidden)
-    beta = prior.beta if prior.kind == "cost_aware" else 0.0
-    of_simplex = LogisticNormalPrior.cost_aware(sources, experts, costs, beta, prior.scale)
-    if guide.family == "point":
-        return of_simplex, PointGuide(sources, experts, guide.hidden)
-    return of_simplex, LogisticNormalGuide(sources, experts, guide.hidden)

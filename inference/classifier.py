@@ -28,9 +28,10 @@ from pyro_smat.inference.sources import support_losses
 from pyro_smat.networks import build_network
 from pyro_smat.parameters import ParameterSpace
 from pyro_smat.pretraining import GLYPH_NETWORK
+from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary, load_weights
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ class RoutedClassifier:
         self.abstention = abstention
         router.model.eval()
         router.guide.eval()
-        self._basis = router.model.basis().detach()
+        masks = router.config.decision.masks
+        generator = torch.Generator(device=router.device).manual_seed(router.config.seed)
+        with torch.no_grad():  # (m, C, d): one basis, or one for every sample of the experts' gates
+            self._bases = router.model.basis(masks, generator) if masks else router.model.basis().unsqueeze(0)
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -80,6 +84,9 @@ class RoutedClassifier:
         model, guide = self.router.model, self.router.guide
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
         tensors |= {f"guide.{k}": v for k, v in guide.state_dict().items()}
+        if self.router.catalog is not None:
+            tensors["catalog"] = self.router.catalog.coefficients
+        tensors = {k: v.clone() for k, v in tensors.items()}  # the format refuses memory that priors and catalog share
         tensors["sources"] = self.router.library.basis
         content = to_safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         network, options = _network_of(self.router)
@@ -88,6 +95,7 @@ class RoutedClassifier:
             "network": network,
             "network_options": options,
             "source_names": list(self.source_names),
+            "catalog": None if self.router.catalog is None else list(self.router.catalog.names),
             "config": self.router.config.model_dump(mode="json"),
             "abstention": {
                 "score": self.abstention.score,
@@ -101,7 +109,13 @@ class RoutedClassifier:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: str | torch.device = "cpu", network: nn.Module | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        network: nn.Module | None = None,
+        model_class: type | None = None,
+        guide_class: type | None = None,
     ) -> RoutedClassifier:
         """Open what :meth:`save` wrote.
 
@@ -109,16 +123,27 @@ class RoutedClassifier:
             folder: with router.safetensors and router.json.
             device: "auto", "cpu" or "cuda".
             network: the template, when it is not one of the built-in networks.
+            model_class, guide_class: the classes of a router that was trained with classes of the user's own; loading
+                never runs a file that the folder names.
 
         Raises:
-            ValueError: for missing, truncated or foreign files.
+            ValueError: for missing, truncated or foreign files, or classes that were not passed.
         """
         folder = Path(folder)
         description = _read_description(folder / "router.json")
         tensors = load_weights(folder / "router.safetensors")
         config = build_config(description["config"])
+        for what, own, given in (
+            ("model", config.custom.model, model_class),
+            ("guide", config.custom.guide, guide_class),
+        ):
+            if own is not None and given is None:
+                raise ValueError(
+                    f"{folder}: was trained with a {what} of your own, {own}; pass {what}_class= that class "
+                    f"(command line: --{what} {own})"
+                )
         module = network or build_network(description["network"], **description["network_options"])
-        space = ParameterSpace.from_module(module)
+        space = ParameterSpace.from_module(module, config.sources.blocks or None)
         if "sources" not in tensors or tensors["sources"].shape != (len(description["source_names"]), space.dim):
             found = tuple(tensors["sources"].shape) if "sources" in tensors else "missing"
             raise ValueError(
@@ -127,7 +152,15 @@ class RoutedClassifier:
             )
         library = SourceLibrary(tuple(description["source_names"]), tensors.pop("sources"), space)
         where = choose_device(device) if isinstance(device, str) else device
-        router = build_router(config, where, (module, library))
+        names = description["catalog"]
+        if names is not None and "catalog" not in tensors:
+            raise ValueError(
+                f"{folder}: the catalog of {len(names)} routings is missing; expected it beside the sources"
+            )
+        catalog = None if names is None else Catalog(tensors.pop("catalog"), tuple(names))
+        router = build_router(
+            config, where, (module, library), catalog=catalog, model_class=model_class, guide_class=guide_class
+        )
         for part, target in (("model", router.model), ("guide", router.guide)):
             state = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
             try:
@@ -237,8 +270,12 @@ class AdaptedTask:
         """Which sources and experts, how sure, and what it costs."""
         router = self._owner.router
         draws = self.posterior.sample(512, torch.Generator(device=self._batch.way.device).manual_seed(self._seed))[:, 0]
-        low, high = torch.quantile(draws, torch.tensor([0.05, 0.95], device=draws.device), dim=0)
         mean = self.posterior.mean[0]
+        if self.posterior.blocks > 1:  # a block counts by its share of the coordinates
+            share = torch.tensor(router.library.space.block_sizes, device=mean.device).to(mean)
+            share = (share / share.sum()).unsqueeze(-1)
+            draws, mean = (draws * share).sum(-2), (mean * share).sum(-2)
+        low, high = torch.quantile(draws, torch.tensor([0.05, 0.95], device=draws.device), dim=0)
         names = (*router.library.names, *(f"expert {m}" for m in range(self.posterior.experts)))
         sizes = [router.library.space.dim] * self.posterior.sources
         if router.model.experts is not None:
@@ -266,7 +303,9 @@ class AdaptedTask:
             config = router.config.decision
             generator = torch.Generator(device=batch.way.device).manual_seed(self._seed)
             coefficients, weights = routings(self.posterior, rule, config.draws, config.k, generator)
-            theta = compose(coefficients[:, 0], self._owner._basis, router.library.space)
+            bases, space = self._owner._bases, router.library.space
+            theta = torch.cat([compose(coefficients[:, 0], basis, space) for basis in bases])
+            weights = weights.repeat(len(bases), 1) / len(bases)
             images = batch.support_images[0]
             support = router.model.network(theta, images.expand(len(theta), *images.shape)).float()
             self._composed[rule] = theta, support, weights[:, 0]

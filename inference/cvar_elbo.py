@@ -11,29 +11,27 @@ is taken, and r an optional reference (regret). Bayes-routed SMAT, eq. 5; the ta
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.elbo import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.util import warn_if_nan
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from pyro_smat.inference.episode_loss import EPISODE_LOSSES, EpisodeLoss, OfExpectation, loss_of_points
-from pyro_smat.risk import check_rho, cvar_weights, value_at_risk
+from pyro_smat.inference.elbo_particle import EpisodePenalty, Particle, TermOptions
+from pyro_smat.inference.episode_loss import EPISODE_LOSSES, EpisodeLoss, OfExpectation
+from pyro_smat.inference.score_function import BASELINES, Baseline, Risk, ScoreFunction
+from pyro_smat.inference.threshold import THRESHOLDS, BatchThreshold, Threshold
+from pyro_smat.risk import check_rho
 
-PARTICLES = "num_particles_vectorized"  # Pyro's own name for the plate of vectorised particles
 UNGUESSED_NESTING = 8  # where enumeration dims start when max_plate_nesting is not given: left of any real plate
-
-Site = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,13 @@ class ELBOTerms:
         loss: the scalar to minimise, with gradient.
         mean_loss: mean of the episode losses X.
         tail_loss: CVaR_rho of X - r.
-        kl: mean KL of an episode; global_kl: KL of the sites outside the episode plate.
-        negative_elbo: sum of X plus all KL, unweighted: minus the plain ELBO when the loss is the summed NLL.
+        kl: mean KL of an episode; global_kl: KL of the sites outside the episode plate, minus the log density of
+            pyro.factor statements there (hyperpriors).
+        negative_elbo: minus the plain ELBO, summed NLL plus KL, whatever the episode loss, rho and the weights are.
         threshold: the (1 - rho) quantile of X - r, above which episodes are in the tail.
-        weights: ``(B,)`` tail weights, sum 1.
+        weights: ``(B,)`` tail weights.
         episode_losses, episode_kl: ``(B,)``, detached.
+        penalties: name -> mean of an optional term, unweighted.
     """
 
     loss: Tensor
@@ -61,6 +61,7 @@ class ELBOTerms:
     weights: Tensor
     episode_losses: Tensor
     episode_kl: Tensor
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class CVaR_ELBO(ELBO):
@@ -69,22 +70,33 @@ class CVaR_ELBO(ELBO):
 
     At ``rho = 1``, ``kl_weight = 1``, no reference and the summed loss it equals TraceMeanField_ELBO (``kl="exact"``),
     Trace_ELBO (``kl="sampled"``) and TraceEnum_ELBO (guide sites with ``infer={"enumerate": "parallel"}``) in value
-    and gradient, for the same seed. Below 1 its scale is the same. It is a loss, not a bound, for rho < 1.
+    and gradient, for the same seed. Below 1 its scale is the same. It is a loss, not a bound, for rho < 1; the plain
+    ELBO is reported beside it (:attr:`ELBOTerms.negative_elbo`).
 
     Args:
         rho: tail fraction in (0, 1]; 1 is the mean.
         episode_plate: name of the plate over episodes. Sites outside it, in no other plate, are global: their KL is
-            not tail-weighted. Observed sites, and sites in other plates, must be inside it.
-        kl_weight: lambda >= 0.
+            not tail-weighted, nor are pyro.factor statements there. Other observed sites, and sites in other plates,
+            must be inside it.
+        kl_weight: lambda >= 0, on the whole KL.
+        entropy_weight: splits lambda: with KL = E[log q] - E[log p], the first term (minus the entropy) then has this
+            weight and only the second (prior, cost) has kl_weight. None: kl_weight for both.
         tail_weight: kappa in [0, 1], the share of the tail against the mean.
-        episode_loss: "nll" (summed over queries), "mean_nll", "expected_error", "ensemble_nll", or a hook, see
-            :mod:`pyro_smat.inference.episode_loss`.
-        reference: a function of the model's arguments that returns r ``(B,)`` in the units of the episode loss; called
-            without gradient. The tail is then over regret.
+        episode_loss: a name in EPISODE_LOSSES ("nll", summed over queries; "mean_nll", "clipped_nll",
+            "expected_error", "brier", "ensemble_nll"), or a hook, see :mod:`pyro_smat.inference.episode_loss`.
+        reference: a function of the model's arguments that returns r ``(B,)`` in the units of the episode loss (of a
+            subsampled plate: scaled like it); called without gradient. The tail is then over regret.
+        threshold: "batch" (exact fractional weights), "queue" or "learned" (for small B), or an object of
+            :mod:`pyro_smat.inference.threshold`.
         kl: "exact" where a closed form is registered (Monte Carlo elsewhere), or "sampled" everywhere.
+        baseline: of score-function sites, i.e. guide sites that are neither reparameterised nor enumerated: "none"
+            (as Trace_ELBO), "leave_one_out" (several particles) or "decaying_average".
+        penalties: name -> optional term, see :class:`EpisodePenalty`.
         num_particles, max_plate_nesting, vectorize_particles, **options: as in :class:`pyro.infer.ELBO`. When it is
             not given and particles are vectorised, the nesting is guessed at the first call (without touching the
             random generators) and kept: use one object for one pair of model and guide.
+
+    Thresholds and baselines have a state, which moves on in every evaluation but :meth:`loss`; see :meth:`state_dict`.
 
     Raises:
         ValueError: for arguments out of range.
@@ -100,10 +112,14 @@ class CVaR_ELBO(ELBO):
         episode_plate: str = "episodes",
         kl_weight: float = 1.0,
         *,
+        entropy_weight: float | None = None,
         tail_weight: float = 1.0,
         episode_loss: str | EpisodeLoss = "nll",
         reference: Callable[..., Tensor] | None = None,
+        threshold: str | Threshold = "batch",
         kl: Literal["exact", "sampled"] = "exact",
+        baseline: Baseline = "none",
+        penalties: Mapping[str, EpisodePenalty] | None = None,
         num_particles: int = 1,
         max_plate_nesting: float = float("inf"),
         vectorize_particles: bool = False,
@@ -116,19 +132,25 @@ class CVaR_ELBO(ELBO):
             **options,
         )
         check_rho(rho)
-        if not kl_weight >= 0:
-            raise ValueError(f"kl_weight is {kl_weight}; expected >= 0")
+        if not kl_weight >= 0 or (entropy_weight is not None and not entropy_weight >= 0):
+            raise ValueError(f"kl_weight is {kl_weight} and entropy_weight {entropy_weight}; expected >= 0")
         if not 0 <= tail_weight <= 1:
             raise ValueError(f"tail_weight (kappa) is {tail_weight}; expected 0 (the mean) to 1 (the tail alone)")
         if kl not in ("exact", "sampled"):
             raise ValueError(f"kl is {kl!r}; expected 'exact' or 'sampled'")
-        if isinstance(episode_loss, str) and episode_loss not in EPISODE_LOSSES:
-            raise ValueError(
-                f"episode_loss is {episode_loss!r}; expected one of {sorted(EPISODE_LOSSES)} or a function"
-            )
+        for name, value, known in (
+            ("episode_loss", episode_loss, EPISODE_LOSSES),
+            ("threshold", threshold, THRESHOLDS),
+        ):
+            if isinstance(value, str) and value not in known:
+                raise ValueError(f"{name} is {value!r}; expected one of {sorted(known)} or an object of your own")
+        if baseline not in BASELINES:
+            raise ValueError(f"baseline is {baseline!r}; expected one of {BASELINES}")
+        if baseline == "leave_one_out" and num_particles < 2:
+            raise ValueError("baseline 'leave_one_out' needs num_particles >= 2; use 'decaying_average' with one")
         self.rho = rho
         self.episode_plate = episode_plate
-        self.kl_weight = kl_weight
+        self.kl_weight, self.entropy_weight = kl_weight, entropy_weight
         self.tail_weight = tail_weight
         self.episode_loss: EpisodeLoss = EPISODE_LOSSES[episode_loss] if isinstance(episode_loss, str) else episode_loss
         if isinstance(self.episode_loss, OfExpectation) and num_particles > 1 and not vectorize_particles:
@@ -137,13 +159,16 @@ class CVaR_ELBO(ELBO):
                 "vectorize_particles=True"
             )
         self.reference = reference
+        self.threshold: Threshold = THRESHOLDS[threshold]() if isinstance(threshold, str) else threshold
         self.kl = kl
+        self.score_function = ScoreFunction(baseline)
+        self.penalties = dict(penalties or {})
         self._warned_small_tail = False
         self._warned_order = False
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number."""
-        return self._checked(self.terms(model, guide, *args, **kwargs).loss.item())
+        """The loss as a number; leaves the state of threshold and baseline alone."""
+        return self._checked(self._terms(model, guide, args, kwargs, update=False).loss.item())
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a scalar tensor with gradient."""
@@ -162,48 +187,86 @@ class CVaR_ELBO(ELBO):
         Raises:
             ValueError: for sites that are not where they should be; the message names the site.
         """
+        return self._terms(model, guide, args, kwargs, update=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the threshold and of decaying baselines, for a training run that is to be resumed."""
+        return {"threshold": self.threshold.state_dict(), "baselines": dict(self.score_function.averages)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.threshold.load_state_dict(state["threshold"])
+        self.score_function.averages = dict(state["baselines"])
+
+    def _terms(
+        self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any], *, update: bool
+    ) -> ELBOTerms:
+        options = TermOptions(
+            self.episode_plate, self.episode_loss, self.kl, self.kl_weight, self.entropy_weight, self.penalties
+        )
         particles = [
-            self._particle(model_trace, guide_trace)
+            Particle(options, model_trace, guide_trace, args, kwargs)
             for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs)
         ]
-        losses, kl, global_kl = (torch.stack(part).mean(0) for part in zip(*particles, strict=True))
-        reference = torch.zeros_like(losses)
-        if self.reference is not None:
-            with torch.no_grad():
-                reference = self.reference(*args, **kwargs).to(losses)
-            if reference.shape != losses.shape:
-                raise ValueError(f"reference returned shape {tuple(reference.shape)}; expected {tuple(losses.shape)}")
+        if self.kl == "exact":
+            self._warn_if_reordered(*particles[0].latent_orders())
 
-        episodes = losses.shape[0]
-        if self.tail_weight > 0 and self.rho * episodes < 5 and self.rho < 1 and not self._warned_small_tail:
-            self._warned_small_tail = True
-            warnings.warn(
-                f"rho x B = {self.rho:g} x {episodes} < 5 episodes in the tail: the batch CVaR is biased low; "
-                "use larger batches or a larger rho",
-                stacklevel=2,
-            )
-        regret = losses - reference
-        weights = cvar_weights(regret.detach(), self.rho)
-        tail = (weights * regret).sum()
-        risk = (1 - self.tail_weight) * losses.mean() + self.tail_weight * tail
-        total_kl = kl.sum() + global_kl
+        def mean(name: str) -> Tensor:
+            values = torch.cat([getattr(particle, name) for particle in particles])
+            return values[0] if len(values) == 1 else values.mean(0)
+
+        losses, kl, global_kl = mean("losses"), mean("kl"), mean("global_kl")
+        values = losses.detach()
+        regret = losses if self.reference is None else losses - self._reference(values, args, kwargs)
+        episodes = len(values)
+        self._warn_of_small_tail(episodes)
+        tail = self.threshold(regret.detach(), self.rho, update)
+        tail_loss = tail.loss(regret)
+        risk = tail_loss
+        if self.tail_weight < 1:
+            risk = (1 - self.tail_weight) * losses.mean() + self.tail_weight * tail_loss
+        kl_sum = kl.sum() + global_kl
+        loss = episodes * risk + self.kl_weight * kl_sum + mean("extra")
+        if particles[0].scored:
+            at = Risk(regret.detach(), tail, tail_loss.detach(), self.tail_weight)
+            loss = loss + self.score_function.surrogate([p.costs() for p in particles], at, update)
+        penalties = {name: torch.stack([p.penalties[name] for p in particles]).mean(0) for name in self.penalties}
         return ELBOTerms(
-            loss=episodes * risk + self.kl_weight * total_kl,
-            mean_loss=losses.mean().detach(),
-            tail_loss=tail.detach(),
-            kl=kl.mean().detach(),
+            loss=loss,
+            mean_loss=values.mean(),
+            tail_loss=tail_loss.detach(),
+            kl=kl.detach().mean(),
             global_kl=global_kl.detach(),
-            negative_elbo=(losses.sum() + total_kl).detach(),
-            threshold=value_at_risk(regret.detach(), self.rho),
-            weights=weights,
-            episode_losses=losses.detach(),
+            negative_elbo=mean("nll").sum() + kl_sum.detach(),
+            threshold=tail.threshold,
+            weights=tail.weights,
+            episode_losses=values,
             episode_kl=kl.detach(),
+            penalties={name: value.detach() for name, value in penalties.items()},
         )
+
+    def _reference(self, losses: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        assert self.reference is not None
+        with torch.no_grad():
+            reference = self.reference(*args, **kwargs).to(losses)
+        if reference.shape != losses.shape:
+            raise ValueError(f"reference returned shape {tuple(reference.shape)}; expected {tuple(losses.shape)}")
+        return reference
 
     @staticmethod
     def _checked(loss: float) -> float:
         warn_if_nan(loss, "loss")
         return loss
+
+    def _warn_of_small_tail(self, episodes: int) -> None:
+        small = self.tail_weight > 0 and self.rho < 1 and self.rho * episodes < 5
+        if small and isinstance(self.threshold, BatchThreshold) and not self._warned_small_tail:
+            self._warned_small_tail = True
+            warnings.warn(
+                f"rho x B = {self.rho:g} x {episodes} < 5 episodes in the tail: the batch CVaR is biased low; "
+                'use larger batches, a larger rho, or threshold="queue"',
+                stacklevel=5,
+            )
 
     def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
         if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
@@ -218,81 +281,16 @@ class CVaR_ELBO(ELBO):
             model, guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
             runs = 1
         nesting = UNGUESSED_NESTING if self.max_plate_nesting == float("inf") else int(self.max_plate_nesting)
-        # The guide's enumeration dims lie left of all plates; the model's would come after them (and are refused).
+        # Enumeration dims lie left of all plates. Only the guide's: the model's own are refused.
         enumerating_guide = EnumMessenger(first_available_dim=-1 - nesting)(guide)
-        enumerating_model = EnumMessenger()(model)
         for _ in range(runs):
-            yield get_importance_trace("flat", nesting, enumerating_model, enumerating_guide, args, kwargs)
+            yield get_importance_trace("flat", nesting, model, enumerating_guide, args, kwargs)
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         return next(iter(self._get_traces(model, guide, args, kwargs)))
 
-    def _particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
-        """Expected loss ``(B,)``, KL ``(B,)`` and global KL of one pair of traces."""
-        enumerated = _enumerated_sites(guide_trace)
-        observed = [s for s in _sample_sites(model_trace) if s["is_observed"]]
-        if not observed:
-            raise ValueError("the model observed nothing; expected at least one observed site inside the episode plate")
-        dim, size = self._episode_frame(observed[0])
-        _refuse_missing_latents(model_trace, guide_trace)
-
-        def per_episode(term: Tensor, site: Site) -> Tensor:
-            term = _over_particles(_expectation(term, site, enumerated), site)
-            inner = self._inner_dims(site)
-            return _vector(term.sum(inner, keepdim=True) if inner else term, dim, size, site)
-
-        losses: Tensor | float = 0.0
-        kl: Tensor | float = 0.0
-        global_kl: Tensor = torch.zeros((), device=observed[0]["log_prob"].device, dtype=observed[0]["log_prob"].dtype)
-        for site in observed:
-            self._episode_frame(site)
-            losses = losses + self._episode_losses(site, enumerated, dim, size)
-        for site, term in self._kl_terms(model_trace, guide_trace, set(enumerated)):
-            if self._is_local(site):
-                kl = kl + per_episode(term, site)
-            else:
-                global_kl = global_kl + _over_particles(_expectation(term, site, enumerated), site).mean()
-        assert isinstance(losses, Tensor)
-        return losses, kl if isinstance(kl, Tensor) else torch.zeros_like(losses), global_kl
-
-    def _episode_losses(self, site: Site, enumerated: dict[str, Site], dim: int, size: int) -> Tensor:
-        """Loss ``(B,)`` of an observed site: the expectation of its points, summed."""
-        inner = self._inner_dims(site)
-
-        def expectation(points: Tensor) -> Tensor:
-            return _over_particles(_expectation(points, site, enumerated), site)
-
-        points = loss_of_points(self.episode_loss, site, inner, expectation)
-        return _vector(points.sum(inner, keepdim=True) if inner else points, dim, size, site)
-
-    def _kl_terms(self, model_trace: Trace, guide_trace: Trace, enumerated: set[str]) -> Iterator[tuple[Site, Tensor]]:
-        """log q - log p, or the exact KL, of every latent site, in the shape of its plates."""
-        if self.kl == "exact":
-            self._warn_if_reordered(model_trace, guide_trace, enumerated)
-        for site in _sample_sites(model_trace):
-            if site["is_observed"]:
-                continue
-            name = site["name"]
-            guide_site = guide_trace.nodes[name]
-            self._refuse_unreparameterised(guide_site, enumerated)
-            if self.kl == "exact" and name not in enumerated:
-                try:
-                    exact = kl_divergence(guide_site["fn"], site["fn"])
-                except NotImplementedError:
-                    pass
-                else:
-                    yield guide_site, scale_and_mask(exact, scale=guide_site["scale"], mask=guide_site["mask"])
-                    continue
-            yield guide_site, guide_site["log_prob"] - site["log_prob"]
-        for guide_site in _sample_sites(guide_trace):
-            if guide_site["name"] not in model_trace.nodes:  # Pyro itself insists on infer={"is_auxiliary": True}
-                self._refuse_unreparameterised(guide_site, enumerated)
-                yield guide_site, guide_site["log_prob"]
-
-    def _warn_if_reordered(self, model_trace: Trace, guide_trace: Trace, enumerated: set[str]) -> None:
+    def _warn_if_reordered(self, of_model: list[str], of_guide: list[str]) -> None:
         """Site by site, exact KLs add up to the KL of the joint only if the sites depend on each other in one order."""
-        latent = [[s["name"] for s in _sample_sites(t) if not s["is_observed"]] for t in (model_trace, guide_trace)]
-        of_model, of_guide = ([n for n in latent[i] if n in latent[1 - i] and n not in enumerated] for i in (0, 1))
         if of_model != of_guide and not self._warned_order:
             self._warned_order = True
             warnings.warn(
@@ -301,125 +299,7 @@ class CVaR_ELBO(ELBO):
                 stacklevel=2,
             )
 
-    @staticmethod
-    def _refuse_unreparameterised(site: Site, enumerated: set[str]) -> None:
-        if site["name"] not in enumerated and not is_identically_zero(site["score_parts"].score_function):
-            raise ValueError(
-                f"guide site {site['name']!r} ({type(site['fn']).__name__}) is neither reparameterised nor enumerated; "
-                'give it infer={"enumerate": "parallel"} or a reparameterised distribution'
-            )
-
-    def _is_local(self, site: Site) -> bool:
-        plates = [frame.name for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
-        if self.episode_plate in plates:
-            return True
-        if plates:
-            raise ValueError(
-                f"site {site['name']!r} is inside plates {plates} but not inside {self.episode_plate!r}; "
-                f"enclose it in pyro.plate({self.episode_plate!r}), or take it out of every plate to make it global"
-            )
-        return False
-
-    def _episode_frame(self, site: Site) -> tuple[int, int]:
-        """Dim and size of the episode plate at a site."""
-        for frame in site["cond_indep_stack"]:
-            if frame.name == self.episode_plate:
-                if not frame.vectorized:
-                    raise ValueError(
-                        f"plate {self.episode_plate!r} around site {site['name']!r} is sequential; use it as a context "
-                        "manager (vectorised), so that episode losses can be told apart"
-                    )
-                return frame.dim, frame.size
-        others = [frame.name for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
-        raise ValueError(
-            f"observed site {site['name']!r} is not inside the plate {self.episode_plate!r} (its plates: {others}); "
-            "enclose it, or name the right plate in episode_plate="
-        )
-
-    def _inner_dims(self, site: Site) -> tuple[int, ...]:
-        """Dims of the plates at a site other than episodes and particles."""
-        return tuple(
-            f.dim for f in site["cond_indep_stack"] if f.vectorized and f.name not in (self.episode_plate, PARTICLES)
-        )
-
 
 def _untouched_generators() -> AbstractContextManager[None]:
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     return torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else [])
-
-
-def _sample_sites(trace: Trace) -> Iterator[Site]:
-    """All sample sites but those of pyro.deterministic, which Pyro records as observed."""
-    sites = (site for site in trace.nodes.values() if site["type"] == "sample")
-    return (site for site in sites if not site["infer"].get("_deterministic"))
-
-
-def _refuse_missing_latents(model_trace: Trace, guide_trace: Trace) -> None:
-    for site in _sample_sites(model_trace):
-        if not site["is_observed"] and site["name"] not in guide_trace.nodes:
-            raise ValueError(
-                f"latent site {site['name']!r} of the model is not in the guide (enumeration in the model is not "
-                "supported); add it to the guide"
-            )
-
-
-def _enumerated_sites(guide_trace: Trace) -> dict[str, Site]:
-    enumerated = {}
-    for site in _sample_sites(guide_trace):
-        kind = site["infer"].get("enumerate")
-        if kind is not None and kind != "parallel":
-            raise ValueError(f'guide site {site["name"]!r} asks for {kind!r} enumeration; only "parallel" is supported')
-        if kind is not None and site["infer"].get("num_samples") is not None:
-            raise ValueError(
-                f"guide site {site['name']!r} asks for num_samples inside its enumeration; only exact enumeration is "
-                "supported: leave num_samples out, or use num_particles of the ELBO"
-            )
-        if site["infer"].get("_enumerate_dim") is not None:
-            enumerated[site["name"]] = site
-    return enumerated
-
-
-def _plates(site: Site) -> set[str]:
-    return {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-
-
-def _expectation(term: Tensor, site: Site, enumerated: dict[str, Site]) -> Tensor:
-    """Expectation of a term over the enumerated guide sites that it depends on, through their ancestors too."""
-    used: dict[str, Site] = {}
-    waiting = [term]
-    while waiting:
-        tensor = waiting.pop()
-        for name, guide_site in enumerated.items():
-            dim = guide_site["infer"]["_enumerate_dim"]
-            if name not in used and tensor.dim() >= -dim and tensor.shape[dim] > 1:
-                used[name] = guide_site
-                waiting.append(guide_site["unscaled_log_prob"])
-    if not used:
-        return term
-    for name, guide_site in used.items():
-        if not _plates(guide_site) <= _plates(site):
-            raise ValueError(
-                f"site {site['name']!r} depends on the enumerated guide site {name!r}, which is inside plates "
-                f"{sorted(_plates(guide_site) - _plates(site))} that {site['name']!r} is not in; move one of them, or "
-                "do not enumerate it"
-            )
-    log_q = torch.broadcast_tensors(*(guide_site["unscaled_log_prob"] for guide_site in used.values()))
-    posterior = torch.stack(log_q).sum(0).exp()
-    dims = tuple(guide_site["infer"]["_enumerate_dim"] for guide_site in used.values())
-    return (posterior * torch.where(posterior > 0, term, 0.0)).sum(dims, keepdim=True)  # 0 log 0 is 0
-
-
-def _over_particles(term: Tensor, site: Site) -> Tensor:
-    dims = [f.dim for f in site["cond_indep_stack"] if f.name == PARTICLES and f.vectorized and term.dim() >= -f.dim]
-    return term.mean(dims, keepdim=True) if dims else term
-
-
-def _vector(term: Tensor, dim: int, size: int, site: Site) -> Tensor:
-    """``(B,)`` from a term whose only dim of size > 1 is the episode dim (``frame.size`` is that of the subsample)."""
-    term = term.expand(torch.broadcast_shapes(term.shape, (size,) + (1,) * (-dim - 1)))
-    if term.numel() != size:
-        raise ValueError(
-            f"the term of site {site['name']!r} has shape {tuple(term.shape)} after its plates are summed; expected "
-            f"{size} episodes at dim {dim} and nothing else: declare its other dims with pyro.plate or .to_event"
-        )
-    return term.reshape(-1)

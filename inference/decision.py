@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.guides.posterior import CatalogPosterior, RoutingPosterior
+from pyro_smat.guides import CatalogPosterior, RoutingPosterior
 from pyro_smat.models.routed import RoutedModel
 
 Rule = Literal["mean", "map", "gibbs", "ensemble", "top-k", "fallback"]
@@ -80,8 +80,16 @@ def predict(
         draws: K of the ensemble.
         k: of "top-k".
         generator: for the random rules.
-        basis: the model's basis, to spare computing it again.
+        basis: the model's basis ``(C, d)``, to spare computing it again; or ``(m, C, d)``, e.g. ``model.basis(8)``, to
+            average over m samples of the experts' gates (which may exceed the budget) instead of the deployed masks.
     """
     coefficients, weights = routings(posterior, rule, draws, k, generator)
-    probabilities = model.logits(coefficients, batch, basis).softmax(-1)
+    probabilities = class_probabilities(model, coefficients, batch, model.basis() if basis is None else basis)
     return (weights.unsqueeze(-1).unsqueeze(-1) * probabilities).sum(0)
+
+
+def class_probabilities(model: RoutedModel, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor) -> Tensor:
+    """Class probabilities ``(K, B, Q, W)`` of routings ``(K, B, C)``, averaged over the bases if there are several."""
+    if basis.ndim == 2:
+        return model.logits(coefficients, batch, basis).softmax(-1)
+    return torch.stack([model.logits(coefficients, batch, rows).softmax(-1) for rows in basis]).mean(0)

@@ -43,6 +43,46 @@ def expected_error(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
     return _mean(-torch.expm1(site["unscaled_log_prob"]), site["mask"], inner, site["scale"])
 
 
+class ClippedNLL:
+    """min(-log p(y), c) / c, averaged over the observed points of the episode: a log-loss in [0, 1].
+
+    Args:
+        clip: c > 0, in nats.
+    """
+
+    def __init__(self, clip: float = 5.0) -> None:
+        if not clip > 0:
+            raise ValueError(f"clip is {clip}; expected a bound > 0, in nats")
+        self.clip = clip
+
+    def __call__(self, site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
+        values = (-site["unscaled_log_prob"]).clamp(max=self.clip) / self.clip
+        return _mean(values, site["mask"], inner, site["scale"])
+
+
+def brier(site: dict[str, Any], inner: tuple[int, ...]) -> Tensor:
+    r""":math:`\frac12 \sum_k (p_k - 1[y = k])^2`, averaged over the observed points of the episode, in [0, 1].
+
+    Half of the Brier score (Brier 1950), of Categorical, OneHotCategorical and Bernoulli observations.
+
+    Raises:
+        ValueError: for another distribution, wrapped ones (``.to_event``, ``.mask``) among them.
+    """
+    fn, value = site["fn"], site["value"]
+    if isinstance(fn, torch.distributions.Bernoulli):
+        squares = (fn.probs - value).square()
+    elif isinstance(fn, torch.distributions.Categorical | torch.distributions.OneHotCategorical):
+        index = value.argmax(-1) if isinstance(fn, torch.distributions.OneHotCategorical) else value.long()
+        own = fn.probs.gather(-1, index.expand(fn.probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+        squares = (1 - 2 * own + fn.probs.square().sum(-1)) / 2
+    else:
+        raise ValueError(
+            f"episode_loss 'brier' at site {site['name']!r}: the Brier score of a {type(fn).__name__} is not known; "
+            "expected Categorical, OneHotCategorical or Bernoulli observations, in plates and under poutine.mask"
+        )
+    return _mean(squares, site["mask"], inner, site["scale"])
+
+
 class EnsembleNLL:
     r"""The mean NLL of the *ensemble* that averages probabilities, :math:`-\frac1n \sum_j \log E_q[p(y_j \mid c)]`.
 
@@ -79,6 +119,8 @@ def _mean(values: Tensor, mask: Tensor | bool | None, inner: tuple[int, ...], sc
 EPISODE_LOSSES: dict[str, EpisodeLoss] = {
     "nll": summed_nll,
     "mean_nll": mean_nll,
+    "clipped_nll": ClippedNLL(),
+    "brier": brier,
     "expected_error": expected_error,
     "ensemble_nll": EnsembleNLL(),
 }

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.features import SourceFeatures
 from pyro_smat.guides.router import RoutingGuide
-from pyro_smat.inference.decision import RULES, Rule, routings
+from pyro_smat.inference.decision import RULES, Rule, class_probabilities, routings
 from pyro_smat.inference.sources import source_logits, support_losses
 from pyro_smat.intervals import bootstrap_interval, episode_interval, episode_quantile
 from pyro_smat.metrics import brier_score, expected_calibration_error, negative_log_likelihood
@@ -203,6 +203,7 @@ def evaluate(
     rules: Sequence[Rule] = RULES,
     draws: int = 8,
     k: int = 2,
+    masks: int = 0,
     seed: int = 0,
     source_of_route: Sequence[int] = (),
     baselines: Mapping[str, Baseline] | None = None,
@@ -219,14 +220,15 @@ def evaluate(
         batch_size: episodes at a time.
         rules: decision rules to apply; "ensemble" is always among them (its draws give the scores).
         draws, k: see :func:`~pyro_smat.inference.decision.predict`.
+        masks: predictions are averaged over so many samples of the experts' gates; 0 takes the deployed masks.
         seed: of the random rules.
         source_of_route: for every route, the source that knows it (-1 none); turns on oracle and misrouting.
         baselines: further methods: functions from a batch with features to probabilities ``(B, Q, W)``.
     """
     model.eval()
     guide.eval()
-    basis = model.basis()
     generator = torch.Generator(device=device).manual_seed(seed)
+    basis = model.basis(masks, generator) if masks else model.basis()
     rules = tuple(dict.fromkeys((*rules, "ensemble")))
     parts: list[_Part] = []
     bar = tqdm(total=episodes, desc="evaluating", unit="episode", disable=not progress, leave=False)
@@ -274,7 +276,7 @@ def _evaluate_batch(
 
     # Every rule in one forward: the routings of all rules are particles of one composed batch.
     coefficients = torch.cat([c for c, _ in chosen.values()])
-    drawn = model.logits(coefficients, batch, basis).softmax(-1)
+    drawn = class_probabilities(model, coefficients, batch, basis)
     by_rule = dict(zip(chosen, drawn.split([len(c) for c, _ in chosen.values()]), strict=True))
     probabilities: dict[str, Tensor] = {
         rule: (chosen[rule][1][..., None, None] * by_rule[rule]).sum(0) for rule in chosen
@@ -311,7 +313,7 @@ def _evaluate_batch(
     own = batch.query_labels[:, None, :, None].expand(*alone.shape[:-1], 1)
     losses = -alone.clamp(min=1e-12).log().gather(-1, own).squeeze(-1)
     source_loss = (losses * asked.unsqueeze(1)).sum(-1) / asked.sum(-1, keepdim=True)
-    return _Part(probabilities, batch, scores, posterior.mean[:, :sources], support_loss, source_loss)
+    return _Part(probabilities, batch, scores, posterior.source_weights, support_loss, source_loss)
 
 
 def _join(parts: Sequence[_Part], source_of_route: Sequence[int], source_names: tuple[str, ...]) -> Evaluation:

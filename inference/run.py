@@ -21,6 +21,7 @@ from pyro_smat.config import RunConfig
 from pyro_smat.corruption import SupportCorruption
 from pyro_smat.data.pool import ImagePool
 from pyro_smat.features import SourceFeatures
+from pyro_smat.guides import CatalogGuide
 from pyro_smat.inference.assembly import (
     Router,
     build_elbo,
@@ -30,12 +31,16 @@ from pyro_smat.inference.assembly import (
     sources_of_routes,
     training_settings,
 )
+from pyro_smat.inference.catalog_search import search_catalog
 from pyro_smat.inference.checkpoint import write_atomically
 from pyro_smat.inference.classifier import AbstentionRule, RoutedClassifier
+from pyro_smat.inference.custom import check_pair
 from pyro_smat.inference.evaluation import SUPPORT_SCORES, Baseline, Evaluation, evaluate
+from pyro_smat.inference.temperature_scaling import calibrate_guide
 from pyro_smat.inference.trainer import CHECKPOINT, MetaTrainer
 from pyro_smat.metrics import aurc
 
+SEARCH_SEED = 500_009
 VALIDATION_SEED = 1_000_003  # apart from the training seed, the same for every run that is compared
 TEST_SEED = 2_000_003
 
@@ -74,7 +79,7 @@ def train_router(
     resume: bool = False,
     progress: bool = True,
 ) -> tuple[RoutedClassifier, pd.DataFrame]:
-    """Meta-train a router and choose its abstention threshold on validation episodes.
+    """Search the catalog, meta-train a router, calibrate it and choose its abstention threshold, as the config says.
 
     Args:
         config: the run.
@@ -99,16 +104,20 @@ def train_router(
     train, held_out = features["train"], features["validation"]
     assert train.pool is not None
     assert held_out.pool is not None
+    router = _with_searched_catalog(config, router, train, progress)
     validation_sampler = build_sampler(config, held_out.pool, VALIDATION_SEED)
     size = config.training.episodes
     rest = config.training.validation_episodes
     validation = [
         held_out.attach(validation_sampler.sample(min(size, rest - start)).to(device)) for start in range(0, rest, size)
     ]
+    trial = build_sampler(config, train.pool, config.seed).sample(2)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        check_pair(router.model, router.guide, train.attach(trial.to(device)))
     trainer = MetaTrainer(
         router.model,
         router.guide,
-        build_elbo(config, train),
+        build_elbo(config, train, router),
         build_sampler(config, train.pool, config.seed),
         train,
         training_settings(config),
@@ -117,6 +126,8 @@ def train_router(
         device=device,
     )
     history = trainer.fit(resume=resume, progress=progress)
+    if config.guide.calibrate and isinstance(router.guide, CatalogGuide):
+        calibrate_guide(router.model, router.guide, validation)
     abstention = choose_abstention(
         config,
         evaluate(
@@ -128,6 +139,7 @@ def train_router(
             rules=(config.decision.rule, "fallback"),
             draws=config.decision.draws,
             k=config.decision.k,
+            masks=config.decision.masks,
             device=device,
         ),
     )
@@ -136,6 +148,36 @@ def train_router(
         write_atomically(folder / "history.csv", history.to_csv(index=False).encode())
         classifier.save(folder / "router")
     return classifier, history
+
+
+def _with_searched_catalog(config: RunConfig, router: Router, train: SourceFeatures, progress: bool) -> Router:
+    """The router over a catalog that was searched on training episodes, where the config asks for one."""
+    search = config.guide.catalog
+    if router.catalog is None or search.method == "k_hot":
+        return router
+    assert train.pool is not None
+    sampler = build_sampler(config, train.pool, SEARCH_SEED)
+    size = min(search.episodes, config.training.episodes)
+    batches = [sampler.sample(size).to(router.device) for _ in range(-(-search.episodes // size))]
+    catalog = search_catalog(
+        router.model,
+        batches,
+        method=search.method,
+        size=search.size,
+        max_sources=search.max_sources,
+        rho=config.objective.rho,
+        beam_width=search.beam_width,
+        seed=config.seed,
+        progress=progress,
+    )
+    return build_router(
+        config,
+        router.device,
+        (router.network, router.library),
+        catalog=catalog,
+        model_class=type(router.model),
+        guide_class=type(router.guide),
+    )
 
 
 def choose_abstention(config: RunConfig, validation: Evaluation) -> AbstentionRule:
@@ -192,6 +234,7 @@ def evaluate_router(
         episodes=episodes,
         draws=config.decision.draws,
         k=config.decision.k,
+        masks=config.decision.masks,
         seed=seed,
         source_of_route=sources_of_routes(pool, router.library),
         baselines=baselines,

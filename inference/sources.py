@@ -79,8 +79,17 @@ class SourceReference:
         logits = source_logits(self.features, batch, metric=self.metric)
         labels = batch.query_labels.unsqueeze(1).expand(logits.shape[:-1])
         mask = batch.query_mask.unsqueeze(1).expand(logits.shape[:-1])
-        log_p = Categorical(logits=logits).log_prob(labels)
-        site = {"unscaled_log_prob": log_p, "log_prob": log_p * mask, "mask": mask, "scale": 1.0}
+        fn = Categorical(logits=logits)
+        log_p = fn.log_prob(labels)
+        site = {
+            "name": "labels",
+            "fn": fn,
+            "value": labels,
+            "unscaled_log_prob": log_p,
+            "log_prob": log_p * mask,
+            "mask": mask,
+            "scale": 1.0,
+        }
         losses = loss_of_points(self.episode_loss, site, (-1,), lambda points: points).sum(-1)  # (B, R)
         return losses.amin(1) if self.kind == "best_source" else losses[:, 0]
 

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.experts import ExpertBank
 from pyro_smat.features import SourceFeatures
 from pyro_smat.guides.router import RoutingGuide
+from pyro_smat.inference.annealing import KLSchedule
 from pyro_smat.inference.checkpoint import load_state, random_state, save_state, set_random_state
 from pyro_smat.inference.cvar_elbo import CVaR_ELBO, ELBOTerms
 from pyro_smat.inference.decision import predict
 from pyro_smat.inference.sources import query_losses
+from pyro_smat.inference.spread import posterior_spread
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.risk import cvar
 from pyro_smat.sampler import EpisodeSampler
@@ -41,10 +44,11 @@ class TrainingSettings:
         learning_rate: of the router and the head's scale.
         delta_learning_rate: of the shared delta.
         gate_learning_rate: of the experts' log alpha.
-        dual_learning_rate: of the budget multipliers.
         weight_decay: of the router's matrices.
         clip_norm: largest gradient norm of each parameter group.
         warmup: steps of linear warm-up, then a cosine to zero.
+        kl_warmup, kl_cycles: growth of the KL weight, see :class:`~pyro_smat.inference.annealing.KLSchedule`.
+        orthogonality: weight of the penalty on experts that overlap.
         validate_every: steps between validations; 0 never.
         checkpoint_every: steps between checkpoints; 0 only at the end.
     """
@@ -54,10 +58,12 @@ class TrainingSettings:
     learning_rate: float = 3e-3
     delta_learning_rate: float = 1e-3
     gate_learning_rate: float = 5e-2
-    dual_learning_rate: float = 1e-2
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     warmup: int = 20
+    kl_warmup: int = 0
+    kl_cycles: int = 1
+    orthogonality: float = 0.0
     validate_every: int = 100
     checkpoint_every: int = 100
 
@@ -76,8 +82,10 @@ class MetaTrainer:
         device: where to train.
 
     Attributes:
-        history: one dict a step: step, loss, episode_loss, cvar, kl, sparsity, images_per_second; at validations also
-            validation_accuracy, validation_loss, validation_cvar.
+        history: one dict a step: step, loss, episode_loss, cvar, threshold, kl, negative_elbo (the plain one, of an
+            episode), spread of the posterior (entropy, variance, mutual_information), sparsity, images_per_second,
+            optional terms of the ELBO by name; at validations also validation_accuracy, validation_loss and
+            validation_cvar.
     """
 
     def __init__(
@@ -102,6 +110,8 @@ class MetaTrainer:
         self.history: list[dict[str, float]] = []
         self.optimizer = torch.optim.AdamW(_parameter_groups(model, guide, settings), betas=(0.9, 0.99))
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._kl_weights = (elbo.kl_weight, elbo.entropy_weight)
+        self._kl_schedule = KLSchedule(settings.kl_warmup, settings.kl_cycles)
 
     def fit(self, *, resume: bool = False, progress: bool = True) -> pd.DataFrame:
         """Train to the end; returns :attr:`history`.
@@ -137,6 +147,7 @@ class MetaTrainer:
         self.model.train()
         self.guide.train()
         batch = self.features.attach(self.sampler.sample(self.settings.episodes).to(self.device))
+        self._anneal()
         terms = self.elbo.terms(self.model, self.guide, batch)
         loss = terms.loss / len(batch) + self._penalty()
         if not torch.isfinite(loss):
@@ -147,14 +158,17 @@ class MetaTrainer:
         self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        experts = self._experts()
+        if experts is not None:
+            experts.after_backward()
         for group in self.optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], self.settings.clip_norm)
         self.optimizer.step()
-        if self.model.experts is not None and len(self.model.experts):
-            self.model.experts.dual_step(self.settings.dual_learning_rate)
+        if experts is not None:
+            experts.after_step()
         self.step += 1
         images = int(batch.support_mask.sum() + batch.query_mask.sum()) * self.elbo.num_particles
-        return self._row(terms, loss, images / (time.perf_counter() - started))
+        return self._row(terms, loss, batch, images / (time.perf_counter() - started))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -185,6 +199,7 @@ class MetaTrainer:
                 "model": dict(self.model.state_dict()),
                 "guide": dict(self.guide.state_dict()),
                 "optimizer": self.optimizer.state_dict(),
+                "elbo": self.elbo.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "random": random_state(self.device),
                 "history": self.history,
@@ -199,7 +214,7 @@ class MetaTrainer:
         """
         state = load_state(path)
         missing = sorted(
-            {"step", "settings", "model", "guide", "optimizer", "sampler", "random", "history"} - set(state)
+            {"step", "settings", "model", "guide", "optimizer", "elbo", "sampler", "random", "history"} - set(state)
         )
         if missing:
             raise ValueError(f"{path}: has no {', '.join(missing)}; expected a checkpoint of MetaTrainer")
@@ -214,13 +229,30 @@ class MetaTrainer:
             raise ValueError(
                 f"{path}: does not fit this model and guide ({error}); resume with the same config"
             ) from error
+        self.elbo.load_state_dict(state["elbo"])
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.history = state["step"], state["history"]
         set_random_state(state["random"], self.device)
 
-    def _penalty(self) -> Tensor | float:
+    def _experts(self) -> ExpertBank | None:
         experts = self.model.experts
-        return experts.penalty() if experts is not None and len(experts) else 0.0
+        return experts if experts is not None and len(experts) else None
+
+    def _penalty(self) -> Tensor | float:
+        experts, weight = self._experts(), self.settings.orthogonality
+        return weight * experts.orthogonality() if experts is not None and weight else 0.0
+
+    def _anneal(self) -> None:
+        """What changes as training goes on: the weight of the KL, relaxation temperatures, the experts' budget."""
+        factor = self._kl_schedule.factor(self.step, self.settings.steps)
+        weight, entropy_weight = self._kl_weights
+        self.elbo.kl_weight = factor * weight
+        self.elbo.entropy_weight = None if entropy_weight is None else factor * entropy_weight
+        progress = self.step / max(1, self.settings.steps - 1)
+        self.guide.anneal(progress)
+        experts = self._experts()
+        if experts is not None:
+            experts.set_progress(min(1.0, progress))
 
     def _set_rates(self) -> None:
         warmup, total = self.settings.warmup, self.settings.steps
@@ -231,17 +263,24 @@ class MetaTrainer:
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
 
-    def _row(self, terms: ELBOTerms, loss: Tensor, images_per_second: float) -> dict[str, float]:
-        experts = self.model.experts
+    def _row(self, terms: ELBOTerms, loss: Tensor, batch: EpisodeBatch, images_per_second: float) -> dict[str, float]:
+        with torch.no_grad():
+            generator = torch.Generator(self.device).manual_seed(self.step)
+            spread = posterior_spread(self.guide.posterior(batch), generator=generator)
         row = {
             "step": self.step,
             "loss": loss.item(),
             "episode_loss": terms.mean_loss.item(),
             "cvar": terms.tail_loss.item(),
+            "threshold": terms.threshold.item(),
             "kl": terms.kl.item(),
+            "negative_elbo": terms.negative_elbo.item() / len(batch),
+            **asdict(spread),
             "images_per_second": images_per_second,
         }
-        if experts is not None and len(experts):
+        row |= {name: value.item() for name, value in terms.penalties.items()}
+        experts = self._experts()
+        if experts is not None:
             row["sparsity"] = experts.sparsities().mean().item()
         return row
 
@@ -250,6 +289,7 @@ class MetaTrainer:
             "loss": f"{row['loss']:.3f}",
             "CVaR": f"{row['cvar']:.3f}",
             "KL": f"{row['kl']:.2f}",
+            "MI": f"{row['mutual_information']:.2f}",
             "images/s": f"{row['images_per_second']:.0f}",
         }
         if "sparsity" in row:

@@ -10,6 +10,8 @@ or write your own: any model with an "episodes" plate around its routing sites w
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -23,6 +25,8 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.experts import ExpertBank
 from pyro_smat.heads import Metric, prototype_logits
 from pyro_smat.local_module import LocalModule
+from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.routing import straight_through
 from pyro_smat.sources import SourceLibrary
 
 
@@ -32,11 +36,14 @@ class RoutedModel(LocalModule):
     Args:
         network: runs task parameters.
         library: the R frozen sources.
-        prior: a prior over coefficients ``(R + M,)``, called inside the episode plate.
+        prior: a prior over coefficients, called inside the episode plate; with as many blocks as the network's space.
         experts: M masked experts, or None.
         metric: "cosine" or "euclidean" prototypes.
         scale: initial scale of the similarities; learned, kept positive by a softplus.
         compute_dtype: dtype of task parameters and features; bfloat16 on a GPU.
+        masks: vectorised particles share one "shared" sample of the experts' gates (less variance), or have
+            "separate" ones.
+        straight_through: in training, compose with one-hot weights but with the gradient of the soft ones.
 
     In training mode the experts' gates are sampled; in evaluation mode they are as deployed (binary, within budget).
     """
@@ -47,20 +54,31 @@ class RoutedModel(LocalModule):
         self,
         network: TaskNetwork,
         library: SourceLibrary,
-        prior: LocalModule,
+        prior: RoutingPrior,
         experts: ExpertBank | None = None,
         *,
         metric: Metric = "cosine",
         scale: float = 10.0,
         compute_dtype: torch.dtype = torch.float32,
+        masks: Literal["shared", "separate"] = "shared",
+        straight_through: bool = False,
     ) -> None:
         super().__init__()
+        blocks = len(library.space.block_names)
+        if prior.blocks != blocks:
+            raise ValueError(
+                f"the prior routes {prior.blocks} blocks and the network's space has {blocks}: "
+                f"{library.space.block_names}; expected the same: give prior and guide blocks={blocks}"
+            )
+        if masks not in ("shared", "separate"):
+            raise ValueError(f"masks is {masks!r}; expected 'shared' or 'separate'")
         self.network = network
         self.source_names = library.names
         self.prior = prior
         self.experts = experts
         self.metric: Metric = metric
         self.compute_dtype = compute_dtype
+        self.masks, self.straight_through = masks, straight_through
         self.raw_scale = nn.Parameter(torch.tensor(float(scale)).expm1().log())
         # Not persistent: checkpoints and DDP never carry the source library.
         self.register_buffer("sources", library.basis.to(compute_dtype), persistent=False)
@@ -70,23 +88,42 @@ class RoutedModel(LocalModule):
         """The learned scale of the head, > 0."""
         return F.softplus(self.raw_scale)
 
-    def basis(self) -> Tensor:
-        """``(R + M, d)``: sources, then experts with sampled gates (training) or deployed masks (evaluation)."""
+    def basis(self, samples: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """``(R + M, d)``: sources, then experts with sampled gates (training) or deployed masks (evaluation).
+
+        Args:
+            samples: ``(samples, R + M, d)`` with so many independent samples of the gates, also in evaluation.
+            generator: of these.
+        """
         if self.experts is None or not len(self.experts):
-            return self.sources
+            return self.sources if samples is None else self.sources.expand(samples, -1, -1)
+        if samples is not None:
+            rows = self.experts.rows(samples, generator).to(self.compute_dtype)
+            return torch.cat([self.sources.expand(samples, -1, -1), rows], dim=-2)
         rows = self.experts.rows() if self.training else self.experts.projected_rows()
         return torch.cat([self.sources, rows.to(self.compute_dtype)])
 
     def logits(self, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor | None = None) -> Tensor:
-        """Class logits ``(*k, B, Q, W)``, float32 at least, for coefficients ``(*k, B, C)`` or ``(*k, B, L, C)``.
+        """Class logits ``(*k, B, Q, W)``, float32 at least.
 
-        One forward of ``prod(*k) x B`` task networks on support and queries together.
+        One forward of ``prod(*k) x B`` task networks on support and queries together; routings that all episodes share
+        are run once, on the images of all episodes.
+
+        Args:
+            coefficients: ``(*k, B, C)``, or ``(*k, B, L, C)`` in a space of L blocks; 1 instead of B where episodes
+                share them.
+            batch: the episodes.
+            basis: ``(C, d)``, default :meth:`basis`; or ``(K, C, d)``, one for each entry of the first dim of
+                coefficients ``(K, *k, B, C)``.
         """
-        basis = self.basis() if basis is None else basis
-        theta = compose(coefficients, basis, self.network.space)
+        theta = self._compose(coefficients, self.basis() if basis is None else basis)
         shots = batch.support_images.shape[1]
         images = torch.cat([batch.support_images, batch.query_images], dim=1)
-        features = self.network(theta, images.expand(*theta.shape[:-1], *images.shape[1:]))
+        if theta.shape[-2] == 1 and len(batch) > 1:
+            features = self.network.shared(theta.squeeze(-2), images.flatten(0, 1))
+            features = features.unflatten(-2, images.shape[:2])
+        else:
+            features = self.network(theta, images.expand(*theta.shape[:-1], *images.shape[1:]))
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         return prototype_logits(
             features[..., :shots, :],
@@ -101,12 +138,31 @@ class RoutedModel(LocalModule):
     def forward(self, batch: EpisodeBatch) -> Tensor:
         """Sample routings and score the queries; returns logits ``(*k, B, Q, W)``."""
         episodes, queries = batch.query_labels.shape
+        self.prior.hyperprior()  # outside the plates: all episodes share it
         with pyro.plate("episodes", episodes, dim=-2):
-            coefficients = self.prior()  # (*k, B, 1, C), fewer where it is shared by the episodes or nothing is drawn
-            shape = torch.broadcast_shapes(coefficients.shape, (episodes, 1, coefficients.shape[-1]))
-            coefficients = coefficients.expand(shape).squeeze(-2)
-            logits = self.logits(coefficients, batch)
+            coefficients = self.prior()  # (*k, B, 1, [L,] C), 1 for B where the episodes share it
+            event = 1 if self.prior.blocks == 1 else 2
+            coefficients = coefficients.expand(torch.broadcast_shapes(coefficients.shape, (1,) * (2 + event)))
+            coefficients = coefficients.squeeze(-1 - event)
+            if self.straight_through and self.training:
+                coefficients = straight_through(coefficients, len(self.source_names))
+            logits = self.logits(coefficients, batch, self._separate_basis(coefficients))
             logits = track_provenance(logits, get_provenance(coefficients))  # for pyro.render_model: vmap drops it
             with pyro.plate("queries", queries, dim=-1), poutine.mask(mask=batch.query_mask):
                 pyro.sample("labels", dist.Categorical(logits=logits), obs=batch.query_labels)
         return logits
+
+    def _separate_basis(self, coefficients: Tensor) -> Tensor | None:
+        """A basis for every vectorised particle, where that is wanted."""
+        episode_dims = 2 if self.prior.blocks == 1 else 3
+        particles = coefficients.shape[0] if coefficients.ndim > episode_dims else 1
+        if self.masks == "shared" or not self.training or particles == 1:
+            return None
+        return self.basis(particles)
+
+    def _compose(self, coefficients: Tensor, basis: Tensor) -> Tensor:
+        """Task parameters ``(*k, B, d)``."""
+        if basis.ndim == 2:
+            return compose(coefficients, basis, self.network.space)
+        pairs = zip(coefficients, basis, strict=True)
+        return torch.stack([compose(own, rows, self.network.space) for own, rows in pairs])

@@ -24,6 +24,8 @@ app = typer.Typer(
 Seed = Annotated[int | None, typer.Option(help="Seed; default: the config's.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+OwnModel = Annotated[str | None, typer.Option("--model", help="A model of your own: my_model.py:MyModel.")]
+OwnGuide = Annotated[str | None, typer.Option("--guide", help="A guide of your own: my_guide.py:MyGuide.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder (or a router folder).")]
 
 
@@ -77,6 +79,8 @@ def train(
     output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override the config, key=value.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in the output folder.")] = False,
+    model: OwnModel = None,
+    guide: OwnGuide = None,
     seed: Seed = None,
     device: Device = "auto",
     progress: Progress = True,
@@ -84,7 +88,8 @@ def train(
     """Meta-train a router."""
     from pyro_smat.config import load_config
 
-    parsed = load_config(config, [*(set_ or []), *_seed(seed)])
+    own = [f"custom.{part}={name}" for part, name in (("model", model), ("guide", guide)) if name is not None]
+    parsed = load_config(config, [*(set_ or []), *_seed(seed), *own])
     from pyro_smat.inference.assembly import choose_device
     from pyro_smat.inference.run import prepare_folder, train_router
 
@@ -111,6 +116,8 @@ def evaluate(
     shot: Annotated[int | None, typer.Option(help="Support images a class.")] = None,
     query: Annotated[int | None, typer.Option(help="Query images a class.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations/NAME.")] = None,
+    model: OwnModel = None,
+    guide: OwnGuide = None,
     seed: Seed = None,
     device: Device = "auto",
     progress: Progress = True,
@@ -124,7 +131,7 @@ def evaluate(
     from pyro_smat.report import write_report
     from pyro_smat.summary import build_report
 
-    classifier = _load(run, device)
+    classifier = _load(run, device, model, guide)
     corruption = SupportCorruption(label_noise=label_noise, confounding=confounding)
     config = classifier.router.config
     shape = {k: v for k, v in {"way": way, "shot": shot, "query": query}.items() if v is not None}
@@ -163,11 +170,13 @@ def evaluate(
 def adapt(
     run: RunFolder,
     support: Annotated[Path, typer.Argument(help="Folder of class folders: SUPPORT/<class>/*.png.")],
+    model: OwnModel = None,
+    guide: OwnGuide = None,
     seed: Seed = None,
     device: Device = "auto",
 ) -> None:
     """Route one labelled support set: which sources and experts, how sure, what it costs."""
-    typer.echo(str(_adapt(run, support, seed, device).explain()))
+    typer.echo(str(_adapt(run, support, seed, device, model, guide).explain()))
 
 
 @command
@@ -177,6 +186,8 @@ def predict(
     images: Annotated[Path, typer.Argument(help="One image, or a folder of images.")],
     output: Annotated[Path | None, typer.Option(help="CSV file for the probabilities.")] = None,
     rule: Annotated[str | None, typer.Option(help="mean, map, gibbs, ensemble, top-k or fallback.")] = None,
+    model: OwnModel = None,
+    guide: OwnGuide = None,
     seed: Seed = None,
     device: Device = "auto",
 ) -> None:
@@ -189,7 +200,7 @@ def predict(
 
     if rule is not None and rule not in RULES:
         raise ValueError(f"--rule is {rule!r}; expected one of {', '.join(RULES)}")
-    task = _adapt(run, support, seed, device)
+    task = _adapt(run, support, seed, device, model, guide)
     data = _data_of(run)
     pixels, names = read_images(images, size=data["size"], channels=data["channels"])
     probabilities = task.predict_proba(pixels, rule)
@@ -226,10 +237,16 @@ def _router_folder(run: Path) -> Path:
     return run if (run / "router.json").exists() else run / "router"
 
 
-def _load(run: Path, device: str) -> Any:
+def _load(run: Path, device: str, model: str | None, guide: str | None) -> Any:
     from pyro_smat.inference import RoutedClassifier
+    from pyro_smat.inference.custom import load_class
 
-    return RoutedClassifier.load(_router_folder(run), device=device)
+    return RoutedClassifier.load(
+        _router_folder(run),
+        device=device,
+        model_class=None if model is None else load_class(model),
+        guide_class=None if guide is None else load_class(guide),
+    )
 
 
 def _data_of(run: Path) -> dict[str, Any]:
@@ -238,10 +255,10 @@ def _data_of(run: Path) -> dict[str, Any]:
     return json.loads((_router_folder(run) / "router.json").read_text())["config"]["data"]
 
 
-def _adapt(run: Path, support: Path, seed: int | None, device: str) -> Any:
+def _adapt(run: Path, support: Path, seed: int | None, device: str, model: str | None, guide: str | None) -> Any:
     from pyro_smat.data.folders import read_folder
 
-    classifier = _load(run, device)
+    classifier = _load(run, device, model, guide)
     data = classifier.router.config.data
     pool = read_folder(support, size=data.size, channels=data.channels)
     names = [pool.class_names[0][k] for k in pool.labels[:, 0].tolist()]

@@ -112,20 +112,41 @@ class TaskNetwork:
         tasks = prod(leading)
         theta = theta.reshape(tasks, -1)
         x = x.reshape(tasks, *x.shape[len(leading) :]).to(theta.dtype)
+        recompute = self._recomputes(theta, tasks * x.shape[1] * self._activation_bytes(x))
+        result = self._in_chunks(theta, x, recompute)
+        return result.unflatten(0, leading) if leading else result.squeeze(0)
+
+    def shared(self, theta: Tensor, x: Tensor) -> Tensor:
+        """All networks on the same images: theta ``(*k, d)`` and x ``(n, *input)`` to ``(*k, n, *output)``.
+
+        What calling with ``x.expand(*k, ...)`` gives, but n may be large: a piece of the images at a time.
+        """
+        leading = theta.shape[:-1]
+        tasks = prod(leading)
+        theta, x = theta.reshape(tasks, -1), x.to(theta.dtype)
+        per_image = self._activation_bytes(x.unsqueeze(0))
+        recompute = self._recomputes(theta, tasks * len(x) * per_image)
+        piece = max(1, self._limits(theta)[1] // max(per_image, 1))
+        outputs = [self._in_chunks(theta, part.expand(tasks, *part.shape), recompute) for part in x.split(piece)]
+        result = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return result.unflatten(0, leading) if leading else result.squeeze(0)
+
+    def _in_chunks(self, theta: Tensor, x: Tensor, recompute: bool) -> Tensor:
+        """Outputs ``(T, n, *output)`` of T tasks, as many of them at a time as the memory allows."""
         if self._opaque and torch.is_grad_enabled() and theta.requires_grad:
             raise ValueError(
                 f"modules {self._opaque} have running statistics and a forward of their own, which has no gradient in "
                 "the statistics; expected plain BatchNorm or InstanceNorm layers: replace them, or run without gradient"
             )
-        chunk, recompute = self._plan(theta, x)
+        per_task = x.shape[1] * self._activation_bytes(x)
+        chunk = max(1, min(len(theta), self._limits(theta)[1] // max(per_task, 1)))
         outputs = []
         for rows, images in zip(theta.split(chunk), x.split(chunk), strict=True):
             if recompute:
                 outputs.append(checkpoint(self._forward, rows, images, use_reentrant=False))
             else:
                 outputs.append(self._forward(rows, images))
-        result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return result.unflatten(0, leading) if leading else result.squeeze(0)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
         constants = {
@@ -146,20 +167,17 @@ class TaskNetwork:
 
         return vmap(one_task)(self.space.unflatten(theta), x)
 
-    def _plan(self, theta: Tensor, x: Tensor) -> tuple[int, bool]:
-        """Tasks a chunk, and whether chunks are recomputed in the backward pass."""
-        tasks, images = x.shape[:2]
-        per_task = images * self._activation_bytes(x)
-        limit, chunk_bytes = self.memory_limit, self.memory_limit
+    def _limits(self, theta: Tensor) -> tuple[int, int]:
+        """Bytes that all activations, and those of one chunk, may take."""
+        limit = self.memory_limit
         if limit is None:
             limit = _free_memory(theta.device) // 2 if theta.is_cuda else CPU_MEMORY_LIMIT
-            chunk_bytes = limit
-        if not theta.is_cuda:
-            chunk_bytes = min(limit, CPU_CHUNK_BYTES)
-        assert chunk_bytes is not None
+        return limit, limit if theta.is_cuda else min(limit, CPU_CHUNK_BYTES)
+
+    def _recomputes(self, theta: Tensor, total: int) -> bool:
+        """Whether chunks are recomputed in the backward pass, when all activations take ``total`` bytes."""
         needs_gradient = torch.is_grad_enabled() and theta.requires_grad
-        recompute = needs_gradient and tasks * per_task > limit if self.recompute is None else self.recompute
-        return max(1, min(tasks, chunk_bytes // max(per_task, 1))), recompute
+        return needs_gradient and total > self._limits(theta)[0] if self.recompute is None else self.recompute
 
     def _activation_bytes(self, x: Tensor) -> int:
         """Bytes that the outputs of all leaf modules take for one image, measured once on the meta device."""

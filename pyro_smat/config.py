@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pyro_smat.corruption import SupportCorruption
 
 IntRange = int | tuple[int, int]
+Family = Literal["logistic_normal", "catalog", "hierarchical", "concrete", "dirichlet", "point"]
+PriorKind = Literal["uniform", "cost_aware", "logistic_normal", "dirichlet", "simplex_cost", "hierarchical", "mixture"]
 
 
 class _Section(BaseModel):
@@ -71,41 +73,128 @@ class Episodes(_Section):
 
 
 class Sources(_Section):
-    """The checkpoints; the first file is theta_pre, the fallback. None at all: the shipped glyph sources."""
+    """The checkpoints; the first file is theta_pre, the fallback. None at all: the shipped glyph sources.
+
+    ``blocks`` routes parts of the network apart: name -> regular expression of tensor names, first match wins.
+    """
 
     network: str = "conv4"
     options: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, Path] = Field(default_factory=dict)
+    blocks: dict[str, str] = Field(default_factory=dict)
 
 
 class Experts(_Section):
+    """See :class:`pyro_smat.experts.ExpertBank`; ``masks`` says whether vectorised particles share a sample of the
+    gates, ``orthogonality`` weighs the penalty on experts that overlap."""
+
     count: int = Field(default=4, ge=0)
     sparsity: float = Field(default=0.9, ge=0, lt=1)
-    granularity: Literal["coordinate", "channel", "tensor"] = "coordinate"
+    granularity: Literal["coordinate", "channel", "head", "block", "tensor"] = "coordinate"
+    gates: Literal["hard_concrete", "top_k"] = "hard_concrete"
+    budget: Literal["primal_dual", "projection"] = "projection"
+    dual_learning_rate: float = Field(default=5e-2, ge=0)
+    ramp: float = Field(default=0.5, ge=0, le=1)
+    masks: Literal["shared", "separate"] = "shared"
+    orthogonality: float = Field(default=0.0, ge=0)
 
 
 class Prior(_Section):
-    """ "uniform", or "cost_aware": the log prior falls by beta for every unit of cost.
+    """What is believed about the routing; which kind fits which guide is in docs/families.md.
 
-    ``costs`` prices opening each source and expert (default: 1 each); ``scale`` is the deviation of logistic-normal
-    logits.
+    "uniform" treats all routings alike, "cost_aware" takes log probability away by beta for every unit of cost; both
+    exist for every guide. "logistic_normal", "dirichlet" and "simplex_cost" are for guides on the simplex,
+    "hierarchical" (first the set of sources, then the expert) for those over a catalog; "mixture" has components.
+
+    ``costs`` prices opening each source and expert (default: 1 each); ``target_cost`` solves for beta; ``learn`` makes
+    beta, the mixture's weights or the hierarchy's logits parameters; ``hyperprior`` is then (shape, rate) of a gamma
+    density of beta, or the concentrations of a Dirichlet density of the weights. ``scale`` is the deviation of
+    logistic-normal logits, ``concentration`` that of a Dirichlet, ``kl`` what a mixture on the simplex does for its KL.
     """
 
-    kind: Literal["uniform", "cost_aware"] = "uniform"
+    kind: PriorKind = "uniform"
     beta: float = Field(default=1.0, ge=0)
+    target_cost: float | None = None
     costs: tuple[float, ...] | None = None
     scale: float = Field(default=2.0, gt=0)
+    concentration: float = Field(default=1.0, gt=0)
+    learn: bool = False
+    hyperprior: tuple[float, ...] | None = None
+    components: tuple[Prior, ...] = ()
+    weights: tuple[float, ...] | None = None
+    kl: Literal["sampled", "bound"] = "sampled"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Prior:
+        if (self.kind == "mixture") != bool(self.components):
+            raise ValueError(f"kind is {self.kind!r} with {len(self.components)} components; only a mixture has some")
+        if self.weights is not None and self.kind != "mixture":
+            raise ValueError(
+                f"kind is {self.kind!r} with weights {list(self.weights)}; only those of a mixture are used"
+            )
+        return self
+
+
+class CatalogSearch(_Section):
+    """How the catalog is built before training: see :func:`pyro_smat.inference.catalog_search.search_catalog`.
+
+    "k_hot" is every uniform mixture of up to ``max_sources``; the others search ``size`` routings on ``episodes``
+    training episodes.
+    """
+
+    method: Literal["k_hot", "greedy", "beam", "random"] = "k_hot"
+    max_sources: int = Field(default=1, ge=1)
+    size: int = Field(default=32, ge=1)
+    episodes: int = Field(default=64, ge=1)
+    beam_width: int = Field(default=4, ge=1)
 
 
 class Guide(_Section):
-    family: Literal["logistic_normal", "catalog", "point"] = "logistic_normal"
+    """The family of the posterior and its network.
+
+    ``covariance`` and ``rank`` are for "logistic_normal"; ``temperature``, ``final_temperature``, ``per_episode`` and
+    ``straight_through`` for "concrete"; ``concentration`` for "dirichlet"; ``estimator``, ``relaxation`` (its
+    temperature), ``catalog`` and ``calibrate`` (temperature scaling on validation episodes) for "catalog" and
+    "hierarchical".
+    """
+
+    family: Family = "logistic_normal"
+    encoder: Literal["evidence", "deep_sets", "prototype_moments", "prototype_attention"] = "evidence"
     hidden: int = Field(default=64, ge=1)
-    max_sources: int = Field(default=1, ge=1, description="catalog: largest number of sources mixed in one routing")
+    covariance: Literal["diagonal", "low_rank", "full"] = "diagonal"
+    rank: int = Field(default=2, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    final_temperature: float = Field(default=0.3, gt=0)
+    per_episode: bool = True
+    straight_through: bool = False
+    concentration: float = Field(default=2.0, gt=0)
+    estimator: Literal["enumerate", "gumbel_softmax", "straight_through", "score_function"] = "enumerate"
+    relaxation: float = Field(default=0.5, gt=0)
+    catalog: CatalogSearch = CatalogSearch()
+    calibrate: bool = False
+
+
+class Custom(_Section):
+    """Classes of your own, "file.py:Class", instead of RoutedModel and of the guide of the family."""
+
+    model: str | None = None
+    guide: str | None = None
 
 
 class Head(_Section):
     metric: Literal["cosine", "euclidean"] = "cosine"
     scale: float = Field(default=10.0, gt=0)
+
+
+class Distillation(_Section):
+    """Weights of the optional terms; the teacher tries the routings of the guide's catalog (without one: all
+    mixtures of up to ``max_sources`` sources) on the support, or, as an oracle, on the queries."""
+
+    routing: float = Field(default=0.0, ge=0)
+    prediction: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+    on: Literal["support", "queries"] = "support"
+    max_sources: int = Field(default=1, ge=1)
 
 
 class Objective(_Section):
@@ -114,9 +203,13 @@ class Objective(_Section):
     rho: float = 0.5
     tail_weight: float = Field(default=0.5, ge=0, le=1)
     kl_weight: float = Field(default=1.0, ge=0)
-    episode_loss: Literal["nll", "mean_nll", "expected_error", "ensemble_nll"] = "nll"
+    entropy_weight: float | None = Field(default=None, ge=0)
+    episode_loss: Literal["nll", "mean_nll", "clipped_nll", "expected_error", "brier", "ensemble_nll"] = "nll"
     reference: Literal["none", "best_source", "fallback"] = "best_source"
+    threshold: Literal["batch", "queue", "learned"] = "batch"
+    baseline: Literal["none", "leave_one_out", "decaying_average"] = "none"
     num_particles: int = Field(default=1, ge=1)
+    distillation: Distillation = Distillation()
 
     @model_validator(mode="after")
     def _rho(self) -> Objective:
@@ -133,10 +226,11 @@ class Training(_Section):
     learning_rate: float = Field(default=3e-3, gt=0)
     delta_learning_rate: float = Field(default=1e-3, gt=0)
     gate_learning_rate: float = Field(default=5e-2, gt=0)
-    dual_learning_rate: float = Field(default=1e-2, ge=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     warmup: int = Field(default=20, ge=0)
+    kl_warmup: int = Field(default=0, ge=0)
+    kl_cycles: int = Field(default=1, ge=1)
     validate_every: int = Field(default=100, ge=0)
     checkpoint_every: int = Field(default=100, ge=0)
     validation_episodes: int = Field(default=64, ge=1)
@@ -146,6 +240,7 @@ class Training(_Section):
 class Decision(_Section):
     """What a deployed router does: its rule, and when it abstains.
 
+    ``masks`` > 0 averages the predictions of so many samples of the experts' gates instead of the deployed masks.
     ``score`` "auto" tries all support-side scores; score and threshold are those with the lowest loss of the whole on
     validation episodes, among thresholds that keep at least ``coverage`` of them.
     """
@@ -153,6 +248,7 @@ class Decision(_Section):
     rule: Literal["mean", "map", "gibbs", "ensemble", "top-k"] = "ensemble"
     draws: int = Field(default=8, ge=1)
     k: int = Field(default=2, ge=1)
+    masks: int = Field(default=0, ge=0)
     score: Literal["auto", "confidence", "entropy", "variance", "support loss"] = "auto"
     coverage: float = Field(default=0.5, gt=0, le=1)
 
@@ -171,6 +267,7 @@ class RunConfig(_Section):
     objective: Objective = Objective()
     training: Training = Training()
     decision: Decision = Decision()
+    custom: Custom = Custom()
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -217,6 +314,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
 def _keys_beside(location: Sequence[Any]) -> list[str]:
     model: Any = RunConfig
     for part in location[:-1]:
+        if isinstance(part, int):  # a place in a tuple of sections: its annotation has led to the section already
+            continue
         annotation = model.model_fields[part].annotation
         candidates = [annotation, *get_args(annotation)]
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
@@ -242,8 +341,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    data, sources = values.get("data"), values.get("sources")
+    data, sources, custom = values.get("data"), values.get("sources"), values.get("custom")
     if isinstance(data, dict) and isinstance(data.get("path"), str):
         data["path"] = str(folder / data["path"])
     if isinstance(sources, dict) and isinstance(sources.get("files"), dict):
         sources["files"] = {k: str(folder / v) if isinstance(v, str) else v for k, v in sources["files"].items()}
+    if isinstance(custom, dict):
+        values["custom"] = {k: str(folder / v) if isinstance(v, str) else v for k, v in custom.items()}

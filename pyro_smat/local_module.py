@@ -25,4 +25,7 @@ class LocalModule(PyroModule):
         for parameter in self.parameters():  # SVI asks every parameter for its unconstrained self
             parameter.unconstrained = weakref.ref(parameter)
         with pyro.settings.context(module_local_params=True):
-            return super().__call__(*args, **kwargs)
+            result = super().__call__(*args, **kwargs)
+        if not self._pyro_context.active:
+            self._pyro_context.used = False  # names do not matter here: a module that ran may still join another one
+        return result

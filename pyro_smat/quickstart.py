@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_smat.config import RunConfig, load_config
+from pyro_smat.config import Custom, Prior, RunConfig, load_config
 from pyro_smat.corruption import SupportCorruption
 from pyro_smat.data.glyphs import ATTRIBUTES
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.assembly import Router, build_pool, build_router, choose_device, open_library
+from pyro_smat.inference.assembly import build_pool, build_router, choose_device, open_library
 from pyro_smat.inference.classifier import RoutedClassifier
 from pyro_smat.inference.decision import predict
 from pyro_smat.inference.evaluation import Baseline, Evaluation
@@ -116,16 +117,17 @@ def run_quickstart(
 
 
 def _point_routing(config: RunConfig) -> RunConfig:
-    """The baseline: a point router trained on the mean negative log-likelihood, on twice as many episodes."""
+    """The baseline: a point router under the uniform prior, trained on the mean NLL, on twice as many episodes."""
     return config.model_copy(
         update={
             "guide": config.guide.model_copy(update={"family": "point"}),
-            "prior": config.prior.model_copy(update={"scale": 2.0}),
+            "prior": Prior(),
             "objective": config.objective.model_copy(
                 update={"tail_weight": 0.0, "episode_loss": "nll", "kl_weight": 1.0, "reference": "none"}
             ),
             "training": config.training.model_copy(update={"steps": 2 * config.training.steps}),
             "decision": config.decision.model_copy(update={"rule": "mean"}),
+            "custom": Custom(),
         }
     )
 
@@ -141,8 +143,7 @@ def _baseline(classifier: RoutedClassifier) -> Baseline:
 
 
 def _with_config(classifier: RoutedClassifier, config: RunConfig) -> RoutedClassifier:
-    old = classifier.router
-    return RoutedClassifier(Router(config, old.library, old.model, old.guide, old.device), classifier.abstention)
+    return RoutedClassifier(replace(classifier.router, config=config), classifier.abstention)
 
 
 def _with_sources(config: RunConfig, made: dict[str, Path]) -> RunConfig:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,28 @@ from torch import Tensor
 
 from pyro_smat.composition import TaskNetwork
 from pyro_smat.data.pool import ImagePool
+from pyro_smat.encoders import EncoderKind, build_encoder
 from pyro_smat.episodes import Episode, EpisodeBatch
 from pyro_smat.experts import ExpertBank
 from pyro_smat.features import SourceFeatures
-from pyro_smat.guides import CatalogGuide, LogisticNormalGuide, PointGuide, RoutingGuide
-from pyro_smat.local_module import LocalModule
+from pyro_smat.guides import (
+    CatalogGuide,
+    ConcreteGuide,
+    DirichletGuide,
+    HierarchicalGuide,
+    LogisticNormalGuide,
+    PointGuide,
+    RoutingGuide,
+)
 from pyro_smat.models import RoutedModel
-from pyro_smat.models.priors import CostAwareCatalogPrior, LogisticNormalPrior
+from pyro_smat.models.priors import (
+    ConcretePrior,
+    CostAwareCatalogPrior,
+    DirichletPrior,
+    HierarchicalPrior,
+    LogisticNormalPrior,
+    RoutingPrior,
+)
 from pyro_smat.parameters import ParameterSpace
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
@@ -125,9 +141,38 @@ def make_episode() -> Callable[..., Episode]:
     return random_episode
 
 
+BLOCKS = {1: None, 2: {"weight": ".*weight", "bias": ".*bias"}}
+
+
+def default_catalog(names: tuple[str, ...], experts: int, blocks: int) -> Catalog:
+    """Pairs of sources for whole networks, single sources for blocks; each with every expert."""
+    if blocks == 1:
+        return Catalog.k_hot(names, experts, max_sources=2)
+    return Catalog.blockwise([Catalog.k_hot(names, experts)] * blocks)
+
+
+def default_prior(
+    family: str, sources: int, experts: int, blocks: int, catalog: Catalog | None, beta: float
+) -> RoutingPrior:
+    """A prior with an exact KL for each family."""
+    if catalog is not None and family == "hierarchical":
+        return HierarchicalPrior(catalog, catalog.families())
+    if catalog is not None:
+        return CostAwareCatalogPrior(catalog, torch.arange(1.0, 1.0 + sources + experts), beta)
+    if family == "dirichlet":
+        return DirichletPrior(sources, experts, blocks=blocks)
+    if family == "concrete":
+        return ConcretePrior(sources, experts, blocks=blocks)
+    return LogisticNormalPrior(sources, experts, blocks=blocks)
+
+
 @pytest.fixture
 def make_router() -> Callable[..., Router]:
-    """``make_router("catalog", sources=3, experts=2)``: float64, gates sampled, episodes of different sizes."""
+    """``make_router("catalog", sources=3, experts=2)``: float64, gates sampled, episodes of different sizes.
+
+    ``blocks=2`` mixes weight and bias apart; ``catalog`` and ``prior`` replace the defaults; ``guide_options`` and
+    ``model_options`` go to the constructors.
+    """
 
     def make(
         family: str = "logistic_normal",
@@ -138,26 +183,40 @@ def make_router() -> Callable[..., Router]:
         seed: int = 0,
         episodes: int = 4,
         beta: float = 0.5,
+        blocks: int = 1,
+        encoder: EncoderKind = "evidence",
+        catalog: Catalog | None = None,
+        prior: RoutingPrior | None = None,
+        guide_options: Mapping[str, Any] | None = None,
+        model_options: Mapping[str, Any] | None = None,
     ) -> Router:
         generator = torch.Generator().manual_seed(seed)
-        space = ParameterSpace.from_module(tiny_network())
+        space = ParameterSpace.from_module(tiny_network(), BLOCKS[blocks])
         basis = 0.7 * torch.randn(sources, space.dim, generator=generator, dtype=dtype)
         library = SourceLibrary(tuple(f"source{r}" for r in range(sources)), basis, space)
         network = TaskNetwork(tiny_network(), space)
         bank = ExpertBank(space, experts, 0.6, delta_scale=0.5, generator=generator) if experts else None
-        prior: LocalModule
-        guide: RoutingGuide
-        if family == "catalog":
-            catalog = Catalog.k_hot(library.names, experts, max_sources=2)
-            prior = CostAwareCatalogPrior(catalog, torch.arange(1.0, 1.0 + sources + experts), beta)
-            guide = CatalogGuide(catalog, sources, hidden=8)
-        else:
-            prior = LogisticNormalPrior(sources, experts)
-            guide = (LogisticNormalGuide if family == "logistic_normal" else PointGuide)(sources, experts, hidden=8)
+        with torch.random.fork_rng(devices=[]):  # the same router for the same arguments
+            torch.manual_seed(seed)
+            options = {"encoder": build_encoder(encoder, 5, 8), "hidden": 8, **(guide_options or {})}
+            guide: RoutingGuide
+            if family in ("catalog", "hierarchical"):
+                catalog = default_catalog(library.names, experts, blocks) if catalog is None else catalog
+                guide = (CatalogGuide if family == "catalog" else HierarchicalGuide)(catalog, sources, **options)
+            else:
+                simplex = {
+                    "logistic_normal": LogisticNormalGuide,
+                    "concrete": ConcreteGuide,
+                    "dirichlet": DirichletGuide,
+                    "point": PointGuide,
+                }
+                guide = simplex[family](sources, experts, blocks=blocks, **options)
         with torch.no_grad():
             for p in guide.parameters():
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
-        model = RoutedModel(network, library, prior, bank, compute_dtype=dtype).to(dtype)
+        if prior is None:
+            prior = default_prior(family, sources, experts, blocks, catalog, beta)
+        model = RoutedModel(network, library, prior, bank, compute_dtype=dtype, **(model_options or {})).to(dtype)
         shapes = [(5, 2, 3), (3, 1, 4), (4, 3, 2), (2, 2, 3)]
         batch = EpisodeBatch.collate([random_episode(*shapes[i % 4], seed + i, dtype) for i in range(episodes)])
         features = SourceFeatures(network, basis)

@@ -203,10 +203,24 @@ def test_nothing_is_recomputed_without_a_gradient() -> None:
     network = TaskNetwork(module, space, memory_limit=1)
     theta = positive_theta(module, space, (3,))
     x = torch.randn(3, 2, 1, 4, 4)
-    assert network._plan(theta, x) == (1, False)
-    assert network._plan(theta.requires_grad_(), x) == (1, True)
+    assert not network._recomputes(theta, 2)
+    assert network._recomputes(theta.requires_grad_(), 2)
     with torch.no_grad():
-        assert network._plan(theta, x) == (1, False)
+        assert not network._recomputes(theta, 2)
+    assert network(theta, x).shape[:2] == (3, 2)
+
+
+@pytest.mark.parametrize("memory_limit", [1, 2**40], ids=["an image at a time", "all at once"])
+def test_networks_on_shared_images(memory_limit: int) -> None:
+    module, space = small_network()
+    network = TaskNetwork(module, space, memory_limit=memory_limit)
+    theta = positive_theta(module, space, (3, 2)).double().requires_grad_()
+    x = torch.randn(5, 1, 4, 4, dtype=torch.float64)
+    expected = network(theta, x.expand(3, 2, *x.shape))
+    found = network.shared(theta, x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(out.square().sum(), theta)[0] for out in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 def test_blockwise_mixing_equals_a_loop_over_blocks_and_batch() -> None:

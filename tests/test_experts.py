@@ -1,183 +1,151 @@
-"""Hard-concrete gates by simulation, budgets by counting, the primal-dual loop on a toy objective."""
+"""Masks and budgets by counting, enforcement on toy objectives, orthogonality by simulation."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
-from pyro_smat.experts import STRETCH_HIGH, STRETCH_LOW, TEMPERATURE, ExpertBank, hard_concrete, open_probability
+from pyro_smat.experts import ExpertBank
+from pyro_smat.gates import Granularity, hard_concrete, open_probability
 from pyro_smat.parameters import ParameterSpace
 
-DRAWS = 200_000
+GRANULARITIES: tuple[Granularity, ...] = ("coordinate", "channel", "head", "block", "tensor")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+class Scaled(nn.Module):
+    """d = 111: groups of several sizes, a scalar, and running statistics (8 coordinates)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.convolution = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(5, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 def network_space() -> ParameterSpace:
-    """d = 110: groups of several sizes, a scalar, and running statistics (8 coordinates)."""
-
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(1.0))
-            self.convolution = nn.Conv2d(1, 4, 3)
-            self.norm = nn.BatchNorm2d(4)
-            self.linear = nn.Linear(5, 9)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x
-
     space = ParameterSpace.from_module(Scaled())
     assert space.dim == 1 + 40 + 16 + 54
     return space
 
 
-def uniform(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=seeded(seed), dtype=torch.float64)
+def tiny_vit() -> nn.Module:
+    torch.manual_seed(0)
+    return VisionTransformer(8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=12, num_classes=3)
 
 
-def logit_at(z: float) -> float:
-    """The logistic value at which the stretched gate equals z: beta logit((z - gamma) / (zeta - gamma))."""
-    share = (z - STRETCH_LOW) / (STRETCH_HIGH - STRETCH_LOW)
-    return TEMPERATURE * math.log(share / (1 - share))
+def vector_bank(dim: int, experts: int, sparsity: float, **options: Any) -> ExpertBank:
+    """One gate for each of ``dim`` coordinates of a plain vector."""
+    return ExpertBank(ParameterSpace.from_module(nn.Linear(dim, 1, bias=False)), experts, sparsity, **options)
 
 
-@pytest.mark.parametrize("log_alpha", [-3.0, -0.7, 0.0, 0.5, 2.5])
-def test_distribution_of_the_gate_against_its_closed_form(log_alpha: float) -> None:
-    gates = hard_concrete(torch.full((DRAWS,), log_alpha, dtype=torch.float64), uniform((DRAWS,)))
-    tolerance = 4 * 0.5 / math.sqrt(DRAWS)
-
-    def cdf(z: float) -> float:  # P(gate <= z) for 0 <= z < 1
-        return 1 / (1 + math.exp(log_alpha - logit_at(z)))
-
-    assert (gates > 0).double().mean().item() == pytest.approx(
-        open_probability(torch.tensor(log_alpha)).item(), abs=tolerance
-    )
-    assert (gates == 0).double().mean().item() == pytest.approx(cdf(0.0), abs=tolerance)
-    assert (gates == 1).double().mean().item() == pytest.approx(1 - cdf(1.0), abs=tolerance)
-    for z in (0.1, 0.3, 0.5, 0.9):
-        assert (gates <= z).double().mean().item() == pytest.approx(cdf(z), abs=tolerance)
-    grid = (torch.arange(20_001, dtype=torch.float64) + 0.5) / 20_001  # mean and variance by quadrature over u
-    exact = hard_concrete(torch.full_like(grid, log_alpha), grid)
-    assert gates.mean().item() == pytest.approx(exact.mean().item(), abs=tolerance)
-    assert gates.var().item() == pytest.approx(exact.var().item(), abs=tolerance)
-    assert exact.var() > 0.01  # truly stochastic
+def expected_open(bank: ExpertBank) -> Tensor:
+    return open_probability(bank.log_alpha.detach().double()) @ bank.group_size.double()
 
 
-def test_constants_are_those_of_the_paper_and_the_gate_is_computed_by_hand() -> None:
-    assert (pytest.approx(2 / 3), -0.1, 1.1) == (TEMPERATURE, STRETCH_LOW, STRETCH_HIGH)
-    u, a = 0.3, 0.4
-    s = 1 / (1 + math.exp(-(math.log(u / (1 - u)) + a) / (2 / 3)))
-    gate = hard_concrete(torch.tensor([a], dtype=torch.float64), torch.tensor([u], dtype=torch.float64))
-    assert gate.item() == pytest.approx(1.2 * s - 0.1, abs=1e-12)
-
-
-def test_one_formula_for_training_and_evaluation() -> None:
-    """The noiseless gate is the median of the noisy one: no change of temperature, no shifted threshold."""
-    log_alpha = torch.linspace(-3, 3, 25, dtype=torch.float64)
-    median = hard_concrete(log_alpha.expand(40_001, -1), uniform((40_001, 25))).median(0).values
-    torch.testing.assert_close(hard_concrete(log_alpha), median, atol=0.02, rtol=0)
-    threshold = TEMPERATURE * math.log(-STRETCH_LOW / STRETCH_HIGH)  # -1.5986: P(open) = 1/2 and the median closes
-    around = torch.tensor([threshold - 1e-3, threshold + 1e-3], dtype=torch.float64)
-    assert hard_concrete(around)[0] == 0
-    assert hard_concrete(around)[1] > 0
-    assert open_probability(torch.tensor(threshold, dtype=torch.float64)).item() == pytest.approx(0.5)
-    bank = ExpertBank(network_space(), 2, delta_scale=1.0, generator=seeded())
-    first = bank.rows(seeded(5))
-    bank.eval()
-    assert torch.equal(bank.rows(seeded(5)), first)
-
-
-def test_extreme_noise_stays_finite() -> None:
-    noise = torch.tensor([0.0, 1.0, 0.5])
-    log_alpha = torch.zeros(3, requires_grad=True)
-    gates = hard_concrete(log_alpha, noise)
-    gates.sum().backward()
-    assert gates.tolist() == [0.0, 1.0, pytest.approx(0.5)]
-    assert log_alpha.grad is not None
-    assert torch.isfinite(log_alpha.grad).all()
+# ---- sampled and deployed rows ----
 
 
 def test_gates_of_a_bank_are_stochastic_with_the_right_variance() -> None:
     bank = ExpertBank(network_space(), 3, init=0.0, delta_scale=1.0, generator=seeded())
     with torch.no_grad():
         bank.delta.fill_(1.0)
-        samples = torch.stack([bank.rows(seeded(s)) for s in range(1000)])
+        samples = bank.rows(1000, seeded(0))
     trainable = network_space().trainable()
+    assert samples.shape == (1000, 3, 111)
     assert not torch.equal(samples[0], samples[1])
-    assert torch.equal(samples[0], bank.rows(seeded(0)).detach())
+    assert torch.equal(bank.rows(generator=seeded(0)), bank.rows(generator=seeded(0)))
     assert not torch.equal(bank.rows(), bank.rows())
+    bank.eval()
+    assert torch.equal(bank.rows(1000, seeded(0)), samples)  # one formula for training and evaluation
     grid = (torch.arange(2001, dtype=torch.float64) + 0.5) / 2001
     for expert in (0, 2):
-        log_alpha = bank.log_alpha[expert].double()
-        exact = hard_concrete(log_alpha.unsqueeze(-1).expand(-1, len(grid)), grid.expand(len(log_alpha), -1))
-        mean, variance = exact.mean(-1).float(), exact.var(-1).float()
+        exact = hard_concrete(bank.log_alpha[expert].double().unsqueeze(-1), grid)
         drawn = samples[:, expert, trainable]
-        torch.testing.assert_close(drawn.mean(0), mean, atol=0.07, rtol=0)
-        torch.testing.assert_close(drawn.var(0), variance, atol=0.04, rtol=0)
+        torch.testing.assert_close(drawn.mean(0), exact.mean(-1).float(), atol=0.07, rtol=0)
+        torch.testing.assert_close(drawn.var(0), exact.var(-1).float(), atol=0.04, rtol=0)
     assert not samples[..., ~trainable].any()
     correlation = torch.corrcoef(samples[:, :, 0].T)  # experts have noise of their own
     assert correlation[0, 1].abs() < 0.15
+    draws = torch.corrcoef(samples[:2].reshape(2, -1)[:, trainable.repeat(3)] - exact.mean())  # and so have draws
+    assert draws[0, 1].abs() < 0.2
 
 
-def sizes_by_hand(space: ParameterSpace, granularity: str) -> list[tuple[list[int], bool]]:
-    """Coordinates of every gate, in the order of the gates."""
-    groups: list[list[int]] = []
-    for entry in space.entries:
-        if not entry.trainable:
-            continue
-        indices = list(range(entry.offset, entry.offset + entry.numel))
-        if granularity == "tensor":
-            groups.append(indices)
-        elif granularity == "coordinate" or not entry.shape:
-            groups += [[i] for i in indices]
-        else:
-            width = entry.numel // entry.shape[0]
-            groups += [indices[i : i + width] for i in range(0, entry.numel, width)]
-    return [(g, True) for g in groups]
+def test_draws_share_their_gates_inside_a_group() -> None:
+    bank = ExpertBank(network_space(), 2, 0.5, "tensor", delta_scale=1.0, generator=seeded())
+    gates = bank.rows(5, seeded(1)) / bank.delta
+    for entry in network_space().entries:
+        tensor = gates[..., entry.offset : entry.offset + entry.numel]
+        torch.testing.assert_close(tensor, tensor[..., :1].expand_as(tensor))
 
 
-@pytest.mark.parametrize("granularity", ["coordinate", "channel", "tensor"])
-@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9, 0.99, 0.999])
-@pytest.mark.parametrize("init", [1.0, 0.0])  # all gates wish to open, or about half of them
-def test_budgets_are_met_exactly(granularity: str, sparsity: float, init: float) -> None:
-    space = network_space()
-    bank = ExpertBank(space, 4, sparsity, granularity, init=init, delta_scale=1.0, generator=seeded())  # type: ignore[arg-type]
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(
+    sparsity=st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.99, 0.999]),
+    init=st.floats(-4, 2),
+    spread=st.sampled_from([0.0, 1.0, 6.0]),
+    gates=st.sampled_from(["hard_concrete", "top_k"]),
+    transformer=st.booleans(),
+)
+def test_budgets_are_met_exactly(
+    granularity: Granularity, sparsity: float, init: float, spread: float, gates: Any, transformer: bool
+) -> None:
+    module = tiny_vit() if transformer or granularity == "head" else Scaled()
+    space = ParameterSpace.from_module(module)
+    options: dict[str, Any] = {"init": init, "delta_scale": 1.0, "generator": seeded()}
+    bank = ExpertBank(space, 3, sparsity, granularity, module=module, gates=gates, **options)
+    with torch.no_grad():
+        bank.log_alpha.add_(spread * torch.randn(bank.log_alpha.shape, generator=seeded(1)))
     budget = math.floor((1 - Fraction(str(sparsity))) * space.dim)
-    groups = [g for g, _ in sizes_by_hand(space, granularity)]
-    assert bank.log_alpha.shape == (4, len(groups))
     masks = bank.masks()
-    assert masks.shape == (4, space.dim)
+    assert masks.shape == (3, space.dim)
     assert masks.dtype == torch.bool
-    for expert, mask in enumerate(masks):
-        opened = int(mask.sum())
-        assert opened <= budget
-        assert not mask[~space.trainable()].any()
-        states = [mask[g] for g in groups]
-        wishes = (bank.log_alpha[expert] >= 0).tolist()  # gates whose median is at least 1/2
-        willing = sum(len(g) for g, wish in zip(groups, wishes, strict=True) if wish)
-        assert willing == int(space.trainable().sum()) or init == 0.0
-        assert all(s.all() or not s.any() for s in states)  # groups open as a whole
-        if granularity == "coordinate":
-            assert opened == min(budget, willing)
-            if 0 < opened < len(groups):
-                scores = bank.log_alpha[expert]
-                is_open = torch.tensor([bool(s.all()) for s in states])
-                assert scores[is_open].min() >= scores[~is_open].max()
-        for group, state, wish in zip(groups, states, wishes, strict=True):
-            assert wish or not state.any()
-            if wish and not state.any():
-                assert opened + len(group) > budget  # no further group fits
-    rows = bank.projected_rows()
-    assert torch.equal(rows, masks * bank.delta)
-    assert ((rows != 0).sum(-1) <= budget).all()
+    assert not masks[:, ~space.trainable()].any()
+    assert masks.sum(-1).max() <= budget
+    assert torch.equal(bank.projected_rows(), masks * bank.delta)
+    share = masks.double().new_zeros(3, len(bank.group_size) + 1).index_add(1, bank.group, masks.double())[:, :-1]
+    opened = share / bank.group_size
+    assert ((opened == 0) | (opened == 1)).all()  # groups open as a whole
+    if gates == "top_k":
+        assert torch.equal(bank.rows(), bank.projected_rows())  # trained as deployed
+        assert not (opened.bool() & (bank.log_alpha < 0)).any()
+        torch.testing.assert_close(bank.sparsities().detach(), 1 - masks.float().mean(-1))
+    bank.after_step()
+    if gates == "hard_concrete":
+        limit = (1 - sparsity) * space.dim
+        assert (expected_open(bank) <= limit * (1 + 1e-6)).all()
+        assert (bank.sparsities() >= sparsity - 1e-6).all()
+
+
+def test_deployed_experts_open_what_training_opened_in_expectation_and_no_more_than_the_budget() -> None:
+    bank = vector_bank(1000, 3, sparsity=0.8)
+    with torch.no_grad():
+        bank.log_alpha[0] = torch.linspace(-8, 12, 1000)  # many gates want to open: the budget cuts
+        bank.log_alpha[1] = torch.where(torch.arange(1000) % 20 == 0, 6.0, -12.0)  # training closed all but 50
+        bank.log_alpha[2] = -3.8 + 0.1 * torch.randn(1000, generator=seeded())  # undecided, 10% of them open at a time
+    masks = bank.masks()
+    assert masks.sum(-1).tolist() == [200, 50, round(float(expected_open(bank)[2]))]
+    assert 90 < int(masks[2].sum()) < 110
+    for mask, scores in zip(masks, bank.log_alpha, strict=True):
+        assert scores[mask].min() >= scores[~mask].max()  # the largest ones
+    assert torch.equal(masks[1], torch.arange(1000) % 20 == 0)
 
 
 def test_ties_go_to_the_lower_index_and_the_best_group_that_fits_first() -> None:
@@ -202,83 +170,251 @@ def test_budget_is_the_exact_floor_for_every_decimal_sparsity_and_size() -> None
 
 
 def test_sparsities_are_the_expected_closed_share() -> None:
-    space = network_space()
-    bank = ExpertBank(space, 2, 0.5, "channel", init=-0.5, generator=seeded())
+    bank = ExpertBank(network_space(), 2, 0.5, "channel", init=-0.5, generator=seeded())
     with torch.no_grad():
         bank.delta.fill_(1.0)
-        opened = torch.stack([(bank.rows(seeded(s)) > 0).float().mean(-1) for s in range(600)]).mean(0)
-    torch.testing.assert_close(bank.sparsities().detach(), 1 - opened, atol=0.025, rtol=0)
+        opened = (bank.rows(2000, seeded()) > 0).float().mean((0, -1))
+    torch.testing.assert_close(bank.sparsities().detach(), 1 - opened, atol=0.015, rtol=0)
 
 
-def test_gradient_of_the_penalty_against_finite_differences() -> None:
-    bank = ExpertBank(network_space(), 2, 0.9, "tensor", generator=seeded()).double()
-    bank.multipliers.copy_(torch.tensor([0.7, 2.0]))
-    (gradient,) = torch.autograd.grad(bank.penalty(), bank.log_alpha)
-    for m, g in ((0, 0), (0, 3), (1, 1), (1, 6)):
-        values = []
-        for step in (1e-6, -1e-6):
-            with torch.no_grad():
-                bank.log_alpha[m, g] += step
-                closed = (
-                    1
-                    - sum(
-                        len(group) / (1 + math.exp(-(float(a) - TEMPERATURE * math.log(0.1 / 1.1))))
-                        for (group, _), a in zip(
-                            sizes_by_hand(network_space(), "tensor"), bank.log_alpha[m], strict=True
-                        )
-                    )
-                    / network_space().dim
-                )
-                values.append(float(bank.multipliers[m]) * (0.9 - closed))
-                bank.log_alpha[m, g] -= step
-        assert gradient[m, g].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5, abs=1e-8)
-    assert (gradient > 0).all()  # closing gates lowers the penalty
+def test_top_k_rows_change_when_a_closed_gate_overtakes_an_open_one() -> None:
+    """The straight-through gradient reaches closed gates, so training can change which are open."""
+    bank = vector_bank(10, 1, 0.9, gates="top_k", delta_scale=1.0, generator=seeded())
+    first = int(bank.masks()[0].nonzero())
+    wanted = (first + 3) % 10
+    optimiser = torch.optim.SGD([bank.log_alpha], lr=5.0)
+    for _ in range(20):
+        optimiser.zero_grad()
+        rows = bank.rows(4)
+        assert torch.equal(rows, rows[:1].expand(4, -1, -1))
+        assert (rows != 0).sum() == 4
+        (rows[..., wanted] / bank.delta[wanted] - 1).square().mean().backward()
+        optimiser.step()
+        bank.after_step()
+    assert bank.masks()[0].nonzero().flatten().tolist() == [wanted]
 
 
-def primal_dual(bank: ExpertBank, target: float, steps: int) -> list[float]:
-    """A convex toy objective pulls every gate towards ``target``, some harder; the trace of the first multiplier."""
-    worth = torch.linspace(0.1, 2.0, bank.log_alpha.shape[1])
-    optimiser = torch.optim.Adam([bank.log_alpha], lr=0.05)
+# ---- enforcement ----
+
+
+def train(
+    bank: ExpertBank,
+    steps: int,
+    worth: Tensor | None = None,
+    *,
+    scale: float = 1e-3,
+    rate: float = 0.05,
+    used: slice = slice(None),
+) -> list[Tensor]:
+    """Adam on a loss of small curvature that wants every gate open: sparsities after each step."""
+    worth = torch.linspace(0.1, 1.0, bank.log_alpha.shape[1]) if worth is None else worth
+    optimiser = torch.optim.Adam([bank.log_alpha], lr=rate, betas=(0.9, 0.99))
     trace = []
+    generator = seeded(1)
     for _ in range(steps):
         optimiser.zero_grad()
-        loss = (worth * (torch.sigmoid(bank.log_alpha) - target).square()).mean(-1).sum()
-        (loss + bank.penalty()).backward()
+        gates = hard_concrete(bank.log_alpha, torch.rand(bank.log_alpha.shape, generator=generator))
+        (scale * (worth * (1 - gates[used]).square()).mean(-1).sum()).backward()
+        bank.after_backward()
         optimiser.step()
-        bank.dual_step(0.02)
-        trace.append(float(bank.multipliers[0]))
+        bank.after_step()
+        trace.append(bank.sparsities().detach())
     return trace
 
 
-def test_primal_dual_loop_reaches_the_budget_and_lets_go_of_a_slack_constraint() -> None:
-    bank = ExpertBank(network_space(), 2, sparsity=0.8, init=1.0, generator=seeded())
+@pytest.mark.parametrize(
+    ("dim", "experts", "scale"),
+    [(100, 3, 1e-3), (100, 3, 1e3), (100, 3, 1e-5), (10_000, 2, 1e-3), (1_000_000, 1, 1e-3)],
+)
+def test_primal_dual_reaches_the_budget_whatever_the_size_of_network_and_loss(
+    dim: int, experts: int, scale: float
+) -> None:
+    bank = vector_bank(dim, experts, 0.9, budget="primal_dual", generator=seeded())
     assert (bank.sparsities() < 0.2).all()
-    trace = primal_dual(bank, target=1.0, steps=1000)
-    assert trace[0] > 0  # violated: grows from the first step
-    sparsities = bank.sparsities().detach()
-    assert ((sparsities - 0.8).abs() < 0.03).all()
-    assert (bank.multipliers > 0.05).all()
-    primal_dual(bank, target=0.0, steps=1000)  # now the objective itself wants closed gates
-    assert (bank.sparsities() > 0.9).all()
-    assert bank.multipliers.tolist() == [0.0, 0.0]
-    assert bank.penalty().item() == 0.0
+    trace = torch.stack(train(bank, 110 if dim > 10_000 else 500, scale=scale, rate=0.1))
+    assert ((trace[80:] - 0.9).abs() < 0.02).all()
+    assert (bank.multipliers > 0).all()
+    masks = bank.masks()
+    assert (masks.sum(-1) <= bank.budget).all()
+    assert (masks.sum(-1) > 0.7 * bank.budget).all()
+    positions = torch.arange(dim).float()
+    assert ((masks * positions).sum(-1) / masks.sum(-1) > positions.mean()).all()  # it keeps the ones of more worth
 
 
-def test_dual_step_by_hand_and_only_the_violated_expert_pays() -> None:
-    bank = ExpertBank(network_space(), 2, sparsity=0.5)
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_primal_dual_with_groups_of_different_sizes(granularity: Granularity) -> None:
+    bank = ExpertBank(network_space(), 2, 0.6, granularity, budget="primal_dual", generator=seeded())
+    worth = bank.group_size / bank.group_size.sum()
+    trace = torch.stack(train(bank, 600, worth))
+    assert (trace[-20:] > 0.55).all()
+
+
+def test_primal_dual_of_an_expert_that_no_episode_uses() -> None:
+    bank = vector_bank(200, 3, 0.9, budget="primal_dual", generator=seeded())
+    trace = torch.stack(train(bank, 300, used=slice(0, 2)))
+    assert bank.log_alpha.grad is not None
+    assert (trace[-1] > 0.85).all()
+
+
+def test_primal_dual_gradient_by_hand_and_only_the_violated_expert_pays() -> None:
+    bank = ExpertBank(network_space(), 2, 0.5, "channel", budget="primal_dual", generator=seeded()).double()
     with torch.no_grad():
-        bank.log_alpha[0] = 3.0
         bank.log_alpha[1] = -6.0
-    s = bank.sparsities().detach()
-    bank.dual_step(0.1)
-    torch.testing.assert_close(bank.multipliers, torch.tensor([0.1 * (0.5 - float(s[0])), 0.0]))
-    torch.testing.assert_close(bank.penalty(), bank.multipliers[0] * (0.5 - s[0]))
+        bank.multipliers.copy_(torch.tensor([0.3, 0.2]))
+    loss_gradient = torch.randn(bank.log_alpha.shape, generator=seeded(), dtype=torch.float64)
+    gates = bank.log_alpha.shape[1]
+    bank.log_alpha.grad = loss_gradient / math.sqrt(gates)
+    bank.after_backward()
+    added = bank.log_alpha.grad - loss_gradient
+    # Finite differences of the expected number of open coordinates of the first expert.
+    step, slopes = 1e-6, []
+    for gate in range(gates):
+        counts = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                bank.log_alpha[0, gate] += sign * step
+                counts.append(float(expected_open(bank)[0]))
+                bank.log_alpha[0, gate] -= sign * step
+        slopes.append((counts[0] - counts[1]) / (2 * step))
+    slope = torch.tensor(slopes, dtype=torch.float64)
+    violation = math.log(float(expected_open(bank)[0]) / (0.5 * 111))
+    rms = [float(x.square().mean().sqrt()) for x in (loss_gradient[0], slope)]
+    torch.testing.assert_close(added[0], (0.3 + 4 * violation) * rms[0] / rms[1] * slope, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(added[1], torch.zeros_like(added[1]))
+    bank.after_step()
+    assert bank.multipliers.tolist() == pytest.approx([0.3 + 0.05 * 0.1, 0.2 - 0.05 * 0.1])
     assert not bank.multipliers.requires_grad
 
 
-def test_gradient_reaches_delta_and_gates_but_not_through_the_closed_ones() -> None:
+def test_multipliers_neither_wind_up_nor_hold_on() -> None:
+    bank = vector_bank(50, 1, 0.9, budget="primal_dual", dual_learning_rate=1.0)
+    with torch.no_grad():
+        bank.log_alpha.fill_(5.0)
+    for _ in range(500):
+        bank.after_step()
+    assert bank.multipliers.item() == 10.0
+    with torch.no_grad():
+        bank.log_alpha.fill_(-9.0)
+    bank.log_alpha.grad = torch.ones_like(bank.log_alpha)
+    bank.after_backward()
+    assert bank.log_alpha.grad.max() < 1.01 * math.sqrt(50)  # far within the budget the pressure is gone at once
+    for _ in range(100):
+        bank.after_step()
+    assert bank.multipliers.item() == 0.0
+
+
+def test_projection_is_exact_after_every_step_and_leaves_slack_alone() -> None:
+    bank = vector_bank(2000, 2, 0.9, generator=seeded())
+    for sparsities in train(bank, 150, rate=0.1):
+        torch.testing.assert_close(sparsities, torch.full((2,), 0.9), atol=2e-6, rtol=0)
+    assert (expected_open(bank) <= 0.1 * 2000 * (1 + 1e-6)).all()
+    assert not bank.multipliers.any()
+    masks = bank.masks()
+    assert (masks.sum(-1) == bank.budget).all()
+    # The objective's order is kept: one constant for all gates of an expert.
+    before = bank.log_alpha.detach().clone()
+    with torch.no_grad():
+        bank.log_alpha.add_(torch.tensor([[0.5], [-0.5]]))
+    raised = bank.log_alpha.detach().clone()
+    bank.after_step()
+    assert torch.equal(bank.log_alpha[1], raised[1])
+    torch.testing.assert_close(bank.log_alpha[0], before[0], atol=1e-4, rtol=0)
+    gradient = torch.randn(bank.log_alpha.shape)
+    bank.log_alpha.grad = gradient.clone()
+    bank.after_backward()
+    torch.testing.assert_close(bank.log_alpha.grad, gradient * math.sqrt(2000))
+
+
+@pytest.mark.parametrize(("gates", "budget"), [("hard_concrete", "projection"), ("top_k", "projection")])
+def test_the_ramp_is_cubic_and_the_budget_follows_it(gates: Any, budget: Any) -> None:
+    bank = vector_bank(1000, 2, 0.8, gates=gates, budget=budget, ramp=0.4, init=3.0, generator=seeded())
+    assert bank.current_sparsity == 0.8  # until someone says that training is young
+    for progress in (0.0, 0.1, 0.2, 0.3, 0.4, 0.7, 1.0):
+        bank.set_progress(progress)
+        tau = 0.8 * (1 - max(0, 1 - progress / 0.4) ** 3)
+        assert bank.current_sparsity == pytest.approx(tau, abs=1e-6)
+        bank.after_step()
+        assert (bank.sparsities() >= tau - 1e-6).all()
+        assert (bank.sparsities() <= max(tau, 0.02) + 2e-3).all()  # no more is closed than tau says
+        assert (bank.masks().sum(-1) <= 200).all()  # what is deployed meets the whole tau at all times
+    assert vector_bank(10, 1, 0.8, ramp=0.0).current_sparsity == 0.8
+    for fraction in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="progress is"):
+            bank.set_progress(fraction)
+
+
+def test_primal_dual_follows_the_ramp() -> None:
+    bank = vector_bank(500, 2, 0.9, budget="primal_dual", generator=seeded())
+    bank.set_progress(0.0)
+    early = train(bank, 100)[-1]
+    assert (early < 0.3).all()
+    assert not bank.multipliers.any()
+    bank.set_progress(1.0)
+    assert (train(bank, 300)[-1] > 0.85).all()
+
+
+# ---- orthogonality ----
+
+
+def test_orthogonality_against_sampled_rows() -> None:
+    bank = ExpertBank(network_space(), 3, 0.5, "channel", delta_scale=1.0, generator=seeded())
+    with torch.no_grad():
+        bank.log_alpha.copy_(2 * torch.randn(bank.log_alpha.shape, generator=seeded(3)))
+        mean = bank.rows(20_000, seeded(4)).mean(0)
+    cosines = [torch.cosine_similarity(mean[m], mean[n], dim=0).item() ** 2 for m, n in ((0, 1), (0, 2), (1, 2))]
+    assert bank.orthogonality().item() == pytest.approx(sum(cosines) / 3, abs=0.01)
+
+
+def test_orthogonality_of_disjoint_and_equal_experts_is_0_and_1() -> None:
+    bank = vector_bank(40, 2, 0.5, delta_scale=1e-16, generator=seeded())  # does not depend on the scale of delta
+    half = torch.arange(40) < 20
+    with torch.no_grad():
+        bank.log_alpha.copy_(torch.where(torch.stack([half, ~half]), 20.0, -40.0))
+    assert bank.orthogonality().item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        bank.log_alpha.copy_(bank.log_alpha[:1].expand(2, -1))
+    assert bank.orthogonality().item() == pytest.approx(1, abs=1e-5)
+    closed = vector_bank(40, 2, 0.5, init=-30.0, delta_scale=1.0)
+    assert 0 <= closed.orthogonality().item() <= 1 + 1e-6
+    at_the_sources = vector_bank(40, 2, 0.5)  # delta is zero
+    at_the_sources.orthogonality().backward()
+    assert at_the_sources.orthogonality().item() == 0
+    assert at_the_sources.log_alpha.grad is not None
+    assert torch.isfinite(at_the_sources.log_alpha.grad).all()
+    for experts in (0, 1):
+        assert vector_bank(40, experts, 0.5, delta_scale=1.0).orthogonality().item() == 0
+
+
+@pytest.mark.parametrize("gates", ["hard_concrete", "top_k"])
+def test_descending_on_orthogonality_parts_the_experts(gates: Any) -> None:
+    bank = vector_bank(60, 3, 0.7, gates=gates, delta_scale=1.0, generator=seeded())
+    before = bank.orthogonality().item()
+    optimiser = torch.optim.Adam([bank.log_alpha], lr=0.1)
+    for _ in range(100):
+        optimiser.zero_grad()
+        bank.orthogonality().backward()
+        optimiser.step()
+        bank.after_step()
+    assert bank.orthogonality().item() < 0.2 * before
+
+
+def test_gradient_of_orthogonality_against_finite_differences() -> None:
+    bank = ExpertBank(network_space(), 3, 0.5, "channel", delta_scale=0.1, generator=seeded()).double()
+    gates, delta = bank.log_alpha.detach(), bank.delta.detach()
+
+    def value(log_alpha: Tensor, delta: Tensor) -> Tensor:
+        return torch.func.functional_call(bank, {"log_alpha": log_alpha, "delta": delta}, ())
+
+    bank.forward = bank.orthogonality  # type: ignore[assignment]
+    assert torch.autograd.gradcheck(value, (gates.requires_grad_(), delta.requires_grad_()))
+
+
+# ---- the object ----
+
+
+def test_gradient_reaches_delta_and_gates_but_not_the_running_statistics() -> None:
     bank = ExpertBank(network_space(), 1, delta_scale=1.0, generator=seeded())
-    bank.rows(seeded(1)).square().sum().backward()
+    bank.rows(generator=seeded(1)).square().sum().backward()
     assert bank.delta.grad is not None
     assert bank.log_alpha.grad is not None
     assert bank.delta.grad[network_space().trainable()].any()
@@ -294,36 +430,49 @@ def test_delta_starts_at_the_sources_and_experts_start_apart() -> None:
     assert torch.equal(bank.log_alpha, again.log_alpha)
 
 
-def test_no_experts() -> None:
+@pytest.mark.parametrize("budget", ["projection", "primal_dual"])
+def test_no_experts(budget: Any) -> None:
     space = network_space()
-    bank = ExpertBank(space, 0)
+    bank = ExpertBank(space, 0, budget=budget)
     assert len(bank) == 0
     assert bank.rows().shape == bank.masks().shape == bank.projected_rows().shape == (0, space.dim)
+    assert bank.rows(5).shape == (5, 0, space.dim)
     assert bank.sparsities().shape == (0,)
-    assert bank.penalty().item() == 0.0
-    bank.dual_step(1.0)
+    bank.log_alpha.grad = torch.zeros_like(bank.log_alpha)
+    bank.after_backward()
+    bank.after_step()
 
 
-def test_refused_banks_and_unknown_arguments() -> None:
-    space = network_space()
-    with pytest.raises(ValueError, match="experts is -1"):
-        ExpertBank(space, -1)
-    for sparsity in (1.0, -0.1, 1.5, math.nan):
-        with pytest.raises(ValueError, match="sparsity"):
-            ExpertBank(space, 1, sparsity)
-    with pytest.raises(ValueError, match="granularity is 'block'"):
-        ExpertBank(space, 1, granularity="block")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"experts": -1}, "experts is -1"),
+        *(({"sparsity": tau}, "sparsity") for tau in (1.0, -0.1, 1.5, math.nan)),
+        *(({"ramp": ramp}, "ramp is") for ramp in (-0.1, 1.1, math.nan)),
+        ({"granularity": "layer"}, "granularity is 'layer'"),
+        ({"granularity": "head"}, "pass module="),
+        ({"gates": "soft"}, r"gates is 'soft'; expected one of \('hard_concrete', 'top_k'\)"),
+        ({"budget": "none"}, r"budget is 'none'; expected one of \('primal_dual', 'projection'\)"),
+        ({"gates": "top_k", "budget": "primal_dual"}, "expected budget='projection'"),
+    ],
+)
+def test_refused_banks(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ExpertBank(network_space(), **{"experts": 1, **options})
     assert not any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(ExpertBank.__init__).parameters.values()
     )
 
 
-def test_a_saved_bank_restores_gates_delta_and_multipliers() -> None:
-    bank = ExpertBank(network_space(), 2, delta_scale=1.0, generator=seeded())
-    bank.dual_step(0.3)
-    other = ExpertBank(network_space(), 2, generator=seeded(9))
+def test_a_saved_bank_restores_gates_delta_multipliers_and_progress() -> None:
+    options: dict[str, Any] = {"budget": "primal_dual"}
+    bank = ExpertBank(network_space(), 2, delta_scale=1.0, generator=seeded(), **options)
+    bank.set_progress(0.25)
+    bank.after_step()
+    other = ExpertBank(network_space(), 2, generator=seeded(9), **options)
     other.load_state_dict(bank.state_dict())
-    assert bank.state_dict().keys() == {"delta", "log_alpha", "multipliers"}
+    assert bank.state_dict().keys() == {"delta", "log_alpha", "multipliers", "progress"}
     assert torch.equal(other.multipliers, bank.multipliers)
     assert bank.multipliers.any()
+    assert other.current_sparsity == bank.current_sparsity != 0.9
     assert torch.equal(other.projected_rows(), bank.projected_rows())

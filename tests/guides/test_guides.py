@@ -1,4 +1,4 @@
-"""Guides: invariances, gradients, and every corner of R and M in one ELBO step."""
+"""Guides: invariances of every family on every encoder, gradients, and every corner of R and M in one ELBO step."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from small_posteriors import CATALOG_FAMILIES, FAMILIES, SIMPLEX_FAMILIES
 from torch import Tensor
 
+from pyro_smat.encoders import ENCODERS
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import CatalogGuide, LogisticNormalGuide, RoutingGuide
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.routing import Catalog
 
-FAMILIES = ("logistic_normal", "catalog", "point")
 CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
+COMMON_SHIFTS = ("score.2.bias", "source_head.bias")  # of logits: their gradient is rounding
+PARAMETERS = ("loc", "scale", "logits", "concentration", "temperature")
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 
 
 def outputs(guide: RoutingGuide, batch: EpisodeBatch) -> Tensor:
     """All that the guide says of a batch, ``(B, .)``."""
     posterior = guide.posterior(batch)
-    parts = [getattr(posterior, name) for name in ("loc", "scale", "logits") if hasattr(posterior, name)]
+    parts = [getattr(posterior, name).flatten(1) for name in PARAMETERS if hasattr(posterior, name)]
     return torch.cat(parts, -1)
 
 
@@ -40,9 +46,10 @@ def alone(batch: EpisodeBatch, i: int) -> EpisodeBatch:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_invariant_to_the_order_of_shots(family: str, make_router: Callable) -> None:
-    router = make_router(family)
+@every_encoder
+@every_family
+def test_invariant_to_the_order_of_shots(family: str, encoder: str, make_router: Callable) -> None:
+    router = make_router(family, encoder=encoder)
     expected = outputs(router.guide, router.batch)
     order = torch.randperm(router.batch.support_labels.shape[1], generator=torch.Generator().manual_seed(0))
     batch = router.batch
@@ -56,9 +63,10 @@ def test_invariant_to_the_order_of_shots(family: str, make_router: Callable) -> 
     torch.testing.assert_close(outputs(router.guide, shuffled), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_invariant_to_relabelling(family: str, make_router: Callable) -> None:
-    router = make_router(family)
+@every_encoder
+@every_family
+def test_invariant_to_relabelling(family: str, encoder: str, make_router: Callable) -> None:
+    router = make_router(family, encoder=encoder)
     expected = outputs(router.guide, router.batch)
     labels = router.batch.support_labels.clone()
     for i, way in enumerate(router.batch.way.tolist()):
@@ -70,10 +78,13 @@ def test_invariant_to_relabelling(family: str, make_router: Callable) -> None:
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_invariant_to_order_and_names_where_images_repeat(family: str, make_router: Callable, make_episode) -> None:  # type: ignore[no-untyped-def]
+@every_encoder
+@every_family
+def test_invariant_to_order_and_names_where_images_repeat(
+    family: str, encoder: str, make_router: Callable, make_episode: Callable
+) -> None:
     """The same picture under two labels: nearest neighbours tie, and no order of shots may decide."""
-    router = make_router(family)
+    router = make_router(family, encoder=encoder)
     episode = make_episode(3, 3, 2, 0)
     images = episode.support_images.clone()
     images[[3, 4, 6]] = images[0].clone()  # class 0's first picture is also twice in class 1 and once in class 2
@@ -87,9 +98,10 @@ def test_invariant_to_order_and_names_where_images_repeat(family: str, make_rout
         torch.testing.assert_close(found, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_invariant_to_padding_and_company(family: str, make_router: Callable) -> None:
-    router = make_router(family)
+@every_encoder
+@every_family
+def test_invariant_to_padding_and_company(family: str, encoder: str, make_router: Callable) -> None:
+    router = make_router(family, encoder=encoder)
     together = outputs(router.guide, router.batch)
     assert not router.batch.support_mask.all()
     for i in range(4):
@@ -100,82 +112,102 @@ def test_invariant_to_padding_and_company(family: str, make_router: Callable) ->
     torch.testing.assert_close(found, together, **CLOSE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_support_matters(family: str, make_router: Callable) -> None:
+@every_encoder
+@every_family
+def test_the_support_matters(family: str, encoder: str, make_router: Callable) -> None:
     """Invariance alone would also hold for a constant."""
-    router = make_router(family)
+    router = make_router(family, encoder=encoder)
     features = router.batch.support_features
     swapped = outputs(router.guide, router.batch.with_features(features.flip(1)))
-    other_labels = replace(router.batch, support_labels=torch.zeros_like(router.batch.support_labels))
+    labels = router.batch.support_labels.clone()
+    labels[2, :12] = labels[2, :12].roll(1)  # 4-way 3-shot: every class gets a shot of another
+    other_labels = replace(router.batch, support_labels=labels)
     expected = outputs(router.guide, router.batch)
     assert (swapped - expected).abs().max() > 1e-2
-    assert (outputs(router.guide, other_labels) - expected).abs().max() > 1e-2
+    assert (outputs(router.guide, other_labels) - expected)[2].abs().max() > 1e-3
     assert (expected[0] - expected[1]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("order", [[1, 2, 0], [2, 1, 0]])
-def test_equivariant_in_the_sources(order: list[int], make_router: Callable) -> None:
-    """Permuted sources, permuted posterior: for the source part of w, and for routings of a catalog of sources."""
-    router = make_router("logistic_normal")
+@pytest.mark.parametrize("blocks", [1, 2])
+@every_encoder
+@pytest.mark.parametrize("family", SIMPLEX_FAMILIES)
+def test_weights_of_sources_are_equivariant(family: str, encoder: str, blocks: int, make_router: Callable) -> None:
+    """Permuted sources, permuted posterior; what the whole support decides does not move."""
+    order = [1, 2, 0]
+    router = make_router(family, encoder=encoder, blocks=blocks)
     permuted = router.batch.with_features(router.batch.support_features[:, order])
-    for guide in (router.guide, make_router("point").guide):
-        before, after = (guide.router(b) for b in (router.batch, permuted))
-        for part in (0, 1):
-            torch.testing.assert_close(after[part][:, :3], before[part][:, order], **CLOSE)
+    before, after = (router.guide.posterior(batch) for batch in (router.batch, permuted))
+    for name in PARAMETERS:
+        if not hasattr(before, name):
+            continue
+        old, new = getattr(before, name), getattr(after, name)
+        if name != "temperature":
+            old, new = old[..., order], new[..., :3]
+        torch.testing.assert_close(new, old, **CLOSE)
+    torch.testing.assert_close(after.mode[..., :3], before.mode[..., order], **CLOSE)
 
-    catalog = make_router("catalog", experts=0)
-    probabilities = catalog.guide.posterior(catalog.batch).choice()
-    features = catalog.batch.support_features[:, order]
-    moved = catalog.guide.posterior(catalog.batch.with_features(features)).choice()
-    rows = catalog.guide.catalog.coefficients
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@every_encoder
+@pytest.mark.parametrize("family", CATALOG_FAMILIES)
+def test_routings_of_sources_are_equivariant(family: str, encoder: str, blocks: int, make_router: Callable) -> None:
+    """Permuted sources, permuted probabilities of the routings of a catalog of sources."""
+    order = [1, 2, 0]
+    router = make_router(family, experts=0, encoder=encoder, blocks=blocks)
+    probabilities = router.guide.posterior(router.batch).choice()
+    features = router.batch.support_features[:, order]
+    moved = router.guide.posterior(router.batch.with_features(features)).choice()
+    rows = router.guide.catalog.coefficients
     for j, row in enumerate(rows):
         old = torch.zeros_like(row)
-        old[order] = row  # new source r is old source order[r]
-        (k,) = (rows == old).all(-1).nonzero().flatten().tolist()
+        old[..., order] = row  # new source r is old source order[r]
+        (k,) = (rows == old).flatten(1).all(-1).nonzero().flatten().tolist()
         torch.testing.assert_close(moved[:, j], probabilities[:, k], **CLOSE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_all_parameters_get_gradients_in_one_step(family: str, make_router: Callable) -> None:
-    router = make_router(family)
+@pytest.mark.parametrize("blocks", [1, 2])
+@every_encoder
+@every_family
+def test_all_parameters_get_gradients_in_one_step(
+    family: str, encoder: str, blocks: int, make_router: Callable
+) -> None:
+    router = make_router(family, encoder=encoder, blocks=blocks)
     pyro.set_rng_seed(0)
     CVaR_ELBO(rho=1.0).loss_and_grads(router.model, router.guide, router.batch)
     for module in (router.model, router.guide):
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
-            assert parameter.grad.abs().max() > 0, name
+            if not name.endswith(COMMON_SHIFTS):
+                assert parameter.grad.abs().max() > 0, name
 
 
 @pytest.mark.filterwarnings("ignore:rho x B")
-@pytest.mark.parametrize("experts", [0, 1, 3])
-@pytest.mark.parametrize("sources", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("vectorised", [False, True])
+@pytest.mark.parametrize(
+    ("sources", "experts", "blocks"),
+    [(1, 0, 1), (1, 1, 1), (1, 3, 1), (2, 0, 1), (2, 1, 1), (2, 3, 1), (1, 0, 2), (1, 3, 2), (2, 1, 2)],
+)
+@every_family
 def test_every_corner_of_sources_and_experts(
-    family: str, sources: int, experts: int, vectorised: bool, make_router: Callable
+    family: str, sources: int, experts: int, blocks: int, vectorised: bool, make_router: Callable
 ) -> None:
     """R = 1 is single-anchor SMAT, M = 0 pure mixing: guide, prior, ELBO and deployment run on all of them."""
-    router = make_router(family, sources, experts)
+    router = make_router(family, sources, experts, blocks=blocks)
     elbo = CVaR_ELBO(rho=0.5, num_particles=2, vectorize_particles=vectorised)
     terms = elbo.terms(router.model, router.guide, router.batch)
     assert torch.isfinite(terms.loss)
     assert terms.episode_losses.shape == terms.episode_kl.shape == (4,)
     posterior = router.guide.posterior(router.batch)
-    torch.testing.assert_close(terms.episode_kl, posterior.kl(router.model.prior).detach(), rtol=1e-9, atol=1e-9)
+    if posterior.kl_method(router.model.prior) == "exact":
+        expected = posterior.kl(router.model.prior).detach()
+        torch.testing.assert_close(terms.episode_kl, expected, rtol=1e-9, atol=1e-9)
     if sources == 1 and experts <= 1:
         assert terms.episode_kl.abs().max() < 1e-12
     if terms.loss.requires_grad:
         terms.loss.backward()
     router.model.eval()
     assert router.model.logits(posterior.mean, router.batch).shape[0] == 4
-
-
-def test_missing_features_are_named(make_router: Callable) -> None:
-    router = make_router()
-    batch = replace(router.batch, support_features=None)
-    with pytest.raises(ValueError, match=r"no support_features; call SourceFeatures\(...\).attach\(batch\) first"):
-        router.guide(batch)
 
 
 def test_fresh_router_prefers_the_source_that_explains_the_support(make_router: Callable) -> None:

@@ -22,7 +22,7 @@ from pyro_smat.inference import CVaR_ELBO
 
 Y = torch.tensor([[0.3, -1.2], [2.0, 1.4], [0.1, 0.9]], dtype=torch.float64)
 B, Q = Y.shape
-NORMAL = dist.Normal(0.0, 1.0)
+NORMAL = dist.Normal(torch.zeros((), dtype=torch.float64), 1.0)
 BOTH = pytest.mark.parametrize("vectorised", [False, True], ids=["sequential", "vectorised"])
 
 
@@ -62,6 +62,9 @@ def compare(model: Callable, guide: Callable, reference: ELBO, ours: CVaR_ELBO) 
     assert results[0][1].abs().max() > 1e-3
     for found, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for evaluate in (ours.loss, ours.loss_and_grads):
+        pyro.set_rng_seed(4)
+        assert evaluate(model, guide) == pytest.approx(results[0][0].item(), rel=1e-12)
     SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=ours).step()
 
 
@@ -378,6 +381,207 @@ def test_legal_enumerated(structure: Callable, particles: int, vectorised: bool)
     compare(model, guide, TraceEnum_ELBO(**options), CVaR_ELBO(rho=1.0, kl="sampled", **options))
 
 
+def unreparameterised() -> tuple[Callable, Callable]:
+    def guide() -> None:
+        with episodes():
+            pyro.sample("z", NonreparameterizedNormal(free("b", B, 1), 0.7))
+
+    return simple_model, guide
+
+
+def discrete_without_enumeration() -> tuple[Callable, Callable]:
+    model, _ = one_enumerated_site()
+
+    def guide() -> None:
+        with episodes():
+            pyro.sample("k", dist.Categorical(logits=free("l", B, 1, 3)))
+
+    return model, guide
+
+
+def global_scored_local_reparameterised() -> tuple[Callable, Callable]:
+    model, _ = global_and_local()
+
+    def guide() -> None:
+        shift = pyro.sample("shift", NonreparameterizedNormal(free("a", 1).squeeze(), 0.5))
+        with episodes():
+            pyro.sample("z", dist.Normal(free("b", B, 1) + 0.3 * shift, 0.7))
+
+    return model, guide
+
+
+def scored_everywhere() -> tuple[Callable, Callable]:
+    """Global, of the episode and of the query, each depending on the one outside it."""
+    table = torch.tensor([[0.1, 0.9], [0.6, 0.4], [0.5, 0.5]])
+
+    def model() -> None:
+        shift = pyro.sample("shift", NORMAL)
+        with episodes():
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
+            pyro.sample("whole", dist.Normal(k + shift, 2.0), obs=Y.mean(1, keepdim=True))
+            with queries():
+                e = pyro.sample("e", dist.Categorical(table[k]))
+                pyro.sample("y", dist.Normal(e + shift, 1.0), obs=Y)
+
+    def guide() -> None:
+        shift = pyro.sample("shift", NonreparameterizedNormal(free("a", 1).squeeze(), 0.5))
+        with episodes():
+            k = pyro.sample("k", dist.Categorical(logits=free("l", B, 1, 3) + shift.unsqueeze(-1)))
+            with queries():
+                pyro.sample("e", dist.Categorical(logits=free("m", 3, Q, 2)[k, torch.arange(Q)]))
+
+    return model, guide
+
+
+def reparameterised_after_scored() -> tuple[Callable, Callable]:
+    def model() -> None:
+        with episodes():
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.8])))
+            w = pyro.sample("w", dist.Normal(k.to(Y), 1.0))
+            with queries():
+                pyro.sample("y", dist.Normal(w, 1.0), obs=Y)
+
+    def guide() -> None:
+        with episodes():
+            k = pyro.sample("k", dist.Categorical(logits=free("l", B, 1, 2)))
+            pyro.sample("w", dist.Normal(free("b", 2)[k], 0.5))
+
+    return model, guide
+
+
+def scored_after_reparameterised() -> tuple[Callable, Callable]:
+    """The score of the choice has a gradient through the draw that it depends on."""
+
+    def model() -> None:
+        with episodes():
+            w = pyro.sample("w", NORMAL)
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            with queries():
+                pyro.sample("y", dist.Normal(w * k, 1.0), obs=Y)
+
+    def guide() -> None:
+        with episodes():
+            w = pyro.sample("w", dist.Normal(free("b", B, 1), 0.5))
+            pyro.sample("k", dist.Bernoulli(logits=free("c", B, 1) * w))
+
+    return model, guide
+
+
+def scored_and_scaled() -> tuple[Callable, Callable]:
+    model, guide = scored_everywhere()
+    return poutine.scale(model, scale=3.0), poutine.scale(guide, scale=3.0)
+
+
+def scored_and_masked() -> tuple[Callable, Callable]:
+    mask = torch.tensor([[True], [False], [True]])
+
+    def model() -> None:
+        with episodes():
+            with poutine.mask(mask=mask):
+                k = pyro.sample("k", dist.Bernoulli(0.3))
+            with queries(), poutine.mask(mask=torch.tensor([[True, False], [True, True], [False, True]])):
+                pyro.sample("y", dist.Normal(k, 1.0), obs=Y)
+
+    def guide() -> None:
+        with episodes(), poutine.mask(mask=mask):
+            pyro.sample("k", dist.Bernoulli(logits=free("b", B, 1)))
+
+    return model, guide
+
+
+def scored_beside_the_episodes() -> tuple[Callable, Callable]:
+    """Episodes at dim -1, the plate of the choices at dim -2."""
+
+    def model() -> None:
+        with episodes(dim=-1):
+            z = pyro.sample("z", NORMAL)
+            with queries(dim=-2):
+                k = pyro.sample("k", dist.Bernoulli(0.3))
+                pyro.sample("y", dist.Normal(z + k, 1.0), obs=Y.T)
+
+    def guide() -> None:
+        with episodes(dim=-1):
+            pyro.sample("z", NonreparameterizedNormal(free("b", B), 0.7))
+            with queries(dim=-2):
+                pyro.sample("k", dist.Bernoulli(logits=free("c", Q, B)))
+
+    return model, guide
+
+
+def scored_in_sequence() -> tuple[Callable, Callable]:
+    model, _ = sequential_inner_plate()
+
+    def guide() -> None:
+        with episodes():
+            for j in pyro.plate("parts", 2):
+                pyro.sample(f"z{j}", NonreparameterizedNormal(free(f"b{j}", B, 1), 0.7))
+
+    return model, guide
+
+
+def scored_and_factors() -> tuple[Callable, Callable]:
+    """pyro.factor outside all plates (a hyperprior) and inside the episodes (an observation of each)."""
+
+    def model() -> None:
+        shift = pyro.sample("shift", NORMAL)
+        pyro.factor("hyperprior", -0.5 * shift.square() - pyro.param("free_p", torch.tensor(0.4)).square())
+        with episodes():
+            z = pyro.sample("z", NORMAL)
+            pyro.factor("soft", -0.3 * (z - shift).square())
+            with queries():
+                pyro.sample("y", dist.Normal(z, 1.0), obs=Y)
+
+    def guide() -> None:
+        shift = pyro.sample("shift", NonreparameterizedNormal(free("a", 1).squeeze(), 0.5))
+        with episodes():
+            pyro.sample("z", NonreparameterizedNormal(free("b", B, 1) + 0.1 * shift, 0.7))
+
+    return model, guide
+
+
+def scored_subsample() -> tuple[Callable, Callable]:
+    """Four episodes, of which two are drawn; both programs draw the same."""
+    data = torch.cat([Y, Y[:1] - 1.0])
+
+    def model() -> None:
+        with pyro.plate("episodes", 4, subsample_size=2, dim=-2) as rows:
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
+            with queries():
+                pyro.sample("y", dist.Normal(k.to(Y), 1.0), obs=data[rows])
+
+    def guide() -> None:
+        with pyro.plate("episodes", 4, subsample_size=2, dim=-2) as rows:
+            pyro.sample("k", dist.Categorical(logits=free("l", 4, 1, 3)[rows]))
+
+    return model, guide
+
+
+SCORED = [
+    unreparameterised,
+    discrete_without_enumeration,
+    global_scored_local_reparameterised,
+    scored_everywhere,
+    reparameterised_after_scored,
+    scored_after_reparameterised,
+    scored_and_scaled,
+    scored_and_masked,
+    scored_beside_the_episodes,
+    scored_in_sequence,
+    scored_and_factors,
+    scored_subsample,
+]
+
+
+@BOTH
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("structure", SCORED)
+def test_legal_score_function(structure: Callable, particles: int, vectorised: bool) -> None:
+    """Pyro's Rao-Blackwellised estimator, with the same draws: also where episodes are drawn and scaled up."""
+    model, guide = structure()
+    options: dict[str, Any] = {"num_particles": particles, "vectorize_particles": vectorised, "max_plate_nesting": 2}
+    compare(model, guide, Trace_ELBO(**options), CVaR_ELBO(rho=1.0, kl="sampled", **options))
+
+
 @pytest.mark.filterwarnings("ignore:rho x B")
 def test_enumerated_global_site_against_the_sum() -> None:
     """One choice for all episodes: its KL is global, and every X_i is an expectation over it."""
@@ -504,33 +708,6 @@ def sequential_episodes() -> tuple[Callable, Callable]:
     return model, guide
 
 
-def unreparameterised() -> tuple[Callable, Callable]:
-    def guide() -> None:
-        with episodes():
-            pyro.sample("z", NonreparameterizedNormal(free("b", B, 1), 0.7))
-
-    return simple_model, guide
-
-
-def discrete_without_enumeration() -> tuple[Callable, Callable]:
-    model, _ = one_enumerated_site()
-
-    def guide() -> None:
-        with episodes():
-            pyro.sample("k", dist.Categorical(logits=free("l", B, 1, 3)))
-
-    return model, guide
-
-
-def unreparameterised_auxiliary() -> tuple[Callable, Callable]:
-    def guide() -> None:
-        with episodes():
-            pyro.sample("u", NonreparameterizedNormal(free("c", B, 1), 0.7), infer={"is_auxiliary": True})
-            pyro.sample("z", dist.Normal(free("b", B, 1), 0.7))
-
-    return simple_model, guide
-
-
 def enumerated_in_sequence() -> tuple[Callable, Callable]:
     model, _ = one_enumerated_site()
 
@@ -568,6 +745,26 @@ def enumerated_plate_escapes() -> tuple[Callable, Callable]:
     return model, guide
 
 
+def factor_in_another_plate() -> tuple[Callable, Callable]:
+    def model() -> None:
+        simple_model()
+        with pyro.plate("parts", 2, dim=-1):
+            pyro.factor("penalty", torch.tensor([0.1, 0.2]))
+
+    return model, simple_guide
+
+
+def scored_after_enumerated() -> tuple[Callable, Callable]:
+    model, _ = enumerated_chain()
+
+    def guide() -> None:
+        with episodes():
+            a = enumerated("a", free("l", B, 1, 3))
+            pyro.sample("b", dist.Categorical(logits=free("m", 3, 2)[a]))
+
+    return model, guide
+
+
 def nothing_observed() -> tuple[Callable, Callable]:
     def model() -> None:
         with episodes():
@@ -581,11 +778,10 @@ ILLEGAL = [
     (observed_global, r"observed site 'total' is not inside the plate 'episodes' \(its plates: \[\]\)"),
     (local_in_another_plate, r"site 'e' is inside plates \['queries'\] but not inside 'episodes'; enclose it"),
     (sequential_episodes, r"plate 'episodes' around site 'y0' is sequential"),
-    (unreparameterised, r"guide site 'z' \(NonreparameterizedNormal\) is neither reparameterised nor enumerated"),
-    (discrete_without_enumeration, r"guide site 'k' \(Categorical\) is neither reparameterised nor enumerated"),
-    (unreparameterised_auxiliary, r"guide site 'u' \(NonreparameterizedNormal\) is neither"),
     (enumerated_in_sequence, r"guide site 'k' asks for 'sequential' enumeration; only \"parallel\""),
     (sampled_enumeration, r"guide site 'k' asks for num_samples inside its enumeration"),
+    (factor_in_another_plate, r"observed site 'penalty' is not inside the plate 'episodes' \(its plates: \['parts'\]"),
+    (scored_after_enumerated, r"site 'b' \(Categorical\) needs the score function and depends on .* site 'a'; give it"),
     (enumerated_plate_escapes, r"'y' depends on the enumerated guide site 'k', which is inside plates \['queries'\]"),
     (nothing_observed, r"the model observed nothing"),
 ]
@@ -601,6 +797,15 @@ def test_illegal(structure: Callable, message: str, vectorised: bool) -> None:
         for call in (elbo.loss, elbo.differentiable_loss, elbo.loss_and_grads):
             with pytest.raises(ValueError, match=message):
                 call(model, guide)
+
+
+@BOTH
+def test_scored_sites_have_no_loss_of_an_ensemble(vectorised: bool) -> None:
+    model, guide = discrete_without_enumeration()
+    elbo = CVaR_ELBO(rho=1.0, episode_loss="ensemble_nll", num_particles=2, vectorize_particles=True)
+    message = r"guide site 'k' \(Categorical\) needs the score function, which episode_loss EnsembleNLL does not allow"
+    with pytest.raises(ValueError, match=message):
+        elbo.loss(model, guide)
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
@@ -649,12 +854,17 @@ def test_undeclared_dimension_is_refused() -> None:
         ({"rho": 1.01}, r"rho is 1.01; expected a tail fraction in \(0, 1\]"),
         ({"rho": -0.1}, r"rho is -0.1"),
         ({"rho": math.nan}, r"rho is nan"),
-        ({"kl_weight": -1.0}, r"kl_weight is -1.0; expected >= 0"),
-        ({"kl_weight": math.nan}, r"kl_weight is nan; expected >= 0"),
+        ({"kl_weight": -1.0}, r"kl_weight is -1.0 and entropy_weight None; expected >= 0"),
+        ({"kl_weight": math.nan}, r"kl_weight is nan and entropy_weight None; expected >= 0"),
+        ({"entropy_weight": -0.1}, r"kl_weight is 1.0 and entropy_weight -0.1; expected >= 0"),
+        ({"entropy_weight": math.nan}, r"entropy_weight nan; expected >= 0"),
         ({"tail_weight": 1.5}, r"tail_weight \(kappa\) is 1.5; expected 0"),
         ({"tail_weight": -0.5}, r"tail_weight \(kappa\) is -0.5"),
         ({"kl": "analytic"}, r"kl is 'analytic'; expected 'exact' or 'sampled'"),
-        ({"episode_loss": "mse"}, r"episode_loss is 'mse'; expected one of \[.*'mean_nll', 'nll'\] or a function"),
+        ({"episode_loss": "mse"}, r"episode_loss is 'mse'; expected one of \[.*'mean_nll', 'nll'\] or an object"),
+        ({"threshold": "mean"}, r"threshold is 'mean'; expected one of \['batch', 'learned', 'queue'\] or an object"),
+        ({"baseline": "mean"}, r"baseline is 'mean'; expected one of \('none', 'leave_one_out', 'decaying_average'\)"),
+        ({"baseline": "leave_one_out"}, r"needs num_particles >= 2; use 'decaying_average' with one"),
     ],
 )
 def test_options_out_of_range(options: dict, message: str) -> None:

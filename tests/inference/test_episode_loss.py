@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pyro import poutine
+from sklearn.metrics import brier_score_loss
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference import CVaR_ELBO
+from pyro_smat.inference.episode_loss import EPISODE_LOSSES, ClippedNLL
+from pyro_smat.inference.sources import SourceReference, source_logits
 
 LOGITS = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([[0, 1, 2], [3, 4, 0], [1, 1, 1], [2, 0, 4]])
@@ -49,7 +58,15 @@ def by_hand(mask: Tensor, values: Tensor, mean: bool) -> Tensor:
     return torch.tensor(rows, dtype=values.dtype)
 
 
-POINTWISE = {"nll": (NLL, False), "mean_nll": (NLL, True), "expected_error": (1 - (-NLL).exp(), True)}
+PROBS = LOGITS.softmax(-1)
+BRIER = 0.5 * (PROBS - F.one_hot(LABELS, 5)).square().sum(-1)
+POINTWISE = {
+    "nll": (NLL, False),
+    "mean_nll": (NLL, True),
+    "expected_error": (1 - (-NLL).exp(), True),
+    "clipped_nll": (NLL.clamp(max=5.0) / 5.0, True),
+    "brier": (BRIER, True),
+}
 
 
 @pytest.mark.parametrize("mask", [None, True, MASK, MASK[0], MASK[:, :1], torch.tensor(True)])
@@ -139,21 +156,143 @@ def test_custom_hook_sees_the_site_and_its_inner_dims() -> None:
     assert seen == [("y", (-1,))]
 
 
-def test_clipped_hook_bounds_the_loss_and_its_gradient() -> None:
-    shift = torch.zeros(4, 1, 1, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("clip", [0.7, 2.0])
+def test_clipping_bounds_the_loss_and_its_gradient(clip: float) -> None:
+    """min(nll, c) / c by point: a point above c pulls at nothing."""
+    shift = torch.zeros(4, 3, 1, dtype=torch.float64, requires_grad=True)
 
     def program() -> None:
         with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
             pyro.sample("y", dist.Categorical(logits=LOGITS * (1 + shift)), obs=LABELS)
 
-    cap = NLL.sum(-1).sort().values[1:3].mean()
-
-    def clipped(site: dict, inner: tuple[int, ...]) -> Tensor:
-        total = -site["log_prob"].sum(inner, keepdim=True)
-        return (total.clamp(max=cap) / cap / site["log_prob"].shape[-1]).expand_as(site["log_prob"])
-
-    terms = CVaR_ELBO(rho=1.0, episode_loss=clipped).terms(program, no_guide)
-    torch.testing.assert_close(terms.episode_losses, (NLL.sum(-1) / cap).clamp(max=1.0))
+    terms = CVaR_ELBO(rho=1.0, episode_loss=ClippedNLL(clip)).terms(program, no_guide)
+    torch.testing.assert_close(terms.episode_losses, (NLL.clamp(max=clip) / clip).mean(-1))
     terms.loss.backward()
     assert shift.grad is not None
-    assert torch.equal(shift.grad.flatten() == 0, NLL.sum(-1) > cap)
+    above = NLL.gt(clip)
+    assert 0 < above.sum() < above.numel()
+    assert torch.equal(shift.grad.squeeze(-1) == 0, above)
+    for wrong in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=r"clip is .*; expected a bound > 0, in nats"):
+            ClippedNLL(wrong)
+
+
+@pytest.mark.parametrize("name", ["brier", "clipped_nll", "expected_error"])
+@given(
+    arrays(np.float64, (4, 3, 5), elements=st.floats(-300, 300)),
+    arrays(np.int64, (4, 3), elements=st.integers(0, 4)),
+    arrays(np.bool_, (4, 3)),
+)
+@settings(max_examples=25, deadline=None)
+def test_bounded_losses_are_bounded(name: str, logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> None:
+    def program() -> None:
+        fn = dist.Categorical(logits=torch.from_numpy(logits))
+        shown = poutine.mask(mask=torch.from_numpy(mask))
+        with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1), shown:
+            pyro.sample("y", fn, obs=torch.from_numpy(labels))
+
+    found = losses(program, name)
+    assert (found >= -1e-12).all()
+    assert (found <= 1 + 1e-12).all()
+
+
+def test_brier_is_half_the_brier_score() -> None:
+    """Against sklearn, by episode, and for the same coins as Bernoulli, Categorical and one-hot observations."""
+    p = PROBS[..., 0]
+    labels = (LABELS % 2).double()
+    both = torch.stack([1 - p, p], -1)
+    one_hot = F.one_hot(labels.long(), 2).double()
+
+    def program(fn: dist.Distribution, obs: Tensor) -> Callable[[], None]:
+        def run() -> None:
+            with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
+                pyro.sample("y", fn, obs=obs)
+
+        return run
+
+    expected = torch.tensor([brier_score_loss(y, q) for y, q in zip(labels.numpy(), p.numpy(), strict=True)])
+    for fn, obs in (
+        (dist.Bernoulli(p), labels),
+        (dist.Categorical(both), labels),
+        (dist.OneHotCategorical(both), one_hot),
+    ):
+        torch.testing.assert_close(losses(program(fn, obs), "brier"), expected.to(p))
+
+
+@pytest.mark.parametrize(
+    ("fn", "kind"),
+    [
+        (dist.Normal(LABELS.double(), 1.0), "Normal"),
+        (dist.Bernoulli(PROBS).to_event(1), "Independent"),
+        (dist.Categorical(PROBS).mask(MASK), "MaskedDistribution"),
+    ],
+)
+def test_brier_refuses_what_it_does_not_know(fn: dist.TorchDistribution, kind: str) -> None:
+    def program() -> None:
+        with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
+            pyro.sample("label", fn, obs=fn.sample())
+
+    with pytest.raises(ValueError, match=f"'brier' at site 'label': the Brier score of a {kind} is not known"):
+        losses(program, "brier")
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+@pytest.mark.parametrize("dim", [-2, -1])
+def test_expectation_over_enumerated_choices(name: str, dim: int) -> None:
+    """The loss of a choice, averaged with its probability; queries right or left of the episodes."""
+    table = torch.stack([LOGITS, LOGITS.flip(-1), 2.0 * LOGITS])  # (3, 4, 3, 5)
+    q_logits = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+    q = q_logits.softmax(-1)
+
+    def turned(values: Tensor) -> Tensor:
+        return values if dim == -2 else values.transpose(0, 1)
+
+    def program() -> None:
+        with pyro.plate("episodes", 4, dim=dim):
+            k = pyro.sample("k", dist.Categorical(torch.ones(3, dtype=torch.float64) / 3))
+            with pyro.plate("queries", 3, dim=-3 - dim), poutine.mask(mask=turned(MASK)):
+                rows = turned(torch.arange(4).unsqueeze(1))
+                logits = table[k, rows, turned(torch.arange(3).unsqueeze(0))]
+                pyro.sample("y", dist.Categorical(logits=logits), obs=turned(LABELS))
+
+    def guide() -> None:
+        with pyro.plate("episodes", 4, dim=dim):
+            logits = q_logits.unsqueeze(1) if dim == -2 else q_logits
+            pyro.sample("k", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+    expected = torch.zeros(4, dtype=torch.float64)
+    for j, logits in enumerate(table):
+        nll = F.cross_entropy(logits.flatten(0, 1), LABELS.flatten(), reduction="none").view(4, 3)
+        half = 0.5 * (logits.softmax(-1) - F.one_hot(LABELS, 5)).square().sum(-1)
+        points = {"expected_error": 1 - (-nll).exp(), "clipped_nll": nll.clamp(max=5.0) / 5.0, "brier": half}
+        expected = expected + q[:, j] * by_hand(MASK, points.get(name, nll), POINTWISE[name][1])
+    elbo = CVaR_ELBO(rho=1.0, episode_loss=name, max_plate_nesting=2)
+    torch.testing.assert_close(elbo.terms(program, guide).episode_losses, expected)
+
+
+class Pixels:
+    """Stands for cached features: two "sources" that see the pixels, and their squares."""
+
+    def of(self, images: Tensor, index: Tensor) -> Tensor:
+        return torch.stack([images.flatten(2), images.flatten(2).square()], 1)
+
+
+@pytest.mark.parametrize("name", EPISODE_LOSSES)
+def test_reference_of_regret_is_the_loss_of_a_source(name: str, make_episode: Callable) -> None:
+    """In the units of the objective: the same number as the ELBO of a model that always uses that source."""
+    shapes = [(5, 2, 3), (3, 1, 4), (4, 3, 2)]
+    batch = EpisodeBatch.collate([make_episode(*shape, seed, torch.float32) for seed, shape in enumerate(shapes)])
+    features: Any = Pixels()
+    logits = source_logits(features, batch)
+
+    def program(source: int) -> Callable[[], None]:
+        def run() -> None:
+            queries = pyro.plate("queries", batch.query_labels.shape[1], dim=-1)
+            with pyro.plate("episodes", 3, dim=-2), queries, poutine.mask(mask=batch.query_mask):
+                pyro.sample("labels", dist.Categorical(logits=logits[:, source]), obs=batch.query_labels)
+
+        return run
+
+    each = torch.stack([losses(program(source), name) for source in (0, 1)])
+    for kind, expected in (("fallback", each[0]), ("best_source", each.amin(0))):
+        torch.testing.assert_close(SourceReference(features, kind, episode_loss=name)(batch), expected)

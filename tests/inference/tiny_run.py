@@ -1,4 +1,4 @@
-"""A meta-training run of a second, for the tests of resuming; also a program that can be killed.
+"""A meta-training run of a second, for the tests of training; also a program that can be killed.
 
 ``python tiny_run.py FOLDER STEP`` trains into FOLDER, says so after every step, and waits for ever after STEP.
 """
@@ -7,40 +7,70 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyro_smat.composition import TaskNetwork
+from pyro_smat.config import RunConfig, load_config
 from pyro_smat.data.pool import ImagePool
-from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.experts import ExpertBank
-from pyro_smat.features import SourceFeatures
-from pyro_smat.guides import CatalogGuide, LogisticNormalGuide, RoutingGuide
-from pyro_smat.inference import CVaR_ELBO
-from pyro_smat.inference.sources import SourceReference
-from pyro_smat.inference.trainer import MetaTrainer, TrainingSettings
-from pyro_smat.local_module import LocalModule
-from pyro_smat.models import RoutedModel
-from pyro_smat.models.priors import CatalogPrior, LogisticNormalPrior
+from pyro_smat.inference.assembly import Router, build_elbo, build_router, build_sampler, training_settings
+from pyro_smat.inference.trainer import MetaTrainer
 from pyro_smat.parameters import ParameterSpace
-from pyro_smat.routing import Catalog
-from pyro_smat.sampler import EpisodeSampler, SupportCorruption
+from pyro_smat.sampler import EpisodeSampler
 from pyro_smat.sources import SourceLibrary
 
 STEPS = 10
 CHECKPOINT_EVERY = 3
 VALIDATE_EVERY = 4
+SETTINGS = (
+    "data.size=8",
+    "episodes.way=[2, 4]",
+    "episodes.shot=[2, 3]",
+    "episodes.query=2",
+    "episodes.corruption.label_noise=0.3",
+    "episodes.corruption.label_noise_probability=0.5",
+    "experts.count=2",
+    "experts.sparsity=0.6",
+    "guide.hidden=8",
+    "objective.rho=0.5",
+    "objective.tail_weight=1.0",
+    "objective.episode_loss=mean_nll",
+    "objective.num_particles=2",
+    f"training.steps={STEPS}",
+    "training.episodes=10",
+    "training.warmup=2",
+    f"training.checkpoint_every={CHECKPOINT_EVERY}",
+    f"training.validate_every={VALIDATE_EVERY}",
+    "training.validation_episodes=4",
+)
+CASES: dict[str, tuple[str, ...]] = {
+    "logistic_normal": (),
+    "catalog": ("guide.family=catalog",),
+    "concrete": ("guide.family=concrete", "training.kl_warmup=3", "training.kl_cycles=2", "experts.ramp=0.8"),
+    "score_function": (
+        "guide.family=catalog",
+        "guide.estimator=score_function",
+        "objective.baseline=decaying_average",
+        "objective.threshold=queue",
+    ),
+    "learned_threshold": ("objective.threshold=learned", "experts.budget=primal_dual", "objective.entropy_weight=0.5"),
+}
 
 
-def tiny_pool() -> ImagePool:
-    """540 images of 2 x 2 pixels: six colours (upper row) times six shapes (lower row), with noise."""
+def tiny_config(overrides: Sequence[str] = ()) -> RunConfig:
+    return load_config(None, [*SETTINGS, *overrides])
+
+
+def tiny_pool(seed: int = 0) -> ImagePool:
+    """540 images of 8 x 8 pixels: six colours (upper half) times six shapes (lower half), with noise."""
     cells = torch.tensor([cell for cell in itertools.product(range(6), range(6)) for _ in range(15)])
-    generator = torch.Generator().manual_seed(0)
-    means = torch.rand(2, 6, 2, generator=generator)
+    means = torch.rand(2, 6, 2, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
     pixels = torch.stack([means[0][cells[:, 0]], means[1][cells[:, 1]]], 1).unsqueeze(1)
-    noisy = (pixels + 0.05 * torch.randn(pixels.shape, generator=generator)).clamp(0, 1)
+    large = pixels.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    noisy = (large + 0.2 * torch.randn(large.shape, generator=generator)).clamp(0, 1)
     return ImagePool(
         images=(noisy * 255).to(torch.uint8),
         labels=cells,
@@ -50,42 +80,38 @@ def tiny_pool() -> ImagePool:
     )
 
 
-def build_trainer(folder: Path | None, family: str = "logistic_normal", **changed: Any) -> MetaTrainer:
+def tiny_sources(config: RunConfig, count: int = 3) -> tuple[torch.nn.Module, SourceLibrary]:
+    """One layer with an activation, 325 weights, and random sources."""
+    with torch.random.fork_rng(devices=[]):
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.Tanh())
+    space = ParameterSpace.from_module(network, config.sources.blocks or None)
+    generator = torch.Generator().manual_seed(0)
+    basis = 0.25 * torch.randn(count, space.dim, generator=generator)
+    return network, SourceLibrary(("a", "b", "c")[:count], basis, space)
+
+
+def tiny_router(config: RunConfig, **options: Any) -> Router:
+    return build_router(config, torch.device("cpu"), tiny_sources(config), **options)
+
+
+def build_trainer(
+    folder: Path | None, case: str = "logistic_normal", overrides: Sequence[str] = (), **changed: Any
+) -> MetaTrainer:
     """New objects every time, always the same; ``changed`` are settings of the trainer."""
+    settings = [f"training.{name}={value}" for name, value in changed.items()]
+    config = tiny_config([*CASES[case], *settings, *overrides])
+    router = tiny_router(config)
+    features = router.features(tiny_pool())
+    held_out = EpisodeSampler(features.pool, 3, 2, 2, seed=2)
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5), torch.nn.Tanh())
-    space = ParameterSpace.from_module(network)
-    library = SourceLibrary(("a", "b", "c"), torch.randn(3, space.dim), space)
-    tasks, pool = TaskNetwork(network, space), tiny_pool()
-    bank = ExpertBank(space, 2, 0.6, delta_scale=0.3)
-    prior: LocalModule
-    guide: RoutingGuide
-    if family == "catalog":
-        catalog = Catalog.k_hot(library.names, 2)
-        prior, guide = CatalogPrior(catalog), CatalogGuide(catalog, 3, hidden=8)
-    else:
-        prior, guide = LogisticNormalPrior(3, 2), LogisticNormalGuide(3, 2, hidden=8)
-    features = SourceFeatures(tasks, library.basis, pool)
-    noise = SupportCorruption(label_noise=0.3, label_noise_probability=0.5)
-    sampler = EpisodeSampler(pool, (2, 4), (2, 3), 2, corruption=noise, seed=1)
-    held_out = EpisodeSampler(pool, 3, 2, 2, seed=2)
-    validation: list[EpisodeBatch] = [features.attach(held_out.sample(4))]
-    elbo = CVaR_ELBO(
-        rho=0.5,
-        num_particles=2,
-        vectorize_particles=True,
-        episode_loss="mean_nll",
-        reference=SourceReference(features, episode_loss="mean_nll"),
-    )
-    settings = {"steps": STEPS, "episodes": 10, "warmup": 2, "checkpoint_every": CHECKPOINT_EVERY}
     return MetaTrainer(
-        RoutedModel(tasks, library, prior, bank),
-        guide,
-        elbo,
-        sampler,
+        router.model,
+        router.guide,
+        build_elbo(config, features, router),
+        build_sampler(config, features.pool, seed=1),
         features,
-        TrainingSettings(**{**settings, "validate_every": VALIDATE_EVERY, **changed}),
-        validation=validation,
+        training_settings(config),
+        validation=[features.attach(held_out.sample(4))],
         folder=folder,
     )
 

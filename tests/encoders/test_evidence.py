@@ -1,4 +1,4 @@
-"""Source evidence: invariances of the architecture, and every number by brute force."""
+"""Source evidence: invariances, and every number by brute force."""
 
 from __future__ import annotations
 
@@ -6,24 +6,10 @@ import math
 
 import pytest
 import torch
+from small_supports import largest_difference, supports
 from torch import Tensor
 
-from pyro_smat.encoders import EVIDENCE, SourceEncoder, source_evidence
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def supports(seed: int = 0, sources: int = 3) -> Batch:
-    """Three episodes: 3-way of 4, 2, 1 shots; 2-way of 2, 3; 4-way one-shot. Padded to 7 shots, 4 classes."""
-    features = torch.randn(3, sources, 7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    labels = torch.tensor([[0, 1, 0, 2, 0, 1, 0], [0, 1, 1, 0, 1, 0, 0], [3, 0, 1, 2, 0, 0, 0]])
-    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 4 + [0] * 3]).bool()
-    class_mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()
-    return features, labels, mask, class_mask
-
-
-def closest(a: Tensor, b: Tensor) -> float:
-    return float((a - b).detach().abs().max())
+from pyro_smat.encoders import EVIDENCE, EvidenceEncoder, source_evidence
 
 
 def test_invariant_to_the_order_of_shots() -> None:
@@ -32,7 +18,7 @@ def test_invariant_to_the_order_of_shots() -> None:
     for seed in range(5):
         order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
         moved = source_evidence(features[:, :, order], labels[:, order], mask[:, order], class_mask)
-        assert closest(moved, reference) <= 1e-6
+        assert largest_difference(moved, reference) <= 1e-6
 
 
 def test_invariant_to_relabelling_of_classes() -> None:
@@ -41,7 +27,7 @@ def test_invariant_to_relabelling_of_classes() -> None:
     for b, permutation in ((0, [2, 0, 1, 3]), (0, [1, 0, 2, 3]), (1, [1, 0, 2, 3]), (2, [3, 2, 0, 1])):
         renamed = labels.clone()
         renamed[b] = torch.tensor(permutation)[labels[b]]
-        assert closest(source_evidence(features, renamed, mask, class_mask), reference) <= 1e-6
+        assert largest_difference(source_evidence(features, renamed, mask, class_mask), reference) <= 1e-6
 
 
 def test_invariant_in_float32_too() -> None:
@@ -49,7 +35,7 @@ def test_invariant_in_float32_too() -> None:
     features = features.float()
     order = torch.tensor([3, 1, 0, 2, 4, 6, 5])
     moved = source_evidence(features[:, :, order], labels[:, order], mask[:, order], class_mask)
-    assert closest(moved, source_evidence(features, labels, mask, class_mask)) <= 1e-5
+    assert largest_difference(moved, source_evidence(features, labels, mask, class_mask)) <= 1e-5
 
 
 def test_ties_do_not_depend_on_the_order_of_shots() -> None:
@@ -67,7 +53,7 @@ def test_ties_do_not_depend_on_the_order_of_shots() -> None:
         order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
         for dtype in (torch.float64, torch.float32):
             moved = source_evidence(features[:, :, order].to(dtype), labels[:, order], *everything)
-            assert closest(moved.double(), reference) <= (1e-6 if dtype == torch.float64 else 1e-5)
+            assert largest_difference(moved.double(), reference) <= (1e-6 if dtype == torch.float64 else 1e-5)
 
 
 def test_padding_never_matters() -> None:
@@ -80,7 +66,7 @@ def test_padding_never_matters() -> None:
     names = torch.cat([names, torch.ones(3, 2, dtype=torch.long)], dim=1)
     wider = torch.cat([mask, torch.zeros(3, 2, dtype=torch.bool)], dim=1)
     more_ways = torch.cat([class_mask, torch.zeros(3, 2, dtype=torch.bool)], dim=1)
-    assert closest(source_evidence(garbage, names, wider, more_ways), reference) <= 1e-9
+    assert largest_difference(source_evidence(garbage, names, wider, more_ways), reference) <= 1e-9
     for b, (shots, way) in enumerate(((7, 3), (5, 2), (4, 4))):  # every episode alone, without padding
         alone = source_evidence(
             features[b : b + 1, :, :shots],
@@ -88,27 +74,38 @@ def test_padding_never_matters() -> None:
             mask[b : b + 1, :shots],
             class_mask[b : b + 1, :way],
         )
-        assert closest(alone[0], reference[b]) <= 1e-9
+        assert largest_difference(alone[0], reference[b]) <= 1e-9
 
 
-def test_evidence_and_encoder_are_equivariant_in_the_sources() -> None:
+def test_equivariant_in_the_sources() -> None:
     features, labels, mask, class_mask = supports(sources=4)
     order = torch.tensor([2, 0, 3, 1])
     evidence = source_evidence(features, labels, mask, class_mask)
     moved = source_evidence(features[:, order], labels, mask, class_mask)
-    assert closest(moved, evidence[:, order]) <= 1e-9
-    torch.manual_seed(0)
-    encoder = SourceEncoder(hidden=16).double()
-    shots = mask.sum(-1)
-    embedding = encoder(evidence, shots)
-    assert embedding.shape == (3, 4, 16)
-    assert closest(encoder(moved, shots), embedding[:, order]) <= 1e-9
-    alone = encoder(evidence[1:2], shots[1:2])  # episodes do not see each other
-    assert closest(alone, embedding[1:2]) <= 1e-9
-    other = evidence.clone()
-    other[:, 3] += 1.0  # but every source sees all the others
-    assert closest(encoder(other, shots)[:, 0], embedding[:, 0]) > 1e-4
-    assert closest(encoder(evidence, shots + 20), embedding) > 1e-4
+    assert largest_difference(moved, evidence[:, order]) <= 1e-9
+
+
+def test_the_score_is_minus_trust_times_the_leave_one_out_loss() -> None:
+    batch = supports()
+    encoder = EvidenceEncoder(hidden=16, trust=3.0).double()
+    assert dict(encoder.named_parameters())["trust"].item() == 3.0
+    assert EvidenceEncoder().trust.item() == 8.0
+    loss = source_evidence(*batch)[..., EVIDENCE.index("leave-one-out loss / log way")]
+    score = encoder(*batch).score
+    assert largest_difference(score, -3.0 * loss) <= 1e-12
+    score.sum().backward()
+    assert encoder.trust.grad is not None
+    assert encoder.trust.grad.item() == pytest.approx(-float(loss.sum()))
+
+
+def test_the_encoder_sees_the_size_of_the_support() -> None:
+    batch = supports()
+    encoder = EvidenceEncoder(hidden=16).double()
+    with torch.no_grad():
+        encoder.embed[0].weight[:, :-1] = 0.0  # blind to the evidence
+    embedding = encoder(*batch).embedding
+    assert largest_difference(embedding[:, 0], embedding[:, 1]) <= 1e-12
+    assert largest_difference(embedding[0], embedding[1]) > 1e-4
 
 
 def by_hand(features: Tensor, labels: list[int], way: int) -> list[float]:

@@ -1,9 +1,8 @@
-"""Encoders: support set -> what the router knows, invariant to the order of shots and to relabelling of classes.
+"""Source evidence: for every frozen source, how well its features explain the support's labels.
 
-**Source evidence**: for every frozen source, how well its features explain the support's labels (leave-one-out
-prototype loss, class separation, neighbours, ...). Every number is a mean over shots or pairs of shots, so no
-permutation of shots or class names changes it. One network scores every source from its evidence and the evidence of
-all others, so the router is equivariant in the sources.
+Leave-one-out prototype loss, class separation, neighbours, ... Every number is a mean over shots or pairs of shots, so
+no permutation of shots or class names changes it. The numbers need no training, and their first one is already a
+score: the only encoder with a head start.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_smat.encoders.classes import shot_sizes
+from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
 from pyro_smat.heads import leave_one_out_logits
 
 EVIDENCE = (
@@ -100,22 +101,26 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
     )
 
 
-class SourceEncoder(nn.Module):
-    """Evidence ``(B, R, E)`` -> one embedding a source ``(B, R, h)``, seen in the context of all sources.
+class EvidenceEncoder(SupportEncoder):
+    """The numbers of :data:`EVIDENCE` and the size of the support, through one network for all sources.
+
+    The score is minus trust x the first number: before any training the router already prefers the source that
+    explains the support best.
 
     Args:
         hidden: h.
+        trust: initial weight of the leave-one-out loss, in logits per unit of the loss over log way; learned.
     """
 
-    def __init__(self, hidden: int = 64) -> None:
-        super().__init__()
-        self.hidden = hidden
+    def __init__(self, hidden: int = 64, trust: float = 8.0) -> None:
+        super().__init__(hidden)
         self.embed = nn.Sequential(nn.Linear(len(EVIDENCE) + 1, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-        self.combine = nn.Sequential(nn.Linear(3 * hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+        self.context = SourceContext(hidden)
+        self.trust = nn.Parameter(torch.tensor(float(trust)))
 
-    def forward(self, evidence: Tensor, shots: Tensor) -> Tensor:
-        """Args: evidence ``(B, R, E)``; shots ``(B,)``, the size of the support."""
-        size = torch.log1p(shots.to(evidence.dtype)).view(-1, 1, 1).expand(*evidence.shape[:-1], 1) / 3.0
-        own = self.embed(torch.cat([evidence, size], dim=-1))
-        context = torch.cat([own.mean(1, keepdim=True), own.amax(1, keepdim=True)], dim=-1)
-        return self.combine(torch.cat([own, context.expand(*own.shape[:-1], -1)], dim=-1))
+    def encode_alone(self, features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor) -> Encoding:
+        """Arguments as in :func:`source_evidence`."""
+        evidence = source_evidence(features, labels, mask, class_mask)
+        size = shot_sizes(mask.sum(-1).to(evidence.dtype)).view(-1, 1, 1).expand(*evidence.shape[:-1], 1)
+        embedding = self.embed(torch.cat([evidence, size], dim=-1))
+        return Encoding(embedding, score=-self.trust * evidence[..., 0])

@@ -1,0 +1,127 @@
+r"""Concrete (Gumbel-softmax) routing: nearly discrete weights with a gradient.
+
+.. math:: w = \mathrm{softmax}((\ell(S) + G) / T(S)), \quad G_k \sim \mathrm{Gumbel}      (Bayes-routed SMAT, eq. 8)
+
+Sampled as contrasts, i.e. in log space, so that nothing underflows at low temperatures.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pyro_smat.distributions import ContrastConcrete
+from pyro_smat.encoders import SupportEncoder
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.guides.router import RouterNetwork, RoutingGuide
+from pyro_smat.guides.simplex import SimplexPosterior, site_slices
+from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.routing import straight_through
+
+LOWEST_TEMPERATURE = 0.05
+
+
+class ConcretePosterior(SimplexPosterior):
+    """Concrete weights of the sources and of the experts.
+
+    Args:
+        logits: ``(B, R + M)``, ``(B, L, R + M)`` with blocks.
+        temperature: ``(B, P)``, T of the sources' part and (P = 2) of the experts'; ``(B, 1)`` for both.
+        sources: R.
+        hard: draws are one-hot (straight-through), as a model with ``straight_through=True`` composes them, and so are
+            mean and mode: the largest weight is entry k with probability softmax(logits)_k.
+    """
+
+    def __init__(self, logits: Tensor, temperature: Tensor, sources: int, hard: bool = False) -> None:
+        self.logits, self.temperature, self.hard = logits, temperature, hard
+        blocks = logits.shape[1] if logits.ndim == 3 else 1
+        parts = {}
+        for index, (name, part) in enumerate(site_slices(sources, logits.shape[-1] - sources).items()):
+            values = logits[..., part].unsqueeze(1)
+            own = temperature[:, min(index, temperature.shape[1] - 1)]
+            parts[name] = ContrastConcrete(values, own.reshape(-1, *(1,) * (values.ndim - 2)))
+        super().__init__(parts, sources, logits.shape[-1] - sources, logits, blocks)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        weights = super().sample(count, generator)
+        return straight_through(weights, self.sources) if self.hard else weights
+
+    @property
+    def mean(self) -> Tensor:
+        if not self.hard:
+            return super().mean
+        parts = self.logits.split([self.sources, self.experts], dim=-1)
+        return torch.cat([part.softmax(-1) for part in parts], dim=-1)
+
+    @property
+    def mode(self) -> Tensor:
+        weights = super().mode
+        return straight_through(weights, self.sources) if self.hard else weights
+
+
+class ConcreteGuide(RoutingGuide):
+    r"""q(w, alpha | S) Concrete, with a temperature that cools in training and may depend on the support.
+
+    .. math:: T(S) = \max(T_{\min},\; T_\mathrm{now} \cdot e^{\tanh h(S)})
+
+    T_now goes geometrically from ``temperature`` to ``final_temperature`` as the trainer calls :meth:`anneal`.
+
+    Args:
+        sources: R.
+        experts: M.
+        blocks: L.
+        prior: where the posterior stands before any evidence.
+        encoder: of the support; default source evidence.
+        hidden: width of the router network.
+        temperature, final_temperature: T_now at the start and at the end, >= 0.05.
+        per_episode: whether T depends on the support.
+        straight_through: draws are one-hot, with the gradient of the soft weights; give the model
+            ``straight_through=True`` too.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        sources: int,
+        experts: int = 0,
+        *,
+        blocks: int = 1,
+        prior: RoutingPrior | None = None,
+        encoder: SupportEncoder | None = None,
+        hidden: int = 64,
+        temperature: float = 1.0,
+        final_temperature: float = 0.3,
+        per_episode: bool = True,
+        straight_through: bool = False,
+    ) -> None:
+        super().__init__(prior)
+        if min(temperature, final_temperature) < LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {temperature} and final_temperature {final_temperature}; expected at least "
+                f"{LOWEST_TEMPERATURE}: below, float32 has no gradient left"
+            )
+        self.router = RouterNetwork(sources, experts, blocks=blocks, encoder=encoder, hidden=hidden)
+        self.straight_through = straight_through
+        self.range = (temperature, final_temperature)
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.relative = nn.Linear(2 * self.router.encoder.hidden, 2) if per_episode else None
+        if self.relative is not None:
+            nn.init.zeros_(self.relative.weight)
+            nn.init.zeros_(self.relative.bias)
+
+    def anneal(self, progress: float) -> None:
+        start, end = self.range
+        self.temperature.fill_(start * math.exp(min(1.0, progress) * math.log(end / start)))
+
+    def posterior(self, batch: EpisodeBatch) -> ConcretePosterior:
+        logits = self.router(batch)
+        temperature = self.temperature.to(logits.location).expand(len(batch), 2)
+        if self.relative is not None:
+            temperature = temperature * self.relative(logits.summary).tanh().exp()
+        location = logits.location + self.prior_logits(logits.location)
+        return ConcretePosterior(
+            location, temperature.clamp(min=LOWEST_TEMPERATURE), self.router.sources, self.straight_through
+        )

@@ -1,0 +1,86 @@
+"""SimplexPosterior: posteriors on the simplex of sources and that of experts, whatever their distribution.
+
+Every family is a pair of distributions over contrasts (:mod:`pyro_smat.distributions`), one for the sources and one for
+the experts, with batch shape ``(B, 1)``, or ``(B, 1, L)`` with blockwise mixing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_smat.distributions import ContrastDistribution
+from pyro_smat.guides.posterior import RoutingPosterior, keep_largest
+from pyro_smat.routing import EXPERT_SITE, SOURCE_SITE, contrast_basis, softmax_of_contrasts
+
+
+class SimplexPosterior(RoutingPosterior):
+    """Independent distributions of the contrasts of sources and experts.
+
+    Args:
+        parts: site -> distribution of its contrasts; a site with a single source or expert is left out.
+        sources, experts: R and M.
+        like: gives the number of episodes (first dim), dtype and device.
+        blocks: L.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, ContrastDistribution], sources: int, experts: int, like: Tensor, blocks: int = 1
+    ) -> None:
+        self.parts = dict(parts)
+        self.sources, self.experts, self.blocks = sources, experts, blocks
+        self._like = like
+
+    def sites(self) -> Mapping[str, dist.TorchDistribution]:
+        return {name: part.to_event(1) if self.blocks > 1 else part for name, part in self.parts.items()}
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        return self._coefficients(lambda part: softmax_of_contrasts(part.rsample((count,), generator)), (count,))
+
+    @property
+    def mean(self) -> Tensor:
+        return self._coefficients(lambda part: part.mean_weights())
+
+    @property
+    def mode(self) -> Tensor:
+        """The weights at the mode of the contrasts."""
+        return self._coefficients(lambda part: part.mode_weights())
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """One mixture: the mean with all but its k largest source weights (and expert weights) set to 0."""
+        parts = [keep_largest(part, k) for part in self.mean.split([self.sources, self.experts], dim=-1)]
+        return torch.cat(parts, dim=-1).unsqueeze(0), self._like.new_ones(1, self._like.shape[0])
+
+    def log_prob(self, coefficients: Tensor) -> Tensor:
+        total = coefficients.new_zeros(coefficients.shape[: -2 if self.blocks > 1 else -1])
+        for name, distribution in self.sites().items():
+            part = coefficients[..., : self.sources] if name == SOURCE_SITE else coefficients[..., self.sources :]
+            contrasts = part.clamp(min=1e-30).log() @ contrast_basis(part.shape[-1], part)
+            contrasts = contrasts.unsqueeze(-3 if self.blocks > 1 else -2)  # the dim of queries
+            total = total + distribution.log_prob(contrasts).squeeze(-1)
+        return total
+
+    def choice(self) -> Tensor:
+        """Mean weights of the sources."""
+        return self.source_weights
+
+    def _coefficients(self, weights: Callable[[ContrastDistribution], Tensor], leading: tuple[int, ...] = ()) -> Tensor:
+        """Coefficients ``(*leading, B, [L,] C)`` from weights ``(*leading, B, 1, [L,] n)`` of every part."""
+        blocks = (self.blocks,) if self.blocks > 1 else ()
+        shape = (*leading, self._like.shape[0], *blocks)
+        pieces = []
+        for name, size in ((SOURCE_SITE, self.sources), (EXPERT_SITE, self.experts)):
+            if name in self.parts:
+                pieces.append(weights(self.parts[name]).squeeze(len(leading) + 1))
+            elif size:
+                pieces.append(self._like.new_ones(*shape, 1))
+        return torch.cat(pieces, dim=-1)
+
+
+def site_slices(sources: int, experts: int) -> dict[str, slice]:
+    """Where the logits of a site are among all R + M; sites with a single source or expert are left out."""
+    slices = {SOURCE_SITE: (slice(0, sources), sources), EXPERT_SITE: (slice(sources, None), experts)}
+    return {name: part for name, (part, size) in slices.items() if size > 1}

@@ -1,0 +1,51 @@
+"""Concrete prior: Gumbel-perturbed logits over a temperature, softmax to the simplex."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_smat.distributions import ContrastConcrete
+from pyro_smat.models.priors.prior import SimplexPrior
+
+
+class ConcretePrior(SimplexPrior):
+    """w = softmax((l + Gumbel) / T) over the R sources, alpha likewise over the M experts.
+
+    Args:
+        sources, experts, blocks: R, M and L of :class:`~pyro_smat.models.priors.SimplexPrior`.
+        logits: l, ``(R + M,)``; default 0, which treats all alike. The largest weight is entry k with probability
+            softmax(l)_k, at every temperature.
+        temperature: T > 0; below 1 the corners are likely, above 1 the middle. The KL of a
+            :class:`~pyro_smat.guides.ConcreteGuide` is exact where its temperature is T, Monte Carlo elsewhere.
+
+    Raises:
+        ValueError: for shapes, logits or a temperature that make no distribution.
+    """
+
+    logits: Tensor
+    temperature: Tensor
+
+    def __init__(
+        self,
+        sources: int,
+        experts: int = 0,
+        logits: Tensor | None = None,
+        temperature: float = 1.0,
+        blocks: int = 1,
+    ) -> None:
+        super().__init__(sources, experts, blocks)
+        size = sources + experts
+        logits = torch.zeros(size) if logits is None else logits
+        if logits.shape != (size,) or not torch.isfinite(logits).all():
+            raise ValueError(
+                f"logits have shape {tuple(logits.shape)} and values {logits.tolist()}; expected ({size},) finite "
+                "numbers, one a source and expert"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; expected > 0")
+        self.register_buffer("logits", logits)
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+
+    def part_distribution(self, part: slice) -> ContrastConcrete:
+        return ContrastConcrete(self.logits[part], self.temperature)

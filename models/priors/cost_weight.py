@@ -1,0 +1,84 @@
+"""CostWeight: the beta of the cost-aware priors, fixed or learned, and the beta at which a prior has a wanted cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from pyro.distributions import TorchDistribution
+from scipy.optimize import brentq
+from torch import Tensor, nn
+
+from pyro_smat.local_module import LocalModule
+
+
+class CostWeight(LocalModule):
+    """beta >= 0: how much log probability one unit of cost takes away.
+
+    Args:
+        beta: its (initial) value; > 0 when learned.
+        learn: make it a parameter (empirical Bayes), positive through its logarithm.
+        hyperprior: a distribution of one positive number, the density of beta itself; only when learned.
+
+    Raises:
+        ValueError: for a beta outside its range, a hyperprior of something else, or one that nothing learned is under.
+    """
+
+    log_beta: Tensor
+    fixed_beta: Tensor
+
+    def __init__(self, beta: float, learn: bool = False, hyperprior: TorchDistribution | None = None) -> None:
+        super().__init__()
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta is {beta}; expected a finite number >= 0 (0 is the uniform prior)")
+        if learn and beta == 0:
+            raise ValueError("beta is 0; expected a start > 0, as a learned beta moves by its logarithm")
+        if hyperprior is not None and not learn:
+            raise ValueError("a hyperprior of beta was given, but beta is fixed: pass learn_beta=True")
+        if hyperprior is not None and (hyperprior.batch_shape or hyperprior.event_shape):
+            raise ValueError(
+                f"the hyperprior of beta has batch shape {tuple(hyperprior.batch_shape)} and event shape "
+                f"{tuple(hyperprior.event_shape)}; expected a distribution of one number"
+            )
+        self.learned, self.hyperprior = learn, hyperprior
+        if learn:
+            self.log_beta = nn.Parameter(torch.tensor(math.log(beta)))
+        else:
+            self.register_buffer("fixed_beta", torch.tensor(float(beta)))
+
+    @property
+    def beta(self) -> Tensor:
+        """0-dim."""
+        return self.log_beta.exp() if self.learned else self.fixed_beta
+
+    def log_densities(self) -> dict[str, Tensor]:
+        """The log density of beta under its hyperprior, if there is one."""
+        if self.hyperprior is None:
+            return {}
+        return {"beta": self.hyperprior.log_prob(self.beta).to(self.beta)}  # it may live on another device
+
+
+def solve_beta(expected_cost: Callable[[float], float], cheapest: float, target: float) -> float:
+    """The beta >= 0 at which a decreasing ``expected_cost(beta)`` is ``target``.
+
+    Args:
+        expected_cost: falls from its value at beta = 0 towards ``cheapest``.
+        cheapest: its limit for large beta, not attained.
+        target: wanted expected cost, in units of the costs.
+
+    Raises:
+        ValueError: for a target out of reach, naming what can be reached.
+    """
+    dearest = expected_cost(0.0)
+    if math.isclose(target, dearest, rel_tol=1e-6, abs_tol=1e-9):
+        return 0.0
+    if not cheapest < target < dearest:
+        raise ValueError(
+            f"target is {target}; expected a cost above {cheapest:g} (only the cheapest) and at most {dearest:g} "
+            "(beta = 0): give one in that range"
+        )
+    upper = 1.0 / (dearest - cheapest)
+    while expected_cost(upper) > target:
+        upper *= 2.0
+    return float(brentq(lambda beta: expected_cost(beta) - target, 0.0, upper, xtol=1e-12, rtol=1e-12))

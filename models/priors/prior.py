@@ -1,0 +1,146 @@
+"""RoutingPrior: the sites a prior samples and the coefficients they make; SimplexPrior: priors on contrasts.
+
+A model calls ``prior.hyperprior()`` outside its plates and ``prior()`` inside the episode plate. Guides, losses and
+diagnostics ask for ``site_names``, ``distribution`` and ``log_prob``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyro_smat.distributions import ContrastDistribution
+from pyro_smat.local_module import LocalModule
+from pyro_smat.routing import EXPERT_SITE, SOURCE_SITE, softmax_of_contrasts
+
+
+class RoutingPrior(LocalModule):
+    """p(c): one or more sample sites and the coefficients they make.
+
+    Attributes:
+        blocks: L, the number of blocks with coefficients of their own; 1 is global mixing.
+
+    Calling it inside the episode plate samples the sites and returns coefficients ``(*b, C)``, or ``(*b, L, C)`` when
+    there are blocks.
+    """
+
+    blocks: int = 1
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """The sample sites in the order in which they are drawn."""
+        raise NotImplementedError
+
+    def distribution(self, site: str, drawn: Mapping[str, Tensor]) -> TorchDistribution:
+        """The distribution of a site given the sites ``drawn`` before it; they do not matter where it is independent.
+
+        Raises:
+            KeyError: for a site that the prior does not have.
+        """
+        raise NotImplementedError
+
+    def coefficients_of(self, drawn: Mapping[str, Tensor]) -> Tensor:
+        """Coefficients ``(*b, C)`` or ``(*b, L, C)`` from a value for every site."""
+        raise NotImplementedError
+
+    def forward(self) -> Tensor:
+        drawn: dict[str, Tensor] = {}
+        for site in self.site_names:
+            drawn[site] = pyro.sample(site, self.distribution(site, drawn))
+        return self.coefficients_of(drawn)
+
+    def log_prob(self, drawn: Mapping[str, Tensor]) -> Tensor:
+        """Joint log density of a value for every site, ``(*b)`` in nats."""
+        terms = [self.distribution(site, drawn).log_prob(drawn[site]) for site in self.site_names]
+        return torch.stack(torch.broadcast_tensors(*terms)).sum(0) if terms else torch.zeros(())
+
+    def log_weights_before_evidence(self) -> Tensor:
+        """Where a guide starts: ln p(A) ``(J,)`` over a catalog, ln E w ``([L,] C)`` on the simplex."""
+        raise NotImplementedError
+
+    def hyper_log_densities(self) -> dict[str, Tensor]:
+        """Log density of every hyper-parameter that has a hyperprior, by name, each 0-dim."""
+        return {}
+
+    def hyperprior(self) -> None:
+        """Scores the hyper-parameters, once a model: call it outside the plates, before the prior itself."""
+        for name, log_density in self.hyper_log_densities().items():
+            pyro.factor(f"{name}_hyperprior", log_density)
+
+    def _check_site(self, site: str) -> None:
+        if site not in self.site_names:
+            raise KeyError(f"{type(self).__name__} has no site {site!r}; its sites are {self.site_names}")
+
+
+class SimplexPrior(RoutingPrior):
+    """Independent priors on the contrasts of the R source weights and of the M expert weights.
+
+    Args:
+        sources: R >= 1.
+        experts: M >= 0.
+        blocks: L >= 1, the number of blocks with independent weights of the same distribution.
+
+    The sites are "source_contrasts" (when R > 1) and "expert_contrasts" (when M > 1), of event shape ``(n - 1,)``, or
+    ``(L, n - 1)`` when there are blocks. Subclasses say which distribution a part of the coefficients has.
+
+    Raises:
+        ValueError: for no source, a negative number of experts, or no block.
+    """
+
+    def __init__(self, sources: int, experts: int = 0, blocks: int = 1) -> None:
+        super().__init__()
+        if sources < 1 or experts < 0:
+            raise ValueError(f"sources is {sources} and experts {experts}; expected at least 1 and 0")
+        if blocks < 1:
+            raise ValueError(f"blocks is {blocks}; expected at least 1 (1 mixes whole networks)")
+        self.sources, self.experts, self.blocks = sources, experts, blocks
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Which entries of the coefficients every site stands for."""
+        sources, experts = slice(0, self.sources), slice(self.sources, self.sources + self.experts)
+        parts = {SOURCE_SITE: sources} if self.sources > 1 else {}
+        return parts | ({EXPERT_SITE: experts} if self.experts > 1 else {})
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        return tuple(self.parts)
+
+    def part_distribution(self, part: slice) -> ContrastDistribution:
+        """The distribution of one block's contrasts of the coefficients in ``part``, batch shape ``()``."""
+        raise NotImplementedError
+
+    def distribution(self, site: str, drawn: Mapping[str, Tensor]) -> TorchDistribution:
+        self._check_site(site)
+        block = self.part_distribution(self.parts[site])
+        return block if self.blocks == 1 else block.expand((self.blocks,)).to_event(1)
+
+    def log_weights_before_evidence(self) -> Tensor:
+        weights = [self.part_distribution(part).mean_weights() for part in self.parts.values()]
+        total = torch.ones(self.sources + self.experts).to(weights[0] if weights else torch.ones(()))
+        for part, mean in zip(self.parts.values(), weights, strict=True):
+            total[part] = mean
+        return total.log() if self.blocks == 1 else total.log().expand(self.blocks, -1)
+
+    def coefficients_of(self, drawn: Mapping[str, Tensor]) -> Tensor:
+        if drawn:
+            like = next(iter(drawn.values()))
+            return coefficients_from_contrasts(drawn, self.sources, self.experts, like)
+        like = next(self.buffers(), torch.empty(()))
+        return like.new_ones((self.blocks,) * (self.blocks > 1) + (self.sources + self.experts,))
+
+
+def coefficients_from_contrasts(drawn: Mapping[str, Tensor], sources: int, experts: int, like: Tensor) -> Tensor:
+    """Coefficients ``(*b, R + M)`` from the sites that were drawn; a lone source or expert has weight 1."""
+    parts = []
+    for site, size in ((SOURCE_SITE, sources), (EXPERT_SITE, experts)):
+        if site in drawn:
+            parts.append(softmax_of_contrasts(drawn[site]))
+        elif size == 1:
+            parts.append(like.new_ones(1))
+    leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*leading, part.shape[-1]) for part in parts], dim=-1)
