@@ -42,7 +42,7 @@ class RoutedModel(LocalModule):
         scale: initial scale of the similarities; learned, kept positive by a softplus.
         compute_dtype: dtype of task parameters and features; bfloat16 on a GPU.
         masks: vectorised particles share one "shared" sample of the experts' gates (less variance), or have
-            "separate" ones.
+            "separate" ones; of an enumerated site, its routings have.
         straight_through: in training, compose with one-hot weights but with the gradient of the soft ones.
 
     In training mode the experts' gates are sampled; in evaluation mode they are as deployed (binary, within budget).

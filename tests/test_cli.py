@@ -61,6 +61,35 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(world: Path, run: P
     assert call("train", world / "config.toml", "--output", run, "--resume", "--no-progress").exit_code == 0
 
 
+def test_train_with_a_searched_catalog_a_prior_and_a_teacher(world: Path, tmp_path: Path) -> None:
+    """What a config can say reaches the run: read back from the history and from the saved router."""
+    run, overrides = tmp_path / "run", []
+    for override in (
+        "guide={family='hierarchical', calibrate=true}",
+        "guide.catalog={method='beam', max_sources=2, size=3, episodes=4}",
+        'prior = {kind = "cost_aware", beta = 2.0}',
+        "objective.distillation.routing=0.1",
+        "objective.threshold=queue",
+        "training.kl_warmup=2",
+        "decision.masks=2",
+    ):
+        overrides += ["--set", override]
+    command = ["train", world / "config.toml", "--output", run, "--no-progress", "--device", "cpu", *overrides]
+    result = call(*command)
+    assert result.exit_code == 0, (result.output, result.exception)
+    history = pd.read_csv(run / "history.csv")
+    assert (history["routing_distillation"] > 0).all()
+    assert (history["mutual_information"] <= np.log(4)).all()
+    catalog = json.loads((run / "router" / "router.json").read_text())["catalog"]
+    assert 1 <= len(catalog) <= 3
+    prior = RoutedClassifier.load(run / "router").router.model.prior
+    prices = torch.tensor([len(name.replace("/", "+").split("+")) for name in catalog])
+    torch.testing.assert_close(prior.logits, (-2.0 * prices).log_softmax(-1))
+    saved = (run / "router" / "router.safetensors").read_bytes()
+    assert call(*command, "--resume").exit_code == 0
+    assert (run / "router" / "router.safetensors").read_bytes() == saved
+
+
 @pytest.mark.parametrize("more", [[], ["--label-noise", "0.4"]])
 def test_evaluate_writes_metrics_episodes_and_report(run: Path, more: list[str], tmp_path: Path) -> None:
     result = call("evaluate", run, "--episodes", 12, "--output", tmp_path, "--no-progress", *more)
@@ -138,6 +167,8 @@ def test_sources_shows_a_report(world: Path) -> None:
         ('data.path="nowhere"', ["nowhere"]),
         ("nonsense", ["key=value"]),
         ("prior.costs=[1.0]", ["costs", "4"]),
+        ("prior.kind=hierarchical", ["hierarchical", "logistic_normal"]),
+        ("custom.model=absent.py:Mine", ["absent.py", "Mine"]),
     ],
 )
 def test_bad_config_is_a_message(world: Path, tmp_path: Path, override: str, words: list[str]) -> None:

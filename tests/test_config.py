@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from pyro_smat.config import build_config, load_config
+from pyro_smat.config import Family, build_config, load_config
+from pyro_smat.inference.assembly import training_settings
 from pyro_smat.inference.trainer import TrainingSettings
 
 
@@ -28,10 +30,33 @@ def test_a_config_is_frozen_and_survives_json() -> None:
 
 
 def test_training_settings_have_the_same_names_and_defaults() -> None:
-    """The trainer's dataclass and the config's section describe one thing; they must not drift apart."""
-    section = load_config(None).training
+    """The trainer's dataclass and the config describe one thing; they must not drift apart."""
+    config = load_config(None)
     for name, value in vars(TrainingSettings()).items():
+        section = config.experts if name == "orthogonality" else config.training
         assert getattr(section, name) == value, name
+    assert training_settings(config) == TrainingSettings()
+    changed = load_config(None, ["training.kl_warmup=7", "training.kl_cycles=3", "experts.orthogonality=0.5"])
+    assert training_settings(changed) == TrainingSettings(kl_warmup=7, kl_cycles=3, orthogonality=0.5)
+
+
+def test_sections_as_inline_tables(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(
+        'prior = {kind = "mixture", components = [{kind = "uniform"}, {kind = "cost_aware", beta = 2.0}]}\n'
+        '[guide]\nfamily = "catalog"\ncatalog = {method = "beam", size = 9}\n'
+    )
+    config = load_config(path, ["prior.weights=[0.7, 0.3]"])
+    assert [(c.kind, c.beta) for c in config.prior.components] == [("uniform", 1.0), ("cost_aware", 2.0)]
+    assert config.prior.weights == (0.7, 0.3)
+    assert (config.guide.catalog.method, config.guide.catalog.size) == ("beam", 9)
+    assert build_config(config.model_dump(mode="json")) == config
+
+
+def test_shipped_configs_are_valid() -> None:
+    root = Path(__file__).parent.parent
+    for path in (root / "pyro_smat" / "quickstart.toml", root / "benchmarks" / "emoji.toml"):
+        assert load_config(path).guide.family in get_args(Family)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +68,13 @@ def test_training_settings_have_the_same_names_and_defaults() -> None:
         ("training.steps=many", r"training.steps.*'many'"),
         ("training.steps=-1", r"training.steps.*greater than or equal to 0"),
         ("objective.rho=1.5", r"rho is 1.5; expected a tail fraction in \(0, 1\]"),
-        ("guide.family=transformer", r"guide.family.*'logistic_normal', 'catalog' or 'point'"),
+        ("guide.family=transformer", r"guide.family.*'logistic_normal', 'catalog', .*found 'transformer'"),
+        ("prior.kind=flat", r"prior.kind.*'uniform', 'cost_aware'.*found 'flat'"),
+        ("prior={kind='mixture', components=[{betta=1.0}]}", r"'prior.components.0.betta'; did you mean 'beta'\?"),
+        ("guide.catalog.sizes=3", r"unknown key 'guide.catalog.sizes'; did you mean 'size'\?"),
+        ("objective.distillation.routin=1", r"unknown key 'objective.distillation.routin'; did you mean 'routing'\?"),
+        ("experts.masks=own", r"experts.masks.*'shared' or 'separate'"),
+        ("training.kl_cycles=0", r"training.kl_cycles.*greater than or equal to 1"),
         ("data.kind=folder", r"needs a path"),
         ("steps", r"not of the form key=value"),
         ("seed.x=1", r"unknown key|seed"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
+from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.local_module import LocalModule
 
 
@@ -87,6 +90,36 @@ def test_gradient_flows_and_a_used_module_can_be_copied_and_saved() -> None:
     assert set(guide.state_dict()) == {"location", "inner.location"}
 
 
+def test_a_module_that_ran_may_join_another() -> None:
+    """Pyro forbids it for plain PyroModules, whose names would have to change."""
+    inner = Inner(2.0)
+    inner()
+    guide = Guide(1.0)
+    guide()
+    guide.inner = inner
+    trace = poutine.trace(guide).get_trace()
+    assert trace.nodes["x"]["fn"].loc.item() == 3.0
+    outer = LocalModule()
+    outer.guide = guide
+    assert [name for name, _ in outer.named_parameters()] == ["guide.location", "guide.inner.location"]
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_two_routers_in_one_process_are_independent(make_router: Callable) -> None:
+    """The same names, other numbers: training one leaves the other, and Pyro's store, alone."""
+    first, second = make_router(seed=0), make_router(seed=1)
+    before = [p.detach().clone() for p in second.parameters()]
+    optimiser = torch.optim.Adam(first.parameters(), lr=0.1)
+    for router in (first, second, first):  # both have run
+        optimiser.zero_grad()
+        CVaR_ELBO(rho=1.0)(router.model, router.guide)(router.batch).backward()
+        optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(second.parameters(), before, strict=True))
+    assert not torch.equal(first.parameters()[1], make_router(seed=0).parameters()[1])
+    assert list(pyro.get_param_store().keys()) == []
+    assert pyro.settings.get("module_local_params") is False
+
+
 def test_importing_the_package_switches_nothing_global() -> None:
     code = """
 import numpy, pyro, torch
@@ -96,7 +129,7 @@ def flags():
 
 before, state, threads = dict(pyro.settings.get()), torch.get_rng_state(), torch.get_num_threads()
 expected = flags()
-import pyro_smat, pyro_smat.models, pyro_smat.guides, pyro_smat.inference, pyro_smat.features, pyro_smat.composition
+import pyro_smat, pyro_smat.cli, pyro_smat.quickstart, pyro_smat.inference.run, pyro_smat.inference.custom
 assert dict(pyro.settings.get()) == before
 assert torch.equal(torch.get_rng_state(), state)
 assert flags() == expected

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyro_smat.config import RunConfig, load_config
+from pyro_smat.episodes import Episode, EpisodeBatch
 from pyro_smat.inference.assembly import build_router, open_library
 from pyro_smat.inference.classifier import AbstentionRule, RoutedClassifier
 from pyro_smat.inference.decision import RULES, predict
 
-FAMILIES = ("logistic_normal", "catalog", "point")
+FAMILIES = ("logistic_normal", "catalog", "concrete")
 
 
 def config_of(family: str) -> RunConfig:
@@ -54,8 +55,6 @@ def test_predictions_are_those_of_the_model(classifier: RoutedClassifier) -> Non
     queries = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(2))
     task = classifier.adapt(images, labels)
     assert task.classes == ("a", "b", "c")
-    from pyro_smat.episodes import Episode, EpisodeBatch
-
     target = torch.tensor([1, 0, 2] * 3)
     batch = EpisodeBatch.collate([Episode(images, target, queries, torch.zeros(4, dtype=torch.long), 3)])
     for rule in RULES:
@@ -141,3 +140,7 @@ def test_damaged_folders(classifier: RoutedClassifier, tmp_path: Path) -> None:
     save_file({k: v for k, v in tensors.items() if k != "sources"}, tmp_path / "router.safetensors")
     with pytest.raises(ValueError, match="sources are missing"):
         RoutedClassifier.load(tmp_path)
+    if "catalog" in tensors:
+        save_file({k: v for k, v in tensors.items() if k != "catalog"}, tmp_path / "router.safetensors")
+        with pytest.raises(ValueError, match="the catalog of 10 routings is missing"):
+            RoutedClassifier.load(tmp_path)

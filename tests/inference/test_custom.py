@@ -18,9 +18,12 @@ from typer.testing import CliRunner, Result
 
 from pyro_smat.cli import app
 from pyro_smat.config import load_config
+from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference import RoutedClassifier
+from pyro_smat.inference.assembly import Router
 from pyro_smat.inference.custom import check_attributes, check_pair, construct, load_class
 from pyro_smat.inference.run import train_router
+from pyro_smat.sampler import EpisodeSampler
 
 MODEL = '''
 from __future__ import annotations
@@ -183,16 +186,14 @@ def test_own_classes_train_deploy_and_reopen(files: Path, tmp_path: Path) -> Non
 
 def test_the_own_likelihood_is_the_one_that_is_used(files: Path) -> None:
     plain, tempered = tiny_router(tiny_config()), tiny_router(tiny_config(own(files, "Tempered")))
-    batch = plain.features().attach(trial(plain))
+    batch = trial(plain)
     torch.manual_seed(0)
     drawn = poutine.trace(plain.guide).get_trace(batch)
     logits = [poutine.replay(r.model.eval(), trace=drawn)(batch) for r in (plain, tempered)]
     torch.testing.assert_close(logits[1], logits[0] / 4)
 
 
-def trial(router):  # type: ignore[no-untyped-def]
-    from pyro_smat.sampler import EpisodeSampler
-
+def trial(router: Router) -> EpisodeBatch:
     return router.features().attach(EpisodeSampler(tiny_pool(), 3, 3, 2, seed=0).sample(2))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_smat.inference.decision import RULES, Rule, predict, routings
 
-FAMILIES = ("logistic_normal", "catalog", "point")
+FAMILIES = ("logistic_normal", "catalog", "hierarchical", "concrete", "dirichlet", "point")
 
 
 def network_probabilities(router, coefficients: Tensor, i: int) -> Tensor:  # type: ignore[no-untyped-def]
@@ -93,6 +93,21 @@ def test_fallback_is_source_zero(make_router: Callable) -> None:
     found = predict(router.model, router.guide.posterior(router.batch), router.batch, "fallback")
     alone = router.model.logits(router.library.one_hot(0, 2).double().expand(4, -1), router.batch)
     assert torch.equal(found, alone.softmax(-1))
+
+
+@pytest.mark.parametrize("rule", ["mean", "ensemble"])
+def test_masks_are_averaged_after_the_softmax(rule: Rule, make_router: Callable) -> None:
+    router = make_router()
+    router.model.eval()
+    posterior = router.guide.posterior(router.batch)
+    bases = router.model.basis(3, torch.Generator().manual_seed(0))
+    assert not torch.equal(bases[0], bases[1])
+
+    def of(basis: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return predict(router.model, posterior, router.batch, rule, basis=basis, generator=generator)
+
+    torch.testing.assert_close(of(bases), torch.stack([of(basis) for basis in bases]).mean(0))
 
 
 def test_bad_arguments(make_router: Callable) -> None:

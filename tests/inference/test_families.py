@@ -15,6 +15,7 @@ from tiny_run import build_trainer, tiny_config, tiny_pool, tiny_router, tiny_so
 from torch import Tensor
 
 from pyro_smat.config import Family, PriorKind, load_config
+from pyro_smat.episodes import Episode, EpisodeBatch
 from pyro_smat.inference.assembly import Router, build_elbo, build_router
 from pyro_smat.inference.classifier import AbstentionRule, RoutedClassifier
 from pyro_smat.inference.decision import predict
@@ -394,8 +395,6 @@ def test_decision_masks_average_over_samples_of_the_gates() -> None:
     found, deployed = predictions(RoutedClassifier(router), "mean"), predictions(RoutedClassifier(of(0)), "mean")
     assert not torch.allclose(found, deployed)
     images = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    from pyro_smat.episodes import Episode, EpisodeBatch
-
     labels = torch.tensor([0, 1, 2] * 2)
     batch = EpisodeBatch.collate([Episode(images[:6], labels, images[6:], torch.zeros(4, dtype=torch.long), 3)])
     batch = router.features().attach(batch)

@@ -20,6 +20,7 @@ from pyro_smat.distributions import ContrastConcrete, ContrastDirichlet, Contras
 from pyro_smat.local_module import LocalModule
 from pyro_smat.models.priors import (
     CatalogPrior,
+    ConcretePrior,
     CostAwareCatalogPrior,
     DirichletPrior,
     HierarchicalPrior,
@@ -35,6 +36,7 @@ COSTS = torch.tensor([0.0, 1.0, 2.5, 0.5, 3.0])
 SIMPLEX: dict[str, Callable[[int, int, int], RoutingPrior]] = {
     "logistic_normal": lambda r, m, blocks: LogisticNormalPrior(r, m, torch.linspace(-1, 1, r + m), blocks=blocks),
     "dirichlet": lambda r, m, blocks: DirichletPrior(r, m, torch.linspace(0.5, 2, r + m), blocks),
+    "concrete": lambda r, m, blocks: ConcretePrior(r, m, torch.linspace(-1, 1, r + m), 0.8, blocks),
     "cost": lambda r, m, blocks: SimplexCostPrior(r, m, torch.linspace(0, 2, r + m), 1.5, blocks),
     "mixture": lambda r, m, blocks: MixturePrior(
         [SIMPLEX[name](r, m, blocks) for name in ("logistic_normal", "dirichlet", "cost")], [1.0, 2.0, 3.0]
@@ -243,6 +245,19 @@ def test_dirichlet_draws() -> None:
     assert even.concentration.tolist() == [3.0] * 4
 
 
+@pytest.mark.parametrize("temperature", [0.2, 2.0])
+def test_concrete_draws(temperature: float) -> None:
+    """The largest weight is entry k with probability softmax(l)_k; log w_1 - log w_2 is a logistic over T."""
+    logits = torch.tensor([1.0, -0.5, 0.2, 0.7, -0.7])
+    drawn = draw(ConcretePrior(3, 2, logits, temperature), 50_000)
+    for part, weights in zip(logits.split([3, 2]), drawn.split([3, 2], dim=-1), strict=True):
+        shares = torch.nn.functional.one_hot(weights.argmax(-1)).float().mean(0)
+        torch.testing.assert_close(shares, part.softmax(-1), rtol=0, atol=0.01)
+    difference = temperature * (drawn[:, 3].log() - drawn[:, 4].log())
+    assert difference.mean().item() == pytest.approx(1.4, abs=0.03)
+    assert difference.var().item() == pytest.approx(math.pi**2 / 3, rel=0.03)
+
+
 def test_cost_of_draws_is_the_expected_cost() -> None:
     prior = SimplexCostPrior(3, 2, COSTS, 1.7)
     assert (draw(prior, 50_000) @ COSTS).mean().item() == pytest.approx(prior.expected_cost().item(), abs=0.015)
@@ -333,7 +348,12 @@ def test_mixture_kl_is_sampled_or_bounded() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("logistic_normal", ContrastNormal), ("dirichlet", ContrastDirichlet), ("cost", ContrastSimplexCost)],
+    [
+        ("logistic_normal", ContrastNormal),
+        ("concrete", ContrastConcrete),
+        ("dirichlet", ContrastDirichlet),
+        ("cost", ContrastSimplexCost),
+    ],
 )
 def test_sites_have_distributions_whose_kl_is_known(name: str, kind: type) -> None:
     assert isinstance(SIMPLEX[name](3, 2, 1).distribution(EXPERT_SITE, {}), kind)
@@ -531,6 +551,12 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: LogisticNormalPrior(2, 1, loc=torch.zeros(2)), r"loc has shape \(2,\); expected \(3,\)"),
     (lambda: LogisticNormalPrior.cost_aware(3, 2, COSTS, beta=-1.0), r"beta is -1.0; expected >= 0"),
     (lambda: LogisticNormalPrior.cost_aware(3, 2, COSTS[:2], beta=1.0), r"costs have shape \(2,\); expected \(5,\)"),
+    (lambda: ConcretePrior(2, 1, torch.zeros(2)), r"logits have shape \(2,\) .* expected \(3,\) finite numbers"),
+    (
+        lambda: ConcretePrior(2, 0, torch.tensor([0.0, math.inf])),
+        r"values \[0.0, inf\]; expected \(2,\) finite numbers",
+    ),
+    (lambda: ConcretePrior(2, temperature=0.0), r"temperature is 0.0; expected > 0"),
     (lambda: HierarchicalPrior(CATALOG, [0, 1]), "got 2 families; expected 12, one a routing"),
     (
         lambda: HierarchicalPrior(CATALOG, [0] * 6 + [2] * 6),

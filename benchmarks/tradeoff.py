@@ -1,0 +1,166 @@
+"""Mean accuracy against tail regret on the built-in glyphs, over kappa and rho, for catalog, logistic-normal and point
+routing.
+
+    python benchmarks/tradeoff.py --output runs/tradeoff              # an hour and more on a CPU
+    python benchmarks/tradeoff.py --device cuda --processes 8         # minutes on a GPU
+
+Every run trains on clean, mislabelled and confounded supports and is evaluated on letters of alphabets that it has
+never seen (split "ood"), a third of the episodes each clean, confounded and 40% mislabelled. Writes tradeoff.csv and
+tradeoff.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.multiprocessing as mp
+from tqdm.auto import tqdm
+
+from pyro_smat.config import RunConfig, load_config
+from pyro_smat.corruption import SupportCorruption
+from pyro_smat.inference.assembly import build_pool, build_router, choose_device
+from pyro_smat.inference.run import evaluate_router, train_router
+from pyro_smat.risk import cvar
+
+FAMILIES = {"catalog": "ensemble", "logistic_normal": "ensemble", "point": "mean"}  # and the rule that is deployed
+KAPPAS = (0.5, 1.0)
+RHOS = (0.5, 0.2, 0.1)
+CONDITIONS = (SupportCorruption(), SupportCorruption(confounding=1.0), SupportCorruption(label_noise=0.4))
+BEST = "best source by support loss"
+
+Job = tuple[str, float, float, int]
+
+
+def jobs(seeds: int) -> Iterator[Job]:
+    """(family, kappa, rho, seed); kappa = 0 is mean training, whatever rho is."""
+    settings = [(0.0, 1.0), *itertools.product(KAPPAS, RHOS)]
+    return ((family, *setting, seed) for seed in range(seeds) for family in FAMILIES for setting in settings)
+
+
+def config_of(job: Job, steps: int, episodes: int) -> RunConfig:
+    """The quickstart's config with the family and the objective of a job."""
+    family, kappa, rho, seed = job
+    point = ["objective.episode_loss=mean_nll"] if family == "point" else []
+    return load_config(
+        Path(str(files("pyro_smat") / "quickstart.toml")),
+        [
+            f"seed={seed}",
+            f"guide.family={family}",
+            f"objective.tail_weight={kappa}",
+            f"objective.rho={rho}",
+            f"training.steps={steps}",
+            f"training.episodes={episodes}",
+            "training.validate_every=0",
+            "training.precision=float32",
+            "decision.rule=" + FAMILIES[family],
+            *(["objective.num_particles=4"] if family == "logistic_normal" else []),
+            *point,
+        ],
+    )
+
+
+def run(arguments: tuple[Job, int, int, int, str]) -> dict[str, float | str]:
+    """Train and evaluate one job; a row of the table."""
+    job, steps, batch, count, device_name = arguments
+    torch.set_num_threads(1)
+    device = choose_device(device_name)
+    started = time.perf_counter()
+    config = config_of(job, steps, batch)
+    router = build_router(config, device)
+    classifier, history = train_router(config, device, router=router, progress=False)
+    trained = time.perf_counter() - started
+    pool = build_pool(config, "ood")
+    features = classifier.router.features(pool)
+    rule = FAMILIES[job[0]]
+    accuracy, regret, best_accuracy, best_regret = [], [], [], []
+    for corruption in CONDITIONS:
+        found = evaluate_router(
+            classifier, pool, corruption=corruption, episodes=count // 3, seed=77, features=features, progress=False
+        )
+        accuracy.append(found.accuracy(rule))
+        regret.append(found.regret(rule))
+        best_accuracy.append(found.accuracy(BEST))
+        best_regret.append(found.regret(BEST))
+
+    def tail(values: list[np.ndarray]) -> float:
+        return cvar(torch.from_numpy(np.concatenate(values)), 0.1).item()
+
+    last = history.tail(20)
+    return {
+        **dict(zip(("family", "kappa", "rho", "seed"), job, strict=True)),
+        "accuracy": 100 * float(np.concatenate(accuracy).mean()),
+        "tail_regret": tail(regret),
+        "best_by_support_accuracy": 100 * float(np.concatenate(best_accuracy).mean()),
+        "best_by_support_tail_regret": tail(best_regret),
+        "entropy": float(last.entropy.mean()),
+        "variance": float(last.variance.mean()),
+        "mutual_information": float(last.mutual_information.mean()),
+        "seconds": trained,
+    }
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """One curve a family: mean over seeds, one standard error, points labelled kappa / rho."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for family, marker in zip(FAMILIES, "os^", strict=True):
+        part = table[table.family == family].groupby(["kappa", "rho"])[["accuracy", "tail_regret"]]
+        mean, error = part.mean(), part.sem().fillna(0.0)
+        axes.errorbar(
+            mean.tail_regret, mean.accuracy, error.accuracy, error.tail_regret, fmt=marker, label=family, capsize=2
+        )
+        for (kappa, rho), row in mean.iterrows():
+            name = "mean" if kappa == 0 else f"{kappa:g}/{rho:g}"
+            axes.annotate(name, (row.tail_regret, row.accuracy), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    axes.scatter(
+        table.best_by_support_tail_regret.mean(), table.best_by_support_accuracy.mean(), marker="*", s=90, label=BEST
+    )
+    axes.set(xlabel="tail regret: CVaR 0.1 of loss - best source in hindsight, nats", ylabel="mean accuracy, %")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/tradeoff"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=16, help="episodes a step")
+    parser.add_argument("--episodes", type=int, default=300, help="episodes of the evaluation")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validation", "ood"):
+        build_pool(config_of(("point", 0.0, 1.0, 0), 1, 1), split)  # drawn once, then read by every process
+    todo = [
+        (job, arguments.steps, arguments.batch, arguments.episodes, arguments.device) for job in jobs(arguments.seeds)
+    ]
+    rows = []
+    with mp.get_context("spawn").Pool(arguments.processes) as pool:
+        for row in tqdm(pool.imap_unordered(run, todo), total=len(todo), unit="run"):
+            rows.append(row)
+            pd.DataFrame(rows).to_csv(arguments.output / "tradeoff.csv", index=False)
+    table = pd.DataFrame(rows).sort_values(["family", "kappa", "rho", "seed"])
+    table.to_csv(arguments.output / "tradeoff.csv", index=False)
+    draw(table, arguments.output / "tradeoff.png")
+    columns = ["accuracy", "tail_regret", "entropy", "mutual_information", "seconds"]
+    print(table.groupby(["family", "kappa", "rho"])[columns].mean().round(3).to_string())
+    best = table[["best_by_support_accuracy", "best_by_support_tail_regret"]].mean()
+    print(f"{BEST}: accuracy {best.iloc[0]:.1f}, tail regret {best.iloc[1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
