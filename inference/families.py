@@ -23,6 +23,7 @@ from pyro_smat.guides.catalog import ENUMERATION_LIMIT
 from pyro_smat.inference.custom import GUIDE_NEEDS, check_attributes, construct, load_class
 from pyro_smat.models.priors import (
     CatalogPrior,
+    ConcretePrior,
     CostAwareCatalogPrior,
     DirichletPrior,
     HierarchicalPrior,
@@ -43,7 +44,7 @@ GUIDES: dict[str, type[RoutingGuide]] = {
 }
 CATALOG_FAMILIES = ("catalog", "hierarchical")
 CATALOG_PRIORS = ("uniform", "cost_aware", "hierarchical", "mixture")
-SIMPLEX_PRIORS = ("uniform", "cost_aware", "logistic_normal", "dirichlet", "simplex_cost", "mixture")
+SIMPLEX_PRIORS = ("uniform", "cost_aware", "logistic_normal", "dirichlet", "concrete", "simplex_cost", "mixture")
 LARGEST_CATALOG = 4096  # of estimators that do not enumerate it
 
 
@@ -113,6 +114,8 @@ def _on_simplex(prior: c.Prior, family: str, sizes: tuple[int, int], blocks: int
     _refuse_target(prior, "simplex_cost")
     if kind == "dirichlet":
         return DirichletPrior(*sizes, prior.concentration, blocks)
+    if kind == "concrete":
+        return ConcretePrior(*sizes, temperature=prior.temperature, blocks=blocks)
     beta = prior.beta if prior.kind == "cost_aware" else 0.0
     return LogisticNormalPrior.cost_aware(*sizes, costs, beta, prior.scale, blocks)
 

@@ -43,7 +43,7 @@ class RoutedModel(LocalModule):
         compute_dtype: dtype of task parameters and features; bfloat16 on a GPU.
         masks: vectorised particles share one "shared" sample of the experts' gates (less variance), or have
             "separate" ones; of an enumerated site, its routings have.
-        straight_through: in training, compose with one-hot weights but with the gradient of the soft ones.
+        straight_through: compose with one-hot weights but with the gradient of the soft ones.
 
     In training mode the experts' gates are sampled; in evaluation mode they are as deployed (binary, within budget).
     """
@@ -144,7 +144,7 @@ class RoutedModel(LocalModule):
             event = 1 if self.prior.blocks == 1 else 2
             coefficients = coefficients.expand(torch.broadcast_shapes(coefficients.shape, (1,) * (2 + event)))
             coefficients = coefficients.squeeze(-1 - event)
-            if self.straight_through and self.training:
+            if self.straight_through:
                 coefficients = straight_through(coefficients, len(self.source_names))
             logits = self.logits(coefficients, batch, self._separate_basis(coefficients))
             logits = track_provenance(logits, get_provenance(coefficients))  # for pyro.render_model: vmap drops it

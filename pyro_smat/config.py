@@ -18,7 +18,9 @@ from pyro_smat.corruption import SupportCorruption
 
 IntRange = int | tuple[int, int]
 Family = Literal["logistic_normal", "catalog", "hierarchical", "concrete", "dirichlet", "point"]
-PriorKind = Literal["uniform", "cost_aware", "logistic_normal", "dirichlet", "simplex_cost", "hierarchical", "mixture"]
+PriorKind = Literal[
+    "uniform", "cost_aware", "logistic_normal", "dirichlet", "concrete", "simplex_cost", "hierarchical", "mixture"
+]
 
 
 class _Section(BaseModel):
@@ -103,13 +105,13 @@ class Prior(_Section):
     """What is believed about the routing; which kind fits which guide is in docs/families.md.
 
     "uniform" treats all routings alike, "cost_aware" takes log probability away by beta for every unit of cost; both
-    exist for every guide. "logistic_normal", "dirichlet" and "simplex_cost" are for guides on the simplex,
+    exist for every guide. "logistic_normal", "dirichlet", "concrete" and "simplex_cost" are for guides on the simplex,
     "hierarchical" (first the set of sources, then the expert) for those over a catalog; "mixture" has components.
 
     ``costs`` prices opening each source and expert (default: 1 each); ``target_cost`` solves for beta; ``learn`` makes
     beta, the mixture's weights or the hierarchy's logits parameters; ``hyperprior`` is then (shape, rate) of a gamma
     density of beta, or the concentrations of a Dirichlet density of the weights. ``scale`` is the deviation of
-    logistic-normal logits, ``concentration`` that of a Dirichlet, ``kl`` what a mixture on the simplex does for its KL.
+    logistic-normal logits, ``concentration`` that of a Dirichlet, ``temperature`` that of a Concrete, ``kl`` what a mixture on the simplex does for its KL.
     """
 
     kind: PriorKind = "uniform"
@@ -118,6 +120,7 @@ class Prior(_Section):
     costs: tuple[float, ...] | None = None
     scale: float = Field(default=2.0, gt=0)
     concentration: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     learn: bool = False
     hyperprior: tuple[float, ...] | None = None
     components: tuple[Prior, ...] = ()

@@ -283,7 +283,7 @@ def test_mixtures_keep_variances_positive_and_experts_leave_statistics_alone() -
     modules = [randomised(lambda: build_network("mobilenet_v2", width_mult=0.1), s) for s in range(3)]
     library = SourceLibrary.from_state_dicts(modules[0], {str(i): m.state_dict() for i, m in enumerate(modules)})
     bank = ExpertBank(library.space, 2, sparsity=0.0, delta_scale=100.0, generator=torch.Generator().manual_seed(0))
-    rows = torch.stack([bank.rows(torch.Generator().manual_seed(1)), bank.projected_rows()]).detach()
+    rows = torch.stack([bank.rows(generator=torch.Generator().manual_seed(1)), bank.projected_rows()]).detach()
     statistics = ~library.space.trainable()
     assert not rows[..., statistics].any()
     assert rows[..., ~statistics].any()

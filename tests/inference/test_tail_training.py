@@ -118,9 +118,9 @@ def test_raw_tail_chases_an_impossible_mode_and_regret_does_not() -> None:
             results[name] = losses[kind < 2].mean().item()  # of the tasks that can be done
         raw.append(results["raw"] - results["mean"])
         regret.append(results["regret"] - results["mean"])
-    assert interval(raw)[0] > 0.2, raw
-    assert interval(regret)[1] < 0.1, regret
-    assert interval(regret)[1] < interval(raw)[0]
+    assert interval(raw)[0] > 0.4, raw  # nats a task: nearly all of what the best routing is better by
+    assert interval(regret)[1] < 0.2, regret  # some mean is paid for the tail of regret
+    assert interval(regret)[1] < interval(raw)[0] / 2
 
 
 @pytest.mark.parametrize("threshold", ["queue", "learned"])
