@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_smat.risk import cvar, cvar_weights, value_at_risk
+from pyro_smat.risk import cvar, tail_weights
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class BatchThreshold:
         if rho == 1.0:  # without the sorting
             threshold = losses.amin()
             return Tail(torch.full_like(losses, 1 / len(losses)), threshold, above(threshold, rho))
-        return Tail(cvar_weights(losses, rho), value_at_risk(losses, rho), partial(cvar, rho=rho))
+        return Tail(*tail_weights(losses, rho), partial(cvar, rho=rho))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -94,8 +94,8 @@ class QueueThreshold:
         if update:
             self.recent = recent
         share = len(recent) / len(losses)
-        threshold = value_at_risk(recent, rho)
-        return Tail(cvar_weights(recent, rho)[-len(losses) :] * share, threshold, above(threshold, rho))
+        weights, threshold = tail_weights(recent, rho)
+        return Tail(weights[-len(losses) :] * share, threshold, above(threshold, rho))
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": self.recent}

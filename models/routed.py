@@ -143,9 +143,9 @@ class RoutedModel(LocalModule):
             coefficients = self.prior()  # (*k, B, 1, [L,] C), 1 for B where the episodes share it
             event = 1 if self.prior.blocks == 1 else 2
             coefficients = coefficients.expand(torch.broadcast_shapes(coefficients.shape, (1,) * (2 + event)))
-            coefficients = coefficients.squeeze(-1 - event)
             if self.straight_through:
                 coefficients = straight_through(coefficients, len(self.source_names))
+            coefficients = pyro.deterministic("coefficients", coefficients, event_dim=event).squeeze(-1 - event)
             logits = self.logits(coefficients, batch, self._separate_basis(coefficients))
             logits = track_provenance(logits, get_provenance(coefficients))  # for pyro.render_model: vmap drops it
             with pyro.plate("queries", queries, dim=-1), poutine.mask(mask=batch.query_mask):

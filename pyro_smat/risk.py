@@ -61,7 +61,7 @@ def cvar(losses: Tensor, rho: float, dim: int = -1) -> Tensor:
         >>> cvar(torch.tensor([1.0, 4.0, 2.0, 3.0]), rho=0.375)  # 1.5 items: (4 + 3 / 2) / 1.5
         tensor(3.6667)
     """
-    shares, tail = _tail_shares(losses, rho, dim)
+    shares, tail, _ = _tail_shares(losses, rho, dim)
     return (shares * losses).sum(dim) / tail
 
 
@@ -86,8 +86,13 @@ def cvar_weights(losses: Tensor, rho: float, dim: int = -1) -> Tensor:
         >>> cvar_weights(torch.tensor([1.0, 4.0, 2.0, 4.0]), rho=0.25)
         tensor([0.0000, 0.5000, 0.0000, 0.5000])
     """
-    shares, tail = _tail_shares(losses, rho, dim)
-    return shares / tail
+    return tail_weights(losses, rho, dim)[0]
+
+
+def tail_weights(losses: Tensor, rho: float, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """:func:`cvar_weights` and :func:`value_at_risk` from one sort; arguments and errors as there."""
+    shares, tail, threshold = _tail_shares(losses, rho, dim)
+    return shares / tail, threshold.squeeze(dim)
 
 
 def value_at_risk(losses: Tensor, rho: float, dim: int = -1) -> Tensor:
@@ -127,12 +132,12 @@ def _tail_size(losses: Tensor, rho: float, dim: int) -> float:
 
 
 @torch.no_grad()
-def _tail_shares(losses: Tensor, rho: float, dim: int) -> tuple[Tensor, float]:
-    """How much of each loss is in the tail, in [0, 1] like ``losses``, and what the shares sum to."""
+def _tail_shares(losses: Tensor, rho: float, dim: int) -> tuple[Tensor, float, Tensor]:
+    """How much of each loss is in the tail, in [0, 1] like ``losses``; what the shares sum to; the threshold."""
     tail = _tail_size(losses, rho, dim)
     threshold = value_at_risk(losses, rho, dim).unsqueeze(dim)
     above, tied = losses > threshold, losses == threshold
     # Counts in float32 at least: half precision cannot hold integers above 2048 (bfloat16: 256).
     dtype = torch.promote_types(losses.dtype, torch.float32)
     boundary = (tail - above.sum(dim, keepdim=True).to(dtype)) / tied.sum(dim, keepdim=True)
-    return torch.where(tied, boundary, above.to(dtype)).to(losses.dtype), tail
+    return torch.where(tied, boundary, above.to(dtype)).to(losses.dtype), tail, threshold

@@ -27,14 +27,14 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PYTHONWARNINGS", "default")  # not those of the suite
     copy = shutil.copy(path, tmp_path)
     notebook = nbformat.read(copy, as_version=4)
-    allowed = ["ExecutableNotFound"] if shutil.which("dot") is None else []
+    allowed = {"ExecutableNotFound"} if shutil.which("dot") is None else set()
     client = NotebookClient(
-        notebook, timeout=300, allow_error_names=allowed, resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=300, allow_errors=bool(allowed), resources={"metadata": {"path": str(tmp_path)}}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Jupyter's own machinery, whose versions are not ours
         client.execute()
-    assert {o.ename for o in outputs(notebook) if o.output_type == "error"} <= set(allowed)
+    assert {o.ename for o in outputs(notebook) if o.output_type == "error"} <= allowed
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
