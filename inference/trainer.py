@@ -64,16 +64,15 @@ class TrainingSettings:
     kl_warmup: int = 0
     kl_cycles: int = 1
     orthogonality: float = 0.0
+    validate_every: int = 100
+    checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
         if self.kl_warmup * self.kl_cycles > self.steps > 0:
             raise ValueError(
-                f"kl_warmup is {self.kl_warmup} in each of {self.kl_cycles} cycles, and steps {self.steps}; expected no "
-                "more: the KL would never have its whole weight"
+                f"kl_warmup is {self.kl_warmup} in each of {self.kl_cycles} cycles of {self.steps} steps in all; expected "
+                "it to fit: the KL would never have its whole weight"
             )
-
-    validate_every: int = 100
-    checkpoint_every: int = 100
 
 
 class MetaTrainer:

@@ -111,7 +111,8 @@ class Prior(_Section):
     ``costs`` prices opening each source and expert (default: 1 each); ``target_cost`` solves for beta; ``learn`` makes
     beta, the mixture's weights or the hierarchy's logits parameters; ``hyperprior`` is then (shape, rate) of a gamma
     density of beta, or the concentrations of a Dirichlet density of the weights. ``scale`` is the deviation of
-    logistic-normal logits, ``concentration`` that of a Dirichlet, ``temperature`` that of a Concrete, ``kl`` what a mixture on the simplex does for its KL.
+    logistic-normal logits, ``concentration`` that of a Dirichlet, ``temperature`` that of a Concrete, ``kl``
+    what a mixture on the simplex does for its KL.
     """
 
     kind: PriorKind = "uniform"
