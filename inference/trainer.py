@@ -70,8 +70,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.kl_warmup * self.kl_cycles > self.steps > 0:
             raise ValueError(
-                f"kl_warmup is {self.kl_warmup} in each of {self.kl_cycles} cycles of {self.steps} steps in all; expected "
-                "it to fit: the KL would never have its whole weight"
+                f"kl_warmup is {self.kl_warmup} in each of {self.kl_cycles} cycles of {self.steps} steps in all; "
+                "expected it to fit: the KL would never have its whole weight"
             )
 
 

@@ -55,11 +55,11 @@ def graphs() -> dict[str, graphviz.Digraph]:
     over_catalog = tiny_model(CatalogPrior(catalog))
     on_simplex = tiny_model(LogisticNormalPrior(len(SOURCES), EXPERTS))
     guide = CatalogGuide(catalog, len(SOURCES))
-    batch = (tiny_batch(over_catalog),)
+    batch = tiny_batch(over_catalog)
+    shown = {"routed_catalog": over_catalog, "routed_logistic_normal": on_simplex, "guide_catalog": guide}
     return {
-        "routed_catalog": pyro.render_model(over_catalog, model_args=batch, render_distributions=True),
-        "routed_logistic_normal": pyro.render_model(on_simplex, model_args=batch, render_distributions=True),
-        "guide_catalog": pyro.render_model(guide, model_args=batch, render_distributions=True),
+        name: pyro.render_model(program, model_args=(batch,), render_distributions=True, render_deterministic=True)
+        for name, program in shown.items()
     }
 
 

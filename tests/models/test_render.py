@@ -6,7 +6,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_smat import guides
+from pyro_smat import EpisodeBatch, guides
 from pyro_smat.guides import (
     CatalogGuide,
     ConcreteGuide,
@@ -90,6 +90,11 @@ def render() -> ModuleType:
     return module
 
 
+def picture(program: Callable[[EpisodeBatch], object], batch: EpisodeBatch) -> str:
+    options = {"render_distributions": True, "render_deterministic": True}
+    return pyro.render_model(program, model_args=(batch,), **options).source
+
+
 def edges(source: str) -> set[tuple[str, str]]:
     return set(re.findall(r"^\t*(\w+) -> (\w+)$", source, re.MULTILINE))
 
@@ -118,31 +123,32 @@ def drawn(source: str) -> None:
 
 def check_model(source: str, prior: RoutingPrior, hyperprior: str | None) -> None:
     latent = prior.site_names
-    expected: dict[str, tuple[str, ...]] = {**dict.fromkeys(latent, ("episodes",)), "labels": ("episodes", "queries")}
+    expected: dict[str, tuple[str, ...]] = dict.fromkeys((*latent, "coefficients"), ("episodes",))
+    expected["labels"] = ("episodes", "queries")
     if hyperprior:
         expected[f"{hyperprior}_hyperprior"] = ()
     assert nodes(source) == expected
     dependent = {(latent[0], latent[1])} if isinstance(prior, MixturePrior) and len(latent) > 1 else set()
-    assert edges(source) == {(site, "labels") for site in latent} | dependent
+    assert edges(source) == {(site, "coefficients") for site in latent} | {("coefficients", "labels")} | dependent
     assert re.search(r"\tlabels \[label=labels fillcolor=gray", source)
+    assert re.search(r"\tcoefficients \[.*dashed", source)
     assert not any(re.search(rf"\t{site} \[label={site} fillcolor=gray", source) for site in latent)
     drawn(source)
 
 
 @pytest.mark.parametrize("name", [*CATALOG_PRIORS, *SIMPLEX_PRIORS])
 def test_model_with_every_prior(name: str, render: ModuleType) -> None:
-    """Routing -> labels inside the plates; a mixture's experts depend on its sources; hyperpriors outside."""
+    """Routing -> coefficients -> labels inside the plates; hyperpriors outside; mixtures couple their sites."""
     prior = (CATALOG_PRIORS | SIMPLEX_PRIORS)[name]
     model = render.tiny_model(prior)
-    graph = pyro.render_model(model, model_args=(render.tiny_batch(model),), render_distributions=True)
-    check_model(graph.source, prior, HYPERPRIORS.get(name))
+    check_model(picture(model, render.tiny_batch(model)), prior, HYPERPRIORS.get(name))
 
 
 @pytest.mark.parametrize("name", BLOCKWISE_PRIORS)
 def test_blockwise_model(name: str, render: ModuleType) -> None:
     prior = BLOCKWISE_PRIORS[name]
     model = render.tiny_model(prior, BLOCKS)
-    check_model(pyro.render_model(model, model_args=(render.tiny_batch(model),)).source, prior, None)
+    check_model(picture(model, render.tiny_batch(model)), prior, None)
 
 
 @pytest.mark.parametrize("name", GUIDES)
@@ -151,7 +157,7 @@ def test_every_guide(name: str, render: ModuleType) -> None:
     guide = GUIDES[name]
     prior = CATALOG_PRIORS["catalog"] if isinstance(guide, CatalogGuide) else SIMPLEX_PRIORS["logistic-normal"]
     batch = render.tiny_batch(render.tiny_model(prior))
-    source = pyro.render_model(guide, model_args=(batch,), render_distributions=True).source
+    source = picture(guide, batch)
     assert nodes(source) == dict.fromkeys(prior.site_names, ("episodes",))
     assert edges(source) == set()
     assert "gray" not in source
