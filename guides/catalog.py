@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_smat.distributions.catalog import CatalogCategorical, RelaxedCatalog
 from pyro_smat.encoders import Encoding, SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.guides.posterior import RoutingPosterior, information_of
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.routing import CATALOG_SITE, Catalog
@@ -62,6 +62,9 @@ class CatalogPosterior(RoutingPosterior):
         same = torch.isclose(coefficients.unsqueeze(-1 - event), self.coefficients)  # (*k, B, J, [L,] C)
         same = same.flatten(-event).all(-1)
         return torch.where(same, self.logits.log_softmax(-1), -torch.inf).logsumexp(-1)
+
+    def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
+        return information_of(self.choice())
 
     def choice(self) -> Tensor:
         return self.logits.softmax(-1)
@@ -125,7 +128,8 @@ class CatalogGuide(RoutingGuide):
         self.score = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         if blocks > 1:
             self.block_gain = nn.Parameter(1 + 0.1 * torch.randn(blocks, 1, width, generator=generator))
-        self.register_buffer("members", coefficients.unsqueeze(1) if blocks == 1 else coefficients, persistent=False)
+        members = coefficients.unsqueeze(1) if blocks == 1 else coefficients
+        self.register_buffer("members", members.clone(), persistent=False)
         self.register_buffer("temperature_scale", torch.ones(()))
 
     def posterior(self, batch: EpisodeBatch) -> CatalogPosterior:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_smat.distributions import ContrastConcrete
 from pyro_smat.encoders import SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.guides.posterior import information_of
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.guides.simplex import SimplexPosterior, site_slices
 from pyro_smat.models.priors import RoutingPrior
@@ -59,6 +60,9 @@ class ConcretePosterior(SimplexPosterior):
     def mode(self) -> Tensor:
         weights = super().mode
         return straight_through(weights, self.sources) if self.hard else weights
+
+    def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
+        return information_of(self.choice()) if self.hard else super().mutual_information(draws, generator)
 
 
 class ConcreteGuide(RoutingGuide):

@@ -60,6 +60,10 @@ class PointPosterior(RoutingPosterior):
         same = torch.isclose(coefficients, self.mean).all(-1)
         return torch.where(same.all(-1) if self.blocks > 1 else same, 0.0, -torch.inf).to(self.logits)
 
+    def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
+        """NaN: a point has no density."""
+        return float("nan")
+
     def choice(self) -> Tensor:
         """The mixing weights themselves, read as probabilities: all that a point router can say of its doubt."""
         return self.source_weights

@@ -79,6 +79,14 @@ class RoutingPosterior(ABC):
         """Shannon entropy of :meth:`choice`, ``(B,)`` in nats."""
         return torch.special.entr(self.choice()).sum(-1)
 
+    @abstractmethod
+    def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
+        r"""Mutual information of episode and routing, :math:`\frac1B\sum_i \mathrm{KL}(q_i \| \frac1B\sum_j q_j)`.
+
+        In nats, 0 to log B. Exact where the routing is one of a list, Monte Carlo from ``draws`` of every episode on
+        the simplex.
+        """
+
     def kl(self, prior: RoutingPrior, draws: int = KL_DRAWS) -> Tensor:
         """KL(q || prior), ``(B,)`` in nats; how it is computed says :meth:`kl_method`.
 
@@ -166,6 +174,12 @@ class RoutingPosterior(ABC):
                 raise ValueError("uncertainty kind 'prior' is minus KL(q || prior): pass the prior")
             return -self.kl(prior)
         raise ValueError(f"uncertainty kind is {kind!r}; expected one of {UNCERTAINTIES}")
+
+
+def information_of(choice: Tensor) -> float:
+    """Mutual information of episode and choice, in nats, from the probabilities ``(B, J)`` of every episode."""
+    entropy = torch.special.entr
+    return float(entropy(choice.mean(0)).sum() - entropy(choice).sum(-1).mean())
 
 
 def keep_largest(weights: Tensor, k: int) -> Tensor:

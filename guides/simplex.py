@@ -6,6 +6,7 @@ the experts, with batch shape ``(B, 1)``, or ``(B, 1, L)`` with blockwise mixing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import pyro.distributions as dist
@@ -62,6 +63,19 @@ class SimplexPosterior(RoutingPosterior):
             contrasts = contrasts.unsqueeze(-3 if self.blocks > 1 else -2)  # the dim of queries
             total = total + distribution.log_prob(contrasts).squeeze(-1)
         return total
+
+    @torch.no_grad()
+    def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
+        own, all_ = [], []
+        for part in self.parts.values():
+            drawn = part.sample((draws,), generator).unsqueeze(2)  # (K, B, 1, 1, [L,] n - 1) of episode i
+            log_q = part.log_prob(drawn).flatten(3).sum(-1)  # (K, B, B), under the posterior of episode j
+            own.append(log_q.diagonal(dim1=1, dim2=2))
+            all_.append(log_q)
+        if not own:
+            return 0.0
+        mixed = torch.stack(all_).sum(0).logsumexp(-1) - math.log(self._like.shape[0])
+        return float((torch.stack(own).sum(0) - mixed).mean())
 
     def choice(self) -> Tensor:
         """Mean weights of the sources."""

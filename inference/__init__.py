@@ -1,20 +1,41 @@
 """Inference: the objective, meta-training, decision rules, evaluation, deployment."""
 
+from pyro_smat.inference.catalog_search import search_catalog
 from pyro_smat.inference.classifier import AbstentionRule, AdaptedTask, RoutedClassifier
 from pyro_smat.inference.cvar_elbo import CVaR_ELBO, ELBOTerms
 from pyro_smat.inference.decision import predict
+from pyro_smat.inference.distillation import CandidateTeacher, PredictionDistillation, RoutingDistillation
+from pyro_smat.inference.elbo_particle import EpisodePenalty
+from pyro_smat.inference.episode_loss import EPISODE_LOSSES
 from pyro_smat.inference.evaluation import Evaluation, evaluate
+from pyro_smat.inference.sources import SourceReference, support_losses
+from pyro_smat.inference.spread import PosteriorSpread, posterior_spread
+from pyro_smat.inference.temperature_scaling import calibrate_guide
+from pyro_smat.inference.threshold import LearnedThreshold, QueueThreshold
 from pyro_smat.inference.trainer import MetaTrainer, TrainingSettings
 
 __all__ = [
+    "EPISODE_LOSSES",
     "AbstentionRule",
     "AdaptedTask",
     "CVaR_ELBO",
+    "CandidateTeacher",
     "ELBOTerms",
+    "EpisodePenalty",
     "Evaluation",
+    "LearnedThreshold",
     "MetaTrainer",
+    "PosteriorSpread",
+    "PredictionDistillation",
+    "QueueThreshold",
     "RoutedClassifier",
+    "RoutingDistillation",
+    "SourceReference",
     "TrainingSettings",
+    "calibrate_guide",
     "evaluate",
+    "posterior_spread",
     "predict",
+    "search_catalog",
+    "support_losses",
 ]

@@ -95,6 +95,10 @@ class RoutedClassifier:
             "network": network,
             "network_options": options,
             "source_names": list(self.source_names),
+            "own_classes": {
+                "model": _own_class(model, self.router.config.custom.model),
+                "guide": _own_class(guide, self.router.config.custom.guide),
+            },
             "catalog": None if self.router.catalog is None else list(self.router.catalog.names),
             "config": self.router.config.model_dump(mode="json"),
             "abstention": {
@@ -133,10 +137,8 @@ class RoutedClassifier:
         description = _read_description(folder / "router.json")
         tensors = load_weights(folder / "router.safetensors")
         config = build_config(description["config"])
-        for what, own, given in (
-            ("model", config.custom.model, model_class),
-            ("guide", config.custom.guide, guide_class),
-        ):
+        for what, given in (("model", model_class), ("guide", guide_class)):
+            own = description["own_classes"][what]
             if own is not None and given is None:
                 raise ValueError(
                     f"{folder}: was trained with a {what} of your own, {own}; pass {what}_class= that class "
@@ -310,6 +312,13 @@ class AdaptedTask:
             support = router.model.network(theta, images.expand(len(theta), *images.shape)).float()
             self._composed[rule] = theta, support, weights[:, 0]
         return self._composed[rule]
+
+
+def _own_class(made: nn.Module, reference: str | None) -> str | None:
+    """What names a class of the user's own, None for the library's."""
+    if type(made).__module__.startswith("pyro_smat."):
+        return None
+    return reference or type(made).__qualname__
 
 
 def _network_of(router: Router) -> tuple[str, dict[str, object]]:

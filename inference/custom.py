@@ -67,18 +67,27 @@ def construct(cls: type, available: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: naming a parameter without default that is not available.
     """
-    parameters = inspect.signature(cls).parameters
-    missing = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in available
-    ]
+    parameters = _parameters(cls)
+    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in available]
     if missing:
         raise ValueError(
             f"{cls.__name__} asks for {', '.join(map(repr, missing))}, which cannot be had; its constructor may use "
             f"{', '.join(sorted(available))}, or defaults"
         )
     return cls(**{name: value for name, value in available.items() if name in parameters})
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Parameters of a constructor, and of those of its bases as long as ``**options`` go on to them."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        own = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+        found = {p.name: p for p in own} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            break
+    return {name: p for name, p in found.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
 
 def check_attributes(made: Any, needed: tuple[str, ...], what: str) -> None:

@@ -101,7 +101,8 @@ class RoutingDistillation:
                     f"the teacher is over {taught.shape[-1]} routings and the guide over {student.shape[-1]}; expected "
                     "the guide's catalog"
                 )
-            return site, (student.exp() * (student - taught)).sum(-1)
+            gap = torch.where(student.isneginf(), 0.0, student - taught)  # 0 log 0 is 0
+            return site, (student.exp() * gap).sum(-1)
         sites = [nodes[name] for name in (SOURCE_SITE, EXPERT_SITE) if name in nodes]
         if not sites:
             raise ValueError(

@@ -151,10 +151,6 @@ class Layout:
             )
         return term.reshape(particles, self.size)  # particles are left of the episodes
 
-    def at_episodes(self, values: Tensor) -> Tensor:
-        """Values ``(B,)`` as a tensor that broadcasts at the episodes' dim."""
-        return values.reshape((self.size,) + (1,) * (-self.dim - 1))
-
 
 def per_particle(term: Tensor, site: Site) -> Tensor:
     """``(k,)`` from a term of a global site."""

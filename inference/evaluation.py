@@ -21,7 +21,7 @@ from pyro_smat.features import SourceFeatures
 from pyro_smat.guides.router import RoutingGuide
 from pyro_smat.inference.decision import RULES, Rule, class_probabilities, routings
 from pyro_smat.inference.sources import source_logits, support_losses
-from pyro_smat.intervals import bootstrap_interval, episode_interval, episode_quantile
+from pyro_smat.intervals import episode_interval, episode_quantile
 from pyro_smat.metrics import brier_score, expected_calibration_error, negative_log_likelihood
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.risk import cvar
@@ -138,13 +138,6 @@ class Evaluation:
             "regret": float(regret.mean()),
             "regret_cvar_0.1": cvar(torch.from_numpy(regret), 0.1).item(),
         }
-
-    def tail_interval(self, values: FloatArray, rho: float, seed: int = 0) -> tuple[float, float]:
-        """95% bootstrap interval over episodes of a CVaR."""
-        interval = bootstrap_interval(
-            values, lambda x: cvar(torch.from_numpy(np.ascontiguousarray(x)), rho).item(), seed=seed
-        )
-        return interval.low, interval.high
 
     def table(self) -> pd.DataFrame:
         """One row an episode: losses and accuracies of every method, scores, routes, weights."""

@@ -51,15 +51,17 @@ LARGEST_CATALOG = 4096  # of estimators that do not enumerate it
 def default_catalog(config: c.RunConfig, names: tuple[str, ...], blocks: int) -> Catalog | None:
     """Every uniform mixture of up to ``max_sources`` sources with each expert; None for guides on the simplex.
 
-    Where the catalog is to be searched: every source by itself, which stands in until then.
+    Raises:
+        ValueError: when the config wants a catalog that is searched.
     """
     guide = config.guide
     if guide.family not in CATALOG_FAMILIES:
         return None
     if guide.catalog.method != "k_hot":
-        alone = Catalog.uniform_mixtures(names, [((r,), None) for r in range(len(names))], config.experts.count)
-        rows = alone.coefficients
-        return alone if blocks == 1 else Catalog(rows.unsqueeze(1).repeat(1, blocks, 1), alone.names)
+        raise ValueError(
+            f"guide.catalog.method is {guide.catalog.method!r}: the catalog has to be searched first; train_router "
+            "does it, or pass catalog=search_catalog(...)"
+        )
     limit = ENUMERATION_LIMIT if guide.estimator == "enumerate" else LARGEST_CATALOG
     one = Catalog.k_hot(names, config.experts.count, guide.catalog.max_sources, limit)
     return one if blocks == 1 else Catalog.blockwise([one] * blocks, limit)
@@ -80,7 +82,9 @@ def build_prior(
         parts = [build_prior(part, family, sources, experts, blocks, catalog) for part in prior.components]
         hyperprior = None if prior.hyperprior is None else dist.Dirichlet(torch.tensor(prior.hyperprior))
         return MixturePrior(parts, prior.weights, prior.learn, hyperprior, prior.kl)
-    costs = torch.ones(sources + experts) if prior.costs is None else torch.tensor(prior.costs)
+    fallback_is_free = torch.ones(sources + experts)
+    fallback_is_free[0] = 0.0
+    costs = fallback_is_free if prior.costs is None else torch.tensor(prior.costs)
     if costs.shape != (sources + experts,):
         raise ValueError(
             f"prior.costs has {len(costs)} values; expected {sources + experts}: {sources} sources and {experts} "
@@ -94,12 +98,8 @@ def build_prior(
 def _over_catalog(prior: c.Prior, catalog: Catalog, costs: torch.Tensor) -> RoutingPrior:
     if prior.kind == "cost_aware":
         return _cost_aware(CostAwareCatalogPrior, (catalog, costs), prior)
-    _refuse_target(prior, "cost_aware")
     if prior.kind == "hierarchical":
-        if prior.hyperprior is not None:
-            raise ValueError("prior.hyperprior is of beta or of a mixture's weights; kind 'hierarchical' has neither")
         return HierarchicalPrior(catalog, catalog.families(), learn=prior.learn)
-    _refuse_learning(prior)
     return CatalogPrior(catalog)
 
 
@@ -136,8 +136,8 @@ def _gamma(values: tuple[float, ...]) -> dist.Gamma:
 def _refuse_learning(prior: c.Prior) -> None:
     if prior.learn or prior.hyperprior is not None:
         raise ValueError(
-            f"prior.learn and prior.hyperprior do nothing for kind {prior.kind!r} here; expected them with a "
-            "cost-aware, hierarchical or mixture prior"
+            f"prior.learn and prior.hyperprior do nothing for kind {prior.kind!r} with this guide; expected them with "
+            "kind 'simplex_cost' or 'mixture', or over a catalog 'cost_aware', 'hierarchical' or 'mixture'"
         )
 
 

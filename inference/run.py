@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_smat.config import RunConfig
+from pyro_smat.config import CatalogSearch, Prior, RunConfig
 from pyro_smat.corruption import SupportCorruption
 from pyro_smat.data.pool import ImagePool
 from pyro_smat.features import SourceFeatures
@@ -32,14 +32,17 @@ from pyro_smat.inference.assembly import (
     training_settings,
 )
 from pyro_smat.inference.catalog_search import search_catalog
-from pyro_smat.inference.checkpoint import write_atomically
+from pyro_smat.inference.checkpoint import load_state, save_state, write_atomically
 from pyro_smat.inference.classifier import AbstentionRule, RoutedClassifier
 from pyro_smat.inference.custom import check_pair
 from pyro_smat.inference.evaluation import SUPPORT_SCORES, Baseline, Evaluation, evaluate
+from pyro_smat.inference.families import CATALOG_FAMILIES
 from pyro_smat.inference.temperature_scaling import calibrate_guide
 from pyro_smat.inference.trainer import CHECKPOINT, MetaTrainer
 from pyro_smat.metrics import aurc
+from pyro_smat.routing import Catalog
 
+CATALOG = "catalog.safetensors"  # of a searched catalog, in the run folder
 SEARCH_SEED = 500_009
 VALIDATION_SEED = 1_000_003  # apart from the training seed, the same for every run that is compared
 TEST_SEED = 2_000_003
@@ -85,7 +88,7 @@ def train_router(
         config: the run.
         device: where to train.
         folder: where checkpoints, the history and the router go; None keeps nothing.
-        router: an assembled router to train instead of building one from the config.
+        router: an assembled router to train instead of building one from the config; its catalog is kept, not searched.
         features: of the pools "train" and "validation", when they are there already.
         resume: continue from the folder's checkpoint.
         progress: show progress bars.
@@ -93,18 +96,22 @@ def train_router(
     Returns:
         The deployable router and the training history.
     """
-    router = router or build_router(config, device)
+    searches = router is None and config.guide.family in CATALOG_FAMILIES and config.guide.catalog.method != "k_hot"
+    opened = router or build_router(_without_experts(config) if searches else config, device)
     torch.manual_seed(config.seed)
     if features is None:
         pools = {
             "train": build_pool(config, config.data.train),
             "validation": build_pool(config, config.data.validation),
         }
-        features = {name: router.features(pool, progress) for name, pool in pools.items()}
+        features = {name: opened.features(pool, progress) for name, pool in pools.items()}
     train, held_out = features["train"], features["validation"]
     assert train.pool is not None
     assert held_out.pool is not None
-    router = _with_searched_catalog(config, router, train, progress)
+    router = opened
+    if searches:
+        catalog = _searched_catalog(config, opened, train, folder, resume=resume, progress=progress)
+        router = build_router(config, device, (opened.network, opened.library), catalog=catalog)
     validation_sampler = build_sampler(config, held_out.pool, VALIDATION_SEED)
     size = config.training.episodes
     rest = config.training.validation_episodes
@@ -150,34 +157,43 @@ def train_router(
     return classifier, history
 
 
-def _with_searched_catalog(config: RunConfig, router: Router, train: SourceFeatures, progress: bool) -> Router:
-    """The router over a catalog that was searched on training episodes, where the config asks for one."""
-    search = config.guide.catalog
-    if router.catalog is None or search.method == "k_hot":
-        return router
+def _without_experts(config: RunConfig) -> RunConfig:
+    """The config with single sources and nothing else: a router to search a catalog with."""
+    alone = config.guide.model_copy(update={"catalog": CatalogSearch()})
+    return config.model_copy(
+        update={"guide": alone, "prior": Prior(), "experts": config.experts.model_copy(update={"count": 0})}
+    )
+
+
+def _searched_catalog(
+    config: RunConfig, stand_in: Router, train: SourceFeatures, folder: Path | None, *, resume: bool, progress: bool
+) -> Catalog:
+    """The catalog of the folder that is resumed, or one that is searched on training episodes.
+
+    Experts have no weights yet: mixtures of sources are searched, and every one is then offered with each expert.
+    """
+    path = None if folder is None else folder / CATALOG
+    if resume and path is not None and path.exists():
+        return Catalog.from_dict(load_state(path))
+    search, experts = config.guide.catalog, config.experts.count
     assert train.pool is not None
     sampler = build_sampler(config, train.pool, SEARCH_SEED)
     size = min(search.episodes, config.training.episodes)
-    batches = [sampler.sample(size).to(router.device) for _ in range(-(-search.episodes // size))]
+    batches = [sampler.sample(size).to(stand_in.device) for _ in range(-(-search.episodes // size))]
     catalog = search_catalog(
-        router.model,
+        stand_in.model,
         batches,
-        method=search.method,
-        size=search.size,
+        method=search.method,  # type: ignore[arg-type]  # not k_hot
+        size=max(1, search.size // max(1, experts)),
         max_sources=search.max_sources,
         rho=config.objective.rho,
         beam_width=search.beam_width,
         seed=config.seed,
         progress=progress,
-    )
-    return build_router(
-        config,
-        router.device,
-        (router.network, router.library),
-        catalog=catalog,
-        model_class=type(router.model),
-        guide_class=type(router.guide),
-    )
+    ).with_experts(experts)
+    if path is not None:
+        save_state(path, catalog.to_dict())
+    return catalog
 
 
 def choose_abstention(config: RunConfig, validation: Evaluation) -> AbstentionRule:

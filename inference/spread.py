@@ -6,11 +6,9 @@ A posterior that has collapsed to the prior says the same of every episode: its 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pyro_smat.guides.posterior import RoutingPosterior
 
@@ -22,8 +20,7 @@ class PosteriorSpread:
     Attributes:
         entropy: mean over episodes of the entropy of :meth:`RoutingPosterior.choice`, in nats.
         variance: mean over episodes of the variance of the coefficients across draws, summed over coefficients.
-        mutual_information: between episode and routing, in nats, at most log B:
-            :math:`\frac1B \sum_i E_{q_i}[\log q_i(c) - \log \frac1B \sum_j q_j(c)]`.
+        mutual_information: between episode and routing, in nats, at most log B; NaN of a point posterior.
     """
 
     entropy: float
@@ -40,13 +37,5 @@ def posterior_spread(
     return PosteriorSpread(
         entropy=float(posterior.entropy().mean()),
         variance=float(coefficients.var(0).flatten(1).sum(-1).mean()),
-        mutual_information=float(_mutual_information(posterior, coefficients)),
+        mutual_information=posterior.mutual_information(draws, generator),
     )
-
-
-def _mutual_information(posterior: RoutingPosterior, coefficients: Tensor) -> Tensor:
-    episodes = coefficients.shape[1]
-    crossed = coefficients.unsqueeze(2).expand(-1, -1, episodes, *coefficients.shape[2:])
-    log_q = posterior.log_prob(crossed)  # (K, B, B): draws of episode i under the posterior of episode j
-    own = log_q.diagonal(dim1=1, dim2=2)
-    return (own - log_q.logsumexp(-1) + math.log(episodes)).mean()

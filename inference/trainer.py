@@ -121,7 +121,7 @@ class MetaTrainer:
         self._kl_schedule = KLSchedule(settings.kl_warmup, settings.kl_cycles)
 
     def fit(self, *, resume: bool = False, progress: bool = True) -> pd.DataFrame:
-        """Train to the end; returns :attr:`history`.
+        """Train to the end and leave model and guide in evaluation mode; returns :attr:`history`.
 
         Args:
             resume: continue from the checkpoint in ``folder``, if there is one.
@@ -146,6 +146,8 @@ class MetaTrainer:
                 every = self.settings.checkpoint_every
                 if self.folder is not None and (self.step == self.settings.steps or (every and self.step % every == 0)):
                     self.save(self.folder / CHECKPOINT)
+        self.model.eval()
+        self.guide.eval()
         return pd.DataFrame(self.history)
 
     def training_step(self) -> dict[str, float]:

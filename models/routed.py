@@ -70,6 +70,12 @@ class RoutedModel(LocalModule):
                 f"the prior routes {prior.blocks} blocks and the network's space has {blocks}: "
                 f"{library.space.block_names}; expected the same: give prior and guide blocks={blocks}"
             )
+        rows = len(library) + (len(experts) if experts is not None else 0)
+        if prior.size != rows:
+            raise ValueError(
+                f"the prior is over {prior.size} coefficients; expected {rows}: {len(library)} sources "
+                f"{library.names} and {rows - len(library)} experts"
+            )
         if masks not in ("shared", "separate"):
             raise ValueError(f"masks is {masks!r}; expected 'shared' or 'separate'")
         self.network = network
@@ -149,8 +155,12 @@ class RoutedModel(LocalModule):
             logits = self.logits(coefficients, batch, self._separate_basis(coefficients))
             logits = track_provenance(logits, get_provenance(coefficients))  # for pyro.render_model: vmap drops it
             with pyro.plate("queries", queries, dim=-1), poutine.mask(mask=batch.query_mask):
-                pyro.sample("labels", dist.Categorical(logits=logits), obs=batch.query_labels)
+                pyro.sample("labels", self.likelihood(logits, batch), obs=batch.query_labels)
         return logits
+
+    def likelihood(self, logits: Tensor, batch: EpisodeBatch) -> dist.TorchDistribution:
+        """p(y | x, S, c) of every query, batch shape ``(*k, B, Q)``, from class logits; the part to override."""
+        return dist.Categorical(logits=logits)
 
     def _separate_basis(self, coefficients: Tensor) -> Tensor | None:
         """A basis for every vectorised particle, where that is wanted."""

@@ -101,6 +101,19 @@ class Experts(_Section):
     orthogonality: float = Field(default=0.0, ge=0)
 
 
+_COST = ("beta", "target_cost", "costs", "learn", "hyperprior")
+_USED_BY_PRIOR: dict[str, tuple[str, ...]] = {
+    "uniform": ("scale", "concentration"),  # of the guide's own kind
+    "cost_aware": (*_COST, "scale"),
+    "logistic_normal": ("scale",),
+    "dirichlet": ("concentration",),
+    "concrete": ("temperature",),
+    "simplex_cost": _COST,
+    "hierarchical": ("learn",),
+    "mixture": ("components", "weights", "learn", "hyperprior", "kl"),
+}
+
+
 class Prior(_Section):
     """What is believed about the routing; which kind fits which guide is in docs/families.md.
 
@@ -108,7 +121,8 @@ class Prior(_Section):
     exist for every guide. "logistic_normal", "dirichlet", "concrete" and "simplex_cost" are for guides on the simplex,
     "hierarchical" (first the set of sources, then the expert) for those over a catalog; "mixture" has components.
 
-    ``costs`` prices opening each source and expert (default: 1 each); ``target_cost`` solves for beta; ``learn`` makes
+    ``costs`` prices opening each source and expert (default: 0 for the fallback, 1 for
+    every other); ``target_cost`` solves for beta; ``learn`` makes
     beta, the mixture's weights or the hierarchy's logits parameters; ``hyperprior`` is then (shape, rate) of a gamma
     density of beta, or the concentrations of a Dirichlet density of the weights. ``scale`` is the deviation of
     logistic-normal logits, ``concentration`` that of a Dirichlet, ``temperature`` that of a Concrete, ``kl``
@@ -132,10 +146,10 @@ class Prior(_Section):
     def _consistent(self) -> Prior:
         if (self.kind == "mixture") != bool(self.components):
             raise ValueError(f"kind is {self.kind!r} with {len(self.components)} components; only a mixture has some")
-        if self.weights is not None and self.kind != "mixture":
-            raise ValueError(
-                f"kind is {self.kind!r} with weights {list(self.weights)}; only those of a mixture are used"
-            )
+        used = {"kind", *_USED_BY_PRIOR[self.kind]}
+        idle = [k for k, f in type(self).model_fields.items() if k not in used and getattr(self, k) != f.default]
+        if idle:
+            raise ValueError(f"kind {self.kind!r} does not use {', '.join(idle)}; it uses {sorted(used - {'kind'})}")
         return self
 
 
@@ -176,6 +190,17 @@ class Guide(_Section):
     relaxation: float = Field(default=0.5, gt=0)
     catalog: CatalogSearch = CatalogSearch()
     calibrate: bool = False
+
+    @model_validator(mode="after")
+    def _of_family(self) -> Guide:
+        if self.calibrate and self.family not in ("catalog", "hierarchical"):
+            raise ValueError(f"calibrate is for families 'catalog' and 'hierarchical'; found family {self.family!r}")
+        if self.straight_through and self.family != "concrete":
+            raise ValueError(
+                f"straight_through is for family 'concrete'; found {self.family!r} (a catalog has estimator = "
+                "'straight_through')"
+            )
+        return self
 
 
 class Custom(_Section):

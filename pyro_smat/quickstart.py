@@ -70,14 +70,12 @@ def run_quickstart(
     say = tqdm.write if progress else lambda text: None
     say(opened[1].report)
 
-    router = build_router(config, where, opened)
-    pools = {split: build_pool(config, split) for split in ("train", "validation", *SPLITS)}
-    features = {split: router.features(pool, progress) for split, pool in pools.items()}
-    classifier, history = train_router(config, where, folder, router=router, features=features, progress=progress)
     point_config = _point_routing(config)
-    point, _ = train_router(
-        point_config, where, router=build_router(point_config, where, opened), features=features, progress=progress
-    )
+    point_router = build_router(point_config, where, opened)
+    pools = {split: build_pool(config, split) for split in ("train", "validation", *SPLITS)}
+    features = {split: point_router.features(pool, progress) for split, pool in pools.items()}
+    classifier, history = train_router(config, where, folder, features=features, progress=progress)
+    point, _ = train_router(point_config, where, router=point_router, features=features, progress=progress)
 
     asked = config.episodes.model_copy(update={"query": QUERIES})
     classifier = _with_config(classifier, config.model_copy(update={"episodes": asked}))

@@ -179,6 +179,18 @@ class Catalog:
         """Plain data: the tensor "coefficients" on the CPU (for safetensors) and the list "names" (for JSON)."""
         return {"coefficients": self.coefficients.detach().cpu().contiguous(), "names": list(self.names)}
 
+    def with_experts(self, experts: int) -> Catalog:
+        """Every routing of a catalog of sources with each of M experts; the same catalog when M = 0."""
+        if not experts:
+            return self
+        alone = torch.eye(experts, dtype=self.coefficients.dtype)
+        rows = [
+            torch.cat([row.expand(*row.shape), one.expand(*row.shape[:-1], experts)], -1)
+            for row, one in product(self.coefficients, alone)
+        ]
+        names = [f"{name}/expert{m}" for name, m in product(self.names, range(experts))]
+        return Catalog(torch.stack(rows), tuple(names))
+
     def families(self) -> tuple[int, ...]:
         """The family of every routing, J integers from 0: routings that open the same sources, in any block."""
         opened = self._opened_sources()

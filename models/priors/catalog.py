@@ -43,12 +43,16 @@ class CatalogPrior(RoutingPrior):
             self.raw_logits = nn.Parameter(logits.clone())
         else:
             self.register_buffer("raw_logits", logits)
-        self.register_buffer("coefficients", catalog.coefficients)
+        self.register_buffer("coefficients", catalog.coefficients.clone())
 
     @property
     def logits(self) -> Tensor:
         """ln p(A) ``(J,)``, normalised."""
         return self.raw_logits.log_softmax(-1)
+
+    @property
+    def size(self) -> int:
+        return self.coefficients.shape[-1]
 
     @property
     def site_names(self) -> tuple[str, ...]:

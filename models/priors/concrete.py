@@ -47,5 +47,8 @@ class ConcretePrior(SimplexPrior):
         self.register_buffer("logits", logits)
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
+    def part_log_weights(self, part: slice) -> Tensor:
+        return self.logits[part].log_softmax(-1)
+
     def part_distribution(self, part: slice) -> ContrastConcrete:
         return ContrastConcrete(self.logits[part], self.temperature)

@@ -56,5 +56,8 @@ class LogisticNormalPrior(SimplexPrior):
             )
         return cls(sources, experts, -beta * costs, scale, blocks)
 
+    def part_log_weights(self, part: slice) -> Tensor:
+        return self.loc[part].log_softmax(-1)
+
     def part_distribution(self, part: slice) -> ContrastNormal:
         return ContrastNormal.from_logits(self.loc[part], self.scale[part])

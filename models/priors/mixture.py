@@ -88,6 +88,10 @@ class MixturePrior(RoutingPrior):
         return self.raw_log_weights.log_softmax(-1)
 
     @property
+    def size(self) -> int:
+        return self.components[0].size
+
+    @property
     def site_names(self) -> tuple[str, ...]:
         return self.components[0].site_names
 

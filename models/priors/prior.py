@@ -31,6 +31,11 @@ class RoutingPrior(LocalModule):
     blocks: int = 1
 
     @property
+    def size(self) -> int:
+        """C = R + M, the number of coefficients."""
+        raise NotImplementedError
+
+    @property
     def site_names(self) -> tuple[str, ...]:
         """The sample sites in the order in which they are drawn."""
         raise NotImplementedError
@@ -59,7 +64,7 @@ class RoutingPrior(LocalModule):
         return torch.stack(torch.broadcast_tensors(*terms)).sum(0) if terms else torch.zeros(())
 
     def log_weights_before_evidence(self) -> Tensor:
-        """Where a guide starts: ln p(A) ``(J,)`` over a catalog, ln E w ``([L,] C)`` on the simplex."""
+        """Where a guide starts: ln p(A) ``(J,)`` over a catalog, ln E w ``([L,] C)`` (or the logits) on the simplex."""
         raise NotImplementedError
 
     def hyper_log_densities(self) -> dict[str, Tensor]:
@@ -100,6 +105,10 @@ class SimplexPrior(RoutingPrior):
         self.sources, self.experts, self.blocks = sources, experts, blocks
 
     @property
+    def size(self) -> int:
+        return self.sources + self.experts
+
+    @property
     def parts(self) -> dict[str, slice]:
         """Which entries of the coefficients every site stands for."""
         sources, experts = slice(0, self.sources), slice(self.sources, self.sources + self.experts)
@@ -120,11 +129,15 @@ class SimplexPrior(RoutingPrior):
         return block if self.blocks == 1 else block.expand((self.blocks,)).to_event(1)
 
     def log_weights_before_evidence(self) -> Tensor:
-        weights = [self.part_distribution(part).mean_weights() for part in self.parts.values()]
-        total = torch.ones(self.sources + self.experts).to(weights[0] if weights else torch.ones(()))
-        for part, mean in zip(self.parts.values(), weights, strict=True):
-            total[part] = mean
-        return total.log() if self.blocks == 1 else total.log().expand(self.blocks, -1)
+        like = next(self.buffers(), torch.empty(()))
+        total = torch.zeros(self.size, dtype=like.dtype, device=like.device)
+        for part in self.parts.values():
+            total[part] = self.part_log_weights(part)
+        return total if self.blocks == 1 else total.expand(self.blocks, -1)
+
+    def part_log_weights(self, part: slice) -> Tensor:
+        """ln E w of the coefficients in ``part``, or what stands for it where there is no closed form."""
+        return self.part_distribution(part).mean_weights().log()
 
     def coefficients_of(self, drawn: Mapping[str, Tensor]) -> Tensor:
         if drawn:

@@ -72,6 +72,9 @@ class RelaxedCatalog(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         return self.categorical.log_prob(value)
 
+    def entropy(self) -> Tensor:
+        return self.categorical.entropy()
+
 
 @register_kl(CatalogCategorical, CatalogCategorical)
 def _kl_catalog(q: CatalogCategorical, p: CatalogCategorical) -> Tensor:

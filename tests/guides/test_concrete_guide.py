@@ -172,9 +172,7 @@ def test_hard_posteriors_mean_and_mode_are_those_of_their_draws(blocks: int) -> 
     assert torch.equal(q.mode, q.mode.round())
 
 
-def test_a_straight_through_model_composes_corners_in_training(
-    make_router: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_straight_through_model_composes_corners(make_router: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"straight_through": True}
     router = make_router("concrete", guide_options=options, model_options=options)
     composed: list[Tensor] = []
@@ -196,4 +194,4 @@ def test_a_straight_through_model_composes_corners_in_training(
     assert gradient.abs().max() > 1e-6
     router.model.eval()
     elbo.loss(router.model, router.guide, router.batch)
-    assert (composed[-1] - composed[-1].round()).abs().max() > 0.05
+    assert (composed[-1] - composed[-1].round()).abs().max() < 1e-9  # in evaluation too, as its posterior's draws

@@ -55,10 +55,12 @@ def test_relations(family: str, blocks: int, make_router: Callable) -> None:
     """What pyro.render_model draws (without drawing it, which needs graphviz)."""
     router = make_router(family, blocks=blocks)
     relations = get_model_relations(router.model, model_args=(router.batch,))
-    assert relations["sample_sample"] == {**{site: [] for site in SITES[family]}, "labels": SITES[family]}
-    assert relations["observed"] == ["labels"]
+    drawn = relations["sample_sample"]
+    assert {site for site in SITES[family] if drawn[site]} == set()
+    assert (sorted(drawn["coefficients"]), sorted(drawn["labels"])) == (sorted(SITES[family]),) * 2
+    assert set(relations["observed"]) == {"coefficients", "labels"}  # Pyro records what is computed as observed
     plates = relations["plate_sample"]
-    assert set(plates["episodes"]) == {*SITES[family], "labels"}
+    assert set(plates["episodes"]) == {*SITES[family], "coefficients", "labels"}
     assert plates["queries"] == ["labels"]
     if family not in CATALOG_FAMILIES:  # a discrete site has no gradient to trace
         dependencies = get_dependencies(router.model, model_args=(router.batch,))["posterior_dependencies"]
