@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_smat.distributions.catalog import CatalogCategorical, RelaxedCatalog
 from pyro_smat.encoders import Encoding, SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.guides.posterior import RoutingPosterior, information_of
+from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.routing import CATALOG_SITE, Catalog
@@ -64,7 +64,8 @@ class CatalogPosterior(RoutingPosterior):
         return torch.where(same, self.logits.log_softmax(-1), -torch.inf).logsumexp(-1)
 
     def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
-        return information_of(self.choice())
+        entropy, choice = torch.special.entr, self.choice()
+        return float(entropy(choice.mean(0)).sum() - entropy(choice).sum(-1).mean())
 
     def choice(self) -> Tensor:
         return self.logits.softmax(-1)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from pyro_smat.distributions import ContrastConcrete
 from pyro_smat.encoders import SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.guides.posterior import information_of
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
-from pyro_smat.guides.simplex import SimplexPosterior, site_slices
+from pyro_smat.guides.simplex import SimplexPosterior, information, site_slices
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.routing import straight_through
 
@@ -62,7 +61,13 @@ class ConcretePosterior(SimplexPosterior):
         return straight_through(weights, self.sources) if self.hard else weights
 
     def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
-        return information_of(self.choice()) if self.hard else super().mutual_information(draws, generator)
+        if not self.hard:
+            return super().mutual_information(draws, generator)
+        # One-hot draws are categorical, in every part and block: the argmax does not feel the temperature.
+        parts = [p for p in self.logits.split([self.sources, self.experts], dim=-1) if p.numel()]
+        log_p = torch.cat([part.log_softmax(-1) for part in parts], dim=-1)
+        drawn = self.sample(draws, generator).unsqueeze(2)  # of episode i, (K, B, 1, [L,] C)
+        return information((drawn * log_p).flatten(3).sum(-1))
 
 
 class ConcreteGuide(RoutingGuide):

@@ -176,12 +176,6 @@ class RoutingPosterior(ABC):
         raise ValueError(f"uncertainty kind is {kind!r}; expected one of {UNCERTAINTIES}")
 
 
-def information_of(choice: Tensor) -> float:
-    """Mutual information of episode and choice, in nats, from the probabilities ``(B, J)`` of every episode."""
-    entropy = torch.special.entr
-    return float(entropy(choice.mean(0)).sum() - entropy(choice).sum(-1).mean())
-
-
 def keep_largest(weights: Tensor, k: int) -> Tensor:
     """Weights ``(*b, n)`` with all but the k largest set to 0, renormalised."""
     if weights.shape[-1] <= k:

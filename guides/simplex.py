@@ -66,16 +66,11 @@ class SimplexPosterior(RoutingPosterior):
 
     @torch.no_grad()
     def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
-        own, all_ = [], []
+        log_q = []
         for part in self.parts.values():
-            drawn = part.sample((draws,), generator).unsqueeze(2)  # (K, B, 1, 1, [L,] n - 1) of episode i
-            log_q = part.log_prob(drawn).flatten(3).sum(-1)  # (K, B, B), under the posterior of episode j
-            own.append(log_q.diagonal(dim1=1, dim2=2))
-            all_.append(log_q)
-        if not own:
-            return 0.0
-        mixed = torch.stack(all_).sum(0).logsumexp(-1) - math.log(self._like.shape[0])
-        return float((torch.stack(own).sum(0) - mixed).mean())
+            drawn = part.sample((draws,), generator).unsqueeze(2)  # (K, B, 1, 1, [L,] n - 1)
+            log_q.append(part.log_prob(drawn).flatten(3).sum(-1))
+        return information(torch.stack(log_q).sum(0)) if log_q else 0.0
 
     def choice(self) -> Tensor:
         """Mean weights of the sources."""
@@ -92,6 +87,12 @@ class SimplexPosterior(RoutingPosterior):
             elif size:
                 pieces.append(self._like.new_ones(*shape, 1))
         return torch.cat(pieces, dim=-1)
+
+
+def information(log_q: Tensor) -> float:
+    """Mutual information of episode and routing from log q_j of the draws of episode i, ``(K, B, B)``, in nats."""
+    mixed = log_q.logsumexp(-1) - math.log(log_q.shape[-1])
+    return float((log_q.diagonal(dim1=1, dim2=2) - mixed).mean())
 
 
 def site_slices(sources: int, experts: int) -> dict[str, slice]:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_smat.config import CatalogSearch, Prior, RunConfig
+from pyro_smat.config import Guide, Prior, RunConfig
 from pyro_smat.corruption import SupportCorruption
 from pyro_smat.data.pool import ImagePool
 from pyro_smat.features import SourceFeatures
@@ -158,10 +158,10 @@ def train_router(
 
 
 def _without_experts(config: RunConfig) -> RunConfig:
-    """The config with single sources and nothing else: a router to search a catalog with."""
-    alone = config.guide.model_copy(update={"catalog": CatalogSearch()})
+    """The config without experts and without a catalog: a router whose model a search can run."""
+    experts, custom = config.experts.model_copy(update={"count": 0}), config.custom.model_copy(update={"guide": None})
     return config.model_copy(
-        update={"guide": alone, "prior": Prior(), "experts": config.experts.model_copy(update={"count": 0})}
+        update={"guide": Guide(family="point"), "prior": Prior(), "experts": experts, "custom": custom}
     )
 
 

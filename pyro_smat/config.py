@@ -157,7 +157,7 @@ class CatalogSearch(_Section):
     """How the catalog is built before training: see :func:`pyro_smat.inference.catalog_search.search_catalog`.
 
     "k_hot" is every uniform mixture of up to ``max_sources``; the others search ``size`` routings on ``episodes``
-    training episodes.
+    training episodes: mixtures of sources, each of them with every expert (at least one mixture).
     """
 
     method: Literal["k_hot", "greedy", "beam", "random"] = "k_hot"

@@ -16,9 +16,9 @@ from pyro_smat.inference.trainer import TrainingSettings
 def test_file_then_overrides(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('seed = 3\n[training]\nsteps = 7\n[data]\nkind = "folder"\npath = "images"\n')
-    config = load_config(path, ["training.steps=9", "episodes.way=[3, 5]", "guide.family=catalog", "prior.beta=0.5"])
+    config = load_config(path, ["training.steps=9", "episodes.way=[3, 5]", "guide.family=catalog", "prior.scale=0.5"])
     assert (config.seed, config.training.steps, config.episodes.way) == (3, 9, (3, 5))
-    assert (config.guide.family, config.prior.beta) == ("catalog", 0.5)
+    assert (config.guide.family, config.prior.scale) == ("catalog", 0.5)
     assert config.data.path == tmp_path / "images"  # relative to the file
 
 
@@ -71,6 +71,18 @@ def test_shipped_configs_are_valid() -> None:
         ("guide.family=transformer", r"guide.family.*'logistic_normal', 'catalog', .*found 'transformer'"),
         ("prior.kind=flat", r"prior.kind.*'uniform', 'cost_aware'.*found 'flat'"),
         ("prior={kind='mixture', components=[{betta=1.0}]}", r"'prior.components.0.betta'; did you mean 'beta'\?"),
+        ("prior.beta=2.0", r"prior: kind 'uniform' does not use beta; it uses \['concentration', 'scale'\]"),
+        (
+            "prior={kind='dirichlet', scale=1.0, temperature=0.5}",
+            r"'dirichlet' does not use scale, temperature; it uses",
+        ),
+        ("prior={kind='simplex_cost', scale=1.0}", r"'simplex_cost' does not use scale; it uses \['beta', 'costs', .*"),
+        ("prior={kind='mixture', components=[{kind='uniform', learn=true}]}", r"components.0.*does not use learn"),
+        ("guide.calibrate=true", r"calibrate is for families 'catalog' and 'hier.*; found family 'logistic_normal'"),
+        (
+            "guide={family='catalog', straight_through=true}",
+            r"straight_through is for family 'concrete'; found 'catalog' \(a catalog has estimator = 'straight_through",
+        ),
         ("guide.catalog.sizes=3", r"unknown key 'guide.catalog.sizes'; did you mean 'size'\?"),
         ("objective.distillation.routin=1", r"unknown key 'objective.distillation.routin'; did you mean 'routing'\?"),
         ("experts.masks=own", r"experts.masks.*'shared' or 'separate'"),
@@ -83,6 +95,25 @@ def test_shipped_configs_are_valid() -> None:
 def test_refusals(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "prior={kind='uniform', scale=1.0, concentration=3.0}",
+        "prior={kind='cost_aware', beta=2.0, costs=[0.0, 1.0], learn=true, hyperprior=[1.0, 2.0], scale=1.0}",
+        "prior={kind='simplex_cost', target_cost=1.5, costs=[0.0, 1.0], learn=true}",
+        "prior={kind='concrete', temperature=0.4}",
+        "prior={kind='hierarchical', learn=true}",
+        "prior={kind='mixture', components=[{kind='concrete', temperature=0.4}, {}], weights=[1.0, 2.0], kl='bound'}",
+        "prior={kind='uniform', beta=1.0}",  # what it is anyway
+        "guide={family='hierarchical', calibrate=true}",
+        "guide={family='concrete', straight_through=true}",
+    ],
+)
+def test_what_a_kind_uses_is_taken(override: str) -> None:
+    config = load_config(None, [override])
+    assert build_config(config.model_dump(mode="json")) == config
 
 
 def test_bad_files(tmp_path: Path) -> None:

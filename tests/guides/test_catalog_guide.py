@@ -131,6 +131,15 @@ def test_straight_through_draws_have_the_gradient_of_the_soft_ones() -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_relaxed_entropy_is_that_of_the_categorical(hard: bool) -> None:
+    logits = torch.tensor([[0.3, -1.0, 1.2], [4.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    found, expected = RelaxedCatalog(logits, 0.5, hard).entropy(), Categorical(logits=logits).entropy()
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(entropy.sum(), logits)[0] for entropy in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_log_mass_is_linear_in_relaxed_values() -> None:
     logits = torch.tensor([0.3, -1.0, -math.inf], dtype=torch.float64)
     p = CatalogCategorical(logits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from pyro_smat.config import RunConfig, load_config
 from pyro_smat.episodes import Episode, EpisodeBatch
+from pyro_smat.guides import LogisticNormalGuide
 from pyro_smat.inference.assembly import build_router, open_library
 from pyro_smat.inference.classifier import AbstentionRule, RoutedClassifier
 from pyro_smat.inference.decision import RULES, predict
+from pyro_smat.models import RoutedModel
 
 FAMILIES = ("logistic_normal", "catalog", "concrete")
 
@@ -48,6 +51,33 @@ def test_a_saved_router_predicts_the_same_bits(classifier: RoutedClassifier, tmp
     assert torch.equal(before.posterior.mean, after.posterior.mean)
     assert again.abstention == classifier.abstention
     assert str(before.explain()) == str(after.explain())
+
+
+class MyModel(RoutedModel):
+    """The library's, with a flatter likelihood."""
+
+    def logits(self, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor | None = None) -> Tensor:
+        return super().logits(coefficients, batch, basis) / 4
+
+
+class MyGuide(LogisticNormalGuide):
+    pass
+
+
+@pytest.mark.parametrize(("what", "given"), [("model", MyModel), ("guide", MyGuide)])
+def test_a_router_that_was_given_a_class_asks_for_it_at_load(what: str, given: type, tmp_path: Path) -> None:
+    """The config does not name it, so the folder has to: the library's class would fit its tensors, and be another."""
+    config = config_of("logistic_normal")
+    classes: dict[str, Any] = {f"{what}_class": given}
+    classifier = RoutedClassifier(build_router(config, torch.device("cpu"), open_library(config), **classes))
+    classifier.save(tmp_path)
+    with pytest.raises(ValueError, match=rf"with a {what} of your own, {given.__name__}; pass {what}_class= that cl"):
+        RoutedClassifier.load(tmp_path)
+    again = RoutedClassifier.load(tmp_path, **classes)
+    assert type(getattr(again.router, what)) is given
+    queries = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(2))
+    found, expected = (c.adapt(*support()).predict_proba(queries) for c in (again, classifier))
+    assert torch.equal(found, expected)
 
 
 def test_predictions_are_those_of_the_model(classifier: RoutedClassifier) -> None:

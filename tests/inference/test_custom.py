@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -43,6 +44,14 @@ class Tempered(RoutedModel):
 
     def logits(self, coefficients, batch, basis=None):
         return super().logits(coefficients, batch, basis) / Options().temperature
+
+
+class Named(RoutedModel):
+    """Adds an argument; all others go on to the library's."""
+
+    def __init__(self, colour="red", **options):
+        super().__init__(**options)
+        self.colour = colour
 
 
 class Silent(RoutedModel):
@@ -86,7 +95,7 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_smat.guides import LogisticNormalPosterior, RoutingGuide
+from pyro_smat.guides import LogisticNormalGuide, LogisticNormalPosterior, RoutingGuide
 from pyro_smat.inference.sources import support_losses
 
 
@@ -104,6 +113,11 @@ class FromLosses(RoutingGuide):
         losses = support_losses(batch)
         location = torch.cat([-self.trust * losses, self.of_experts.expand(len(losses), -1)], dim=-1)
         return LogisticNormalPosterior(location, self.log_scale.exp().expand(location.shape), self.sources)
+
+
+class Wide(LogisticNormalGuide):
+    def __init__(self, sources, hidden=64, **options):
+        super().__init__(sources, hidden=2 * hidden, **options)
 
 
 class Extra(FromLosses):
@@ -248,7 +262,7 @@ def test_an_error_inside_a_program_is_not_taken_for_a_wrong_signature(files: Pat
         ("Demanding", None, r"Demanding asks for 'moon_phase', 'tide', which cannot be had; .* compute_dtype, experts"),
         ("Foreign", None, r"model Foreign has no forward, basis, logits, network.*expected a subclass of the library"),
         (None, "NoPosterior", r"guide NoPosterior has no posterior; expected a subclass"),
-        ("Absent", None, r"my_model.py: has no class 'Absent'; its classes are \['Options', 'Tempered', 'Silent'"),
+        ("Absent", None, r"my_model.py: has no class 'Absent'; its classes are \['Options', 'Tempered', 'Named'"),
         (None, "a_function", r"my_guide.py: has no class 'a_function'; its classes are \['FromLosses'"),
     ],
 )
@@ -280,6 +294,56 @@ def test_a_constructor_gets_what_it_asks_for() -> None:
         construct(Some, {"hidden": 9, "experts": 4})
     with pytest.raises(ValueError, match=r"thing Some has no posterior; .* class with values, posterior"):
         check_attributes(Some(1), ("values", "posterior"), "thing")
+
+
+def test_options_that_go_on_to_the_base_are_those_of_the_config(files: Path) -> None:
+    """A constructor with **options gets what the library's own would: nothing falls back to a default in silence."""
+    settings = [
+        "head={metric='euclidean', scale=3.0}",
+        "experts={count=2, masks='separate'}",
+        "guide={covariance='low_rank', rank=1, hidden=6}",
+        "prior={kind='logistic_normal', scale=3.0}",
+        'sources.blocks={weight=".*weight", bias=".*bias"}',
+    ]
+    plain = tiny_router(tiny_config(settings))
+    router = tiny_router(tiny_config([*settings, *own(files, "Named", "Wide")]))
+    model: Any = router.model
+    assert (type(model).__name__, model.colour) == ("Named", "red")
+    assert (model.metric, model.masks, len(model.experts)) == ("euclidean", "separate", 2)
+    assert model.scale.item() == pytest.approx(3.0)
+    assert model.prior.blocks == 2
+    assert model.prior.scale.tolist() == [3.0] * 5
+    mine, its = (dict(r.guide.named_parameters()) for r in (router, plain))
+    assert mine.keys() == its.keys()  # of a low-rank covariance, of experts, of blocks
+    batch = trial(router)
+    of_mine, of_its = (type(r.guide.posterior(batch)).__name__ for r in (router, plain))
+    assert of_mine == of_its
+    assert router.guide.posterior(batch).mean.shape == (2, 2, 5)
+    check_pair(router.model, router.guide, batch)
+
+
+def test_options_end_where_a_base_takes_none() -> None:
+    class Base:
+        def __init__(self, sources: int, depth: int = 5) -> None:
+            self.values = (sources, depth)
+
+    class Middle(Base):
+        def __init__(self, sources: int, hidden: int = 1, **options: int) -> None:
+            super().__init__(sources + hidden, **options)
+
+    class Leaf(Middle):
+        def __init__(self, **options: int) -> None:
+            super().__init__(**options)
+
+    class Closed(Middle):
+        def __init__(self, sources: int) -> None:
+            super().__init__(sources)
+
+    available = {"sources": 2, "hidden": 9, "depth": 3, "experts": 4}
+    assert construct(Leaf, available).values == (11, 3)
+    assert construct(Closed, available).values == (3, 5)
+    with pytest.raises(ValueError, match=r"Leaf asks for 'sources', which cannot be had"):
+        construct(Leaf, {"depth": 3})
 
 
 def test_own_classes_in_a_file_are_relative_to_it(files: Path) -> None:

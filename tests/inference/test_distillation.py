@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_smat.distributions.catalog import CatalogCategorical
+from pyro_smat.distributions.catalog import CatalogCategorical, RelaxedCatalog
 from pyro_smat.distributions.contrast import log_weights
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference import CVaR_ELBO
@@ -202,6 +202,28 @@ def test_a_guide_that_learns_from_the_term_alone_becomes_the_teacher(make_router
     assert distance() > 0.3
     train_on(RoutingDistillation(teacher), guide, router.batch)
     assert distance() < 0.02
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_a_guide_that_forbids_a_routing_has_a_finite_term(relaxed: bool, make_router: Callable) -> None:
+    """0 log 0 is 0, in the gradient too."""
+    router = make_router("catalog")
+    term = RoutingDistillation(teacher_of(router))
+    forbidden = torch.zeros(12, dtype=torch.float64).index_fill(0, torch.tensor([2, 7]), -torch.inf)
+
+    def make(values: Tensor) -> CatalogCategorical | RelaxedCatalog:
+        return RelaxedCatalog(values + forbidden, 0.5) if relaxed else CatalogCategorical(values + forbidden)
+
+    guide = FreeGuide(CATALOG_SITE, 12, make)
+    guide.values.data.normal_(generator=torch.Generator().manual_seed(0))
+    trace = poutine.trace(guide).get_trace(router.batch)
+    _, found = term(trace, trace, router.batch)
+    allowed = forbidden.isfinite()
+    q = guide.values.squeeze(1)[:, allowed].softmax(-1)
+    by_hand = (q * (q.log() - term.teacher(router.batch)[:, allowed])).sum(-1)
+    torch.testing.assert_close(found.squeeze(-1), by_hand)
+    gradients = [torch.autograd.grad(value.sum(), guide.values)[0] for value in (found, by_hand)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_simplex_term_is_the_cross_entropy_of_the_mean_weights(make_router: Callable) -> None:

@@ -14,21 +14,29 @@ from pyro import poutine
 from tiny_run import build_trainer, tiny_config, tiny_pool, tiny_router, tiny_sources
 from torch import Tensor
 
-from pyro_smat.config import Family, PriorKind, load_config
+from pyro_smat.config import Family, PriorKind, RunConfig, load_config
 from pyro_smat.episodes import Episode, EpisodeBatch
+from pyro_smat.guides import PointGuide
+from pyro_smat.inference import assembly
+from pyro_smat.inference import run as run_module
 from pyro_smat.inference.assembly import Router, build_elbo, build_router
+from pyro_smat.inference.catalog_search import search_catalog
 from pyro_smat.inference.classifier import AbstentionRule, RoutedClassifier
 from pyro_smat.inference.decision import predict
 from pyro_smat.inference.distillation import PredictionDistillation, RoutingDistillation
 from pyro_smat.inference.families import CATALOG_FAMILIES, GUIDES
-from pyro_smat.inference.run import train_router
+from pyro_smat.inference.run import CATALOG, train_router
+from pyro_smat.inference.sources import query_losses
 from pyro_smat.inference.threshold import THRESHOLDS
-from pyro_smat.models.priors import LogisticNormalPrior, RoutingPrior, SimplexCostPrior
+from pyro_smat.models.priors import ConcretePrior, LogisticNormalPrior, RoutingPrior, SimplexCostPrior
+from pyro_smat.parameters import ParameterSpace
+from pyro_smat.routing import Catalog
+from pyro_smat.sources import SourceLibrary
 
 FAMILIES: tuple[str, ...] = get_args(Family)
 KINDS: tuple[str, ...] = get_args(PriorKind)
 OF_CATALOGS = {"uniform", "cost_aware", "hierarchical", "mixture"}
-OF_SIMPLEX = {"uniform", "cost_aware", "logistic_normal", "dirichlet", "simplex_cost", "mixture"}
+OF_SIMPLEX = {"uniform", "cost_aware", "logistic_normal", "dirichlet", "concrete", "simplex_cost", "mixture"}
 BLOCKS = 'sources.blocks={weight=".*weight", bias=".*bias"}'
 COMPONENTS = {
     True: 'prior.components=[{kind="uniform"}, {kind="cost_aware", beta=3.0}]',
@@ -49,7 +57,8 @@ def moved(overrides: Sequence[str], steps: int = 1) -> dict[str, bool]:
     before = {name: p.detach().clone() for name, p in named.items()}
     for _ in range(steps):
         row = trainer.training_step()
-        assert all(value == value for value in row.values()), row
+        undefined = {name for name, value in row.items() if value != value}
+        assert undefined == ({"mutual_information"} if isinstance(trainer.guide, PointGuide) else set()), row
     assert all(torch.isfinite(p).all() for p in named.values())
     return {name: not torch.equal(p, before[name]) for name, p in named.items()}
 
@@ -112,6 +121,24 @@ def test_cost_aware_on_gaussian_logits_shifts_them(family: str) -> None:
     assert set(prior.scale.tolist()) == {3.0}
 
 
+@pytest.mark.parametrize("family", ["catalog", "logistic_normal", "dirichlet"])
+def test_the_fallback_is_free_and_every_other_costs_one(family: str) -> None:
+    prior: Any = prior_of([f"guide.family={family}", "guide.catalog.max_sources=2", "prior.kind=cost_aware"])
+    each = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0])
+    if family == "catalog":
+        prices = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 2.0]).repeat_interleave(2) + 1  # an expert in every routing
+        torch.testing.assert_close(prior.logits, (-prices).log_softmax(-1))
+    else:
+        assert torch.equal(prior.costs if family == "dirichlet" else -prior.loc, each)
+
+
+def test_the_temperature_of_a_concrete_prior_is_that_of_the_config() -> None:
+    prior = prior_of(["guide.family=concrete", "prior={kind='concrete', temperature=0.4}"])
+    assert isinstance(prior, ConcretePrior)
+    assert prior.temperature.item() == pytest.approx(0.4)
+    assert prior.logits.tolist() == [0.0] * 5
+
+
 @pytest.mark.parametrize("family", ["catalog", "hierarchical", "dirichlet", "concrete"])
 def test_target_cost_solves_for_beta(family: str) -> None:
     costs = torch.tensor([1.0, 2.0, 4.0])
@@ -169,14 +196,23 @@ def test_learned_hyperparameters_move_and_feel_their_hyperprior(overrides: list[
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["prior.costs=[1.0, 2.0]"], r"prior.costs has 2 values; expected 5: 3 sources and 2 experts"),
-        (["prior.learn=true"], r"prior.learn and prior.hyperprior do nothing for kind 'uniform'"),
-        (["guide.family=catalog", "prior.learn=true"], r"prior.learn and prior.hyperprior do nothing for kind 'uni"),
-        (["prior.target_cost=1.5"], r"prior.target_cost does nothing for kind 'uniform'.*'simplex_cost'"),
-        (["guide.family=catalog", "prior.target_cost=1.5"], r"target_cost does nothing for kind 'uniform'.*cost_aware"),
+        (
+            ["prior={kind='cost_aware', costs=[1.0, 2.0]}"],
+            r"prior.costs has 2 values; expected 5: 3 sources and 2 experts",
+        ),
+        (
+            ["prior={kind='cost_aware', learn=true}"],
+            r"learn and prior.hyperprior do nothing for kind 'cost_aware' with",
+        ),
+        (
+            ["prior={kind='cost_aware', target_cost=1.5}"],
+            r"prior.target_cost does nothing for kind 'cost_aware' with this guide; use kind 'simplex_cost'",
+        ),
+        (["prior.learn=true"], r"kind 'uniform' does not use learn; it uses \['concentration', 'scale'\]"),
+        (["guide.family=catalog", "prior.target_cost=1.5"], r"kind 'uniform' does not use target_cost; it uses"),
         (
             ["guide.family=hierarchical", "prior={kind='hierarchical', learn=true, hyperprior=[1.0, 1.0]}"],
-            r"prior.hyperprior is of beta or of a mixture's weights; kind 'hierarchical' has neither",
+            r"kind 'hierarchical' does not use hyperprior; it uses \['learn'\]",
         ),
         (
             ["guide.family=catalog", "prior={kind='cost_aware', learn=true, hyperprior=[1.0]}"],
@@ -184,7 +220,7 @@ def test_learned_hyperparameters_move_and_feel_their_hyperprior(overrides: list[
         ),
         (["prior.kind=mixture"], r"kind is 'mixture' with 0 components"),
         (["prior.components=[{kind='uniform'}]"], r"kind is 'uniform' with 1 components; only a mixture has some"),
-        (["prior.weights=[0.5, 0.5]"], r"kind is 'uniform' with weights \[0.5, 0.5\]; only those of a mixture"),
+        (["prior.weights=[0.5, 0.5]"], r"kind 'uniform' does not use weights; it uses \['concentration', 'scale'\]"),
         (
             ["prior={kind='mixture', components=[{kind='hierarchical'}]}"],
             r"'hierarchical' does not go with .*'logistic",
@@ -306,12 +342,24 @@ def test_distillation_terms_are_built_trained_and_recorded(family: str, blocks: 
 # --- catalogs, calibration, deployment --------------------------------------------------------------------------------
 
 
-def trained(overrides: Sequence[str], folder: Path | None = None) -> RoutedClassifier:
-    small = ["training.steps=2", "training.episodes=4", "training.validate_every=0", *overrides]
-    config = tiny_config(["objective.rho=1.0", *small])
-    router = tiny_router(config)
-    features = {"train": router.features(tiny_pool()), "validation": router.features(tiny_pool(seed=1))}
-    return train_router(config, torch.device("cpu"), folder, router=router, features=features, progress=False)[0]
+def quick(overrides: Sequence[str]) -> RunConfig:
+    settings = ["training.steps=2", "training.episodes=4", "training.validate_every=0", "objective.rho=1.0"]
+    return tiny_config([*settings, *overrides])
+
+
+def trained(
+    config: RunConfig, router: Router | None = None, folder: Path | None = None, **how: bool
+) -> RoutedClassifier:
+    """Of the router that is given, or of one over the sources that the config opens."""
+    features = sources_of(config).features
+    pools = {"train": features(tiny_pool()), "validation": features(tiny_pool(seed=1))}
+    return train_router(config, torch.device("cpu"), folder, router=router, features=pools, progress=False, **how)[0]
+
+
+def sources_of(config: RunConfig) -> Router:
+    """A router that has the sources of a config, whose catalog may yet have to be searched."""
+    plain = RunConfig(seed=config.seed, data=config.data, sources=config.sources)
+    return build_router(plain, torch.device("cpu"), assembly.open_library(config))
 
 
 def predictions(classifier: RoutedClassifier, rule: Any = None) -> Tensor:
@@ -323,18 +371,28 @@ def reopened(classifier: RoutedClassifier, folder: Path, **options: Any) -> Rout
     return RoutedClassifier.load(classifier.save(folder), network=classifier.router.network, **options)
 
 
+@pytest.fixture
+def opens_tiny_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "open_library", tiny_sources)
+
+
+@pytest.mark.usefixtures("opens_tiny_sources")
 @pytest.mark.parametrize("family", CATALOG_FAMILIES)
 @pytest.mark.parametrize("method", ["k_hot", "greedy", "beam", "random"])
 def test_catalogs_are_built_trained_and_saved_with_the_router(family: str, method: str, tmp_path: Path) -> None:
     search = f"guide.catalog={{method='{method}', max_sources=2, size=5, episodes=6, beam_width=2}}"
     kind = "prior.kind=" + ("hierarchical" if family == "hierarchical" else "cost_aware")
-    classifier = trained([f"guide.family={family}", search, kind])
+    classifier = trained(quick([f"guide.family={family}", search, kind]))
     catalog = classifier.router.catalog
     assert catalog is not None
-    expected = 12 if method == "k_hot" else 5
-    assert 1 <= len(catalog) <= expected
-    assert (len(catalog) == 12) == (method == "k_hot")
-    assert all(set(name.split("/")[0].split("+")) <= {"a", "b", "c"} for name in catalog.names)
+    mixtures = list(dict.fromkeys(name.split("/")[0] for name in catalog.names))
+    assert catalog.names == tuple(f"{name}/expert{m}" for name in mixtures for m in range(2))
+    assert all(set(name.split("+")) <= {"a", "b", "c"} for name in mixtures)
+    for name, row in zip(catalog.names, catalog.coefficients, strict=True):
+        opened, expert = name.removesuffix(name[-8:]).split("+"), int(name[-1])
+        expected = [(source in opened) / len(opened) for source in "abc"] + [float(m == expert) for m in range(2)]
+        assert row.tolist() == pytest.approx(expected)
+    assert len(mixtures) == 6 if method == "k_hot" else 1 <= len(mixtures) <= 2  # 5 routings are 2 mixtures x 2 experts
     again = reopened(classifier, tmp_path)
     assert again.router.catalog is not None
     assert again.router.catalog.names == catalog.names
@@ -343,14 +401,90 @@ def test_catalogs_are_built_trained_and_saved_with_the_router(family: str, metho
     assert torch.equal(predictions(again), predictions(classifier))
 
 
-def test_a_searched_catalog_does_not_need_a_small_k_hot_one() -> None:
+@pytest.mark.usefixtures("opens_tiny_sources")
+def test_what_is_searched_are_mixtures_of_sources_that_serve_the_training_episodes() -> None:
+    """Of all catalogs of one mixture, the searched one has the smallest loss on the episodes that it is searched on."""
+    search = "guide.catalog={method='random', max_sources=3, size=1, episodes=8}"  # all 7 mixtures are candidates
+    classifier = trained(quick(["guide.family=catalog", "experts.count=0", search]))
+    found = classifier.router.catalog
+    assert found is not None
+    config = tiny_config(["guide.family=point", "experts.count=0"])
+    router = tiny_router(config)
+    features = router.features(tiny_pool())
+    assert features.pool is not None
+    sampler = assembly.build_sampler(config, features.pool, run_module.SEARCH_SEED)
+    everything = Catalog.k_hot(("a", "b", "c"), max_sources=3)
+    router.model.eval()
+    losses = torch.zeros(len(everything))
+    with torch.no_grad():
+        for _ in range(2):
+            batch = features.attach(sampler.sample(4))
+            for j, row in enumerate(everything.coefficients):
+                losses[j] += query_losses(router.model.logits(row.expand(4, -1), batch), batch).sum()
+    assert found.names == (everything.names[int(losses.argmin())],)
+
+
+@pytest.mark.usefixtures("opens_tiny_sources")
+@pytest.mark.parametrize("blocks", [[], [BLOCKS]])
+def test_a_searched_catalog_does_not_need_a_small_k_hot_one(blocks: list[str]) -> None:
     """7 sets of sources x 90 experts are too many to enumerate, and are not asked for."""
-    names = "guide.catalog={method='greedy', max_sources=3, size=4, episodes=4}"
-    for blocks in ([], [BLOCKS]):
-        classifier = trained(["guide.family=catalog", "experts.count=90", names, *blocks])
-        assert classifier.router.catalog is not None
-        assert len(classifier.router.catalog) <= 4
-        assert predictions(classifier).shape == (4, 3)
+    search = "guide.catalog={method='greedy', max_sources=3, size=4, episodes=4}"
+    classifier = trained(quick(["guide.family=catalog", "experts.count=90", search, *blocks]))
+    catalog = classifier.router.catalog
+    assert catalog is not None
+    assert len(catalog) == 90  # one mixture, with every expert
+    assert catalog.coefficients.shape[1:] == ((2, 93) if blocks else (93,))
+    assert predictions(classifier).shape == (4, 3)
+
+
+def test_a_search_over_blocks_does_not_need_every_pair_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """17 sources in each of 2 blocks would be 289 routings."""
+
+    def many(config: RunConfig) -> tuple[torch.nn.Module, SourceLibrary]:
+        network, _ = tiny_sources(config)
+        space = ParameterSpace.from_module(network, config.sources.blocks or None)
+        basis = 0.25 * torch.randn(17, space.dim, generator=torch.Generator().manual_seed(0))
+        return network, SourceLibrary(tuple(f"s{r}" for r in range(17)), basis, space)
+
+    monkeypatch.setattr(assembly, "open_library", many)
+    search = "guide.catalog={method='greedy', max_sources=1, size=3, episodes=4}"
+    catalog = trained(quick(["guide.family=catalog", "experts.count=0", BLOCKS, search])).router.catalog
+    assert catalog is not None
+    assert 1 <= len(catalog) <= 3
+
+
+def refuse_to_search(*_: Any, **__: Any) -> Catalog:
+    raise AssertionError("searched")
+
+
+@pytest.mark.usefixtures("opens_tiny_sources")
+def test_a_resumed_run_reads_its_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quick(["guide.family=catalog", "guide.catalog={method='greedy', max_sources=2, size=6, episodes=6}"])
+    first = trained(config, folder=tmp_path)
+    assert (tmp_path / CATALOG).is_file()
+    monkeypatch.setattr(run_module, "search_catalog", refuse_to_search)
+    again = trained(config, folder=tmp_path, resume=True)
+    assert first.router.catalog is not None
+    assert again.router.catalog is not None
+    assert again.router.catalog.names == first.router.catalog.names
+    assert torch.equal(again.router.catalog.coefficients, first.router.catalog.coefficients)
+    assert torch.equal(predictions(again), predictions(first))
+    with pytest.raises(AssertionError, match="searched"):
+        trained(config, folder=tmp_path)  # a run that starts anew does not take another run's catalog
+
+
+def test_a_router_that_is_passed_keeps_its_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quick(["guide.family=catalog", "guide.catalog={method='greedy', size=4, episodes=4}"])
+    with pytest.raises(ValueError, match=r"guide.catalog.method is 'greedy': .* searched first; train_router does it"):
+        tiny_router(config)
+    stand_in = tiny_router(tiny_config(["guide.family=point"]))
+    sampler = assembly.build_sampler(config, tiny_pool(), 5)
+    batches = [stand_in.features(tiny_pool()).attach(sampler.sample(4))]
+    own = search_catalog(stand_in.model, batches, size=3)
+    monkeypatch.setattr(run_module, "search_catalog", refuse_to_search)
+    monkeypatch.setattr(assembly, "open_library", tiny_sources)
+    router = tiny_router(config, catalog=own)
+    assert trained(config, router).router.catalog is own
 
 
 def test_large_catalogs_are_refused_by_enumeration_and_taken_by_the_score_function() -> None:
@@ -371,8 +505,10 @@ def test_every_family_is_saved_and_reopened(family: str, tmp_path: Path) -> None
     assert again.router.config == classifier.router.config
 
 
+@pytest.mark.usefixtures("opens_tiny_sources")
 def test_calibration_scales_the_posterior_and_is_saved(tmp_path: Path) -> None:
-    plain, scaled = (trained(["guide.family=catalog", f"guide.calibrate={on}"]) for on in ("false", "true"))
+    configs = (quick(["guide.family=catalog", f"guide.calibrate={on}"]) for on in ("false", "true"))
+    plain, scaled = (trained(config) for config in configs)
     guide: Any = scaled.router.guide
     temperature = guide.temperature_scale.item()
     assert plain.router.guide.temperature_scale.item() == 1.0  # type: ignore[union-attr,operator]

@@ -43,9 +43,9 @@ def same_for_all(row: Tensor, episodes: int = 5) -> Tensor:
         LogisticNormalPosterior(same_for_all(logits(1)), same_for_all(logits(1).exp()), SOURCES),
         DirichletPosterior(same_for_all(logits(1).exp()), SOURCES),
         ConcretePosterior(same_for_all(logits(1)), torch.full((5, 1), 0.7, dtype=torch.float64), SOURCES),
-        PointPosterior(same_for_all(logits(1)), SOURCES),
+        ConcretePosterior(same_for_all(logits(1)), torch.full((5, 1), 0.7, dtype=torch.float64), SOURCES, hard=True),
     ],
-    ids=lambda p: type(p).__name__,
+    ids=lambda p: type(p).__name__ + " hard" * getattr(p, "hard", False),
 )
 def test_the_same_posterior_for_every_episode_has_no_information(posterior: RoutingPosterior) -> None:
     assert posterior_spread(posterior, 16, seeded()).mutual_information == pytest.approx(0, abs=1e-9)
@@ -74,7 +74,7 @@ def test_information_of_categoricals_is_the_exact_sum() -> None:
     exact = torch.special.entr(q.mean(0)).sum() - entropies.mean()
     spread = posterior_spread(posterior, 20_000, seeded())
     assert 0.2 < exact < math.log(6)
-    assert spread.mutual_information == pytest.approx(exact.item(), abs=0.01)
+    assert spread.mutual_information == pytest.approx(exact.item())
     assert spread.entropy == pytest.approx(entropies.mean().item())
     assert spread.variance == pytest.approx((1 - q.square().sum(-1)).mean().item(), abs=0.01)
 
@@ -87,11 +87,53 @@ def test_variance_of_mixtures_by_hand() -> None:
     assert posterior_spread(posterior, 20_000, seeded()).variance == pytest.approx(variance.item(), abs=0.01)
 
 
-def test_a_point_has_no_variance() -> None:
+def test_a_point_has_no_variance_and_no_density() -> None:
     spread = posterior_spread(PointPosterior(logits(3, seed=3), SOURCES), 8, seeded())
     assert spread.variance == 0
+    assert math.isnan(spread.mutual_information)
     weights = logits(3, seed=3).softmax(-1)
     assert spread.entropy == pytest.approx(-(weights * weights.log()).sum(-1).mean().item())  # of its mixing weights
+
+
+def far_apart(temperature: float, hard: bool = False) -> ConcretePosterior:
+    """In float32, one entry for each of 4 episodes: nearly one-hot weights."""
+    return ConcretePosterior(20 * torch.eye(SOURCES), torch.full((SOURCES, 1), temperature), SOURCES, hard)
+
+
+@pytest.mark.parametrize("draws", [1, 8, 64])
+def test_cold_concretes_far_apart_are_log_b(draws: int) -> None:
+    """Weights that round to 0 and 1 still know which episode they are of: densities are of the contrasts as drawn."""
+    for seed in range(5):
+        found = far_apart(0.05).mutual_information(draws, torch.Generator().manual_seed(seed))
+        assert found == pytest.approx(math.log(SOURCES), abs=1e-3)
+        assert found <= math.log(SOURCES) + 1e-5
+
+
+def test_cold_concretes_that_overlap_know_as_much_as_their_categorical() -> None:
+    """As T goes to 0 the weights are one-hot, entry k with probability softmax(logits)_k: no less can be known."""
+    values = logits(6, seed=4)
+    q = values.softmax(-1)
+    exact = (torch.special.entr(q.mean(0)).sum() - torch.special.entr(q).sum(-1).mean()).item()
+    cold = torch.full((6, 1), 0.05, dtype=torch.float64)
+    soft = ConcretePosterior(values, cold, SOURCES).mutual_information(20_000, seeded())
+    assert exact - 0.01 < soft < math.log(6)
+    for few in range(5):
+        assert ConcretePosterior(values, cold, SOURCES).mutual_information(8, torch.Generator().manual_seed(few)) >= 0
+    assert ConcretePosterior(values, cold, SOURCES, hard=True).mutual_information() == pytest.approx(exact)
+
+
+def test_information_of_concretes_by_quadrature() -> None:
+    """Two sources: u = log(w_1 / w_2) is logistic with location (l_1 - l_2) / T and scale 1 / T."""
+    values = torch.tensor([[0.0, 0.0], [1.5, -1.5], [-1.0, 1.0]], dtype=torch.float64)
+    temperature = torch.tensor([[0.4], [0.7], [1.0]], dtype=torch.float64)
+    z = torch.linspace(-80, 80, 40_001, dtype=torch.float64) - (values[:, :1] - values[:, 1:]) / temperature
+    scaled = temperature * z
+    density = temperature * torch.sigmoid(scaled) * torch.sigmoid(-scaled)
+    grid = torch.linspace(-80, 80, 40_001, dtype=torch.float64)
+    entropy = torch.trapezoid(torch.special.entr(density), grid)
+    exact = torch.trapezoid(torch.special.entr(density.mean(0)), grid) - entropy.mean()
+    found = ConcretePosterior(values, temperature, 2).mutual_information(20_000, seeded())
+    assert found == pytest.approx(exact.item(), abs=0.01)
 
 
 def test_information_of_gaussians_by_quadrature() -> None:
