@@ -119,7 +119,18 @@ def test_cold_concretes_that_overlap_know_as_much_as_their_categorical() -> None
     assert exact - 0.01 < soft < math.log(6)
     for few in range(5):
         assert ConcretePosterior(values, cold, SOURCES).mutual_information(8, torch.Generator().manual_seed(few)) >= 0
-    assert ConcretePosterior(values, cold, SOURCES, hard=True).mutual_information() == pytest.approx(exact)
+    hard = ConcretePosterior(values, cold, SOURCES, hard=True)
+    assert hard.mutual_information(20_000, seeded()) == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_concretes_know_what_experts_and_blocks_tell(hard: bool) -> None:
+    """Two episodes that differ in the expert alone, or in which block has which source: log 2 either way."""
+    of_experts = torch.tensor([[0.0, 0.0, 30.0, 0.0], [0.0, 0.0, 0.0, 30.0]])
+    swapped = torch.tensor([[[30.0, 0.0], [0.0, 30.0]], [[0.0, 30.0], [30.0, 0.0]]])
+    for values in (of_experts, swapped):
+        found = ConcretePosterior(values, torch.full((2, 1), 0.3), 2, hard).mutual_information(64, seeded())
+        assert found == pytest.approx(math.log(2), abs=1e-3)
 
 
 def test_information_of_concretes_by_quadrature() -> None:
