@@ -80,7 +80,7 @@ class MetaTrainer:
 
     Args:
         model, guide: the pair; both are moved to ``device``.
-        elbo: the objective.
+        elbo: the objective; its kl_weight of now is the full weight of the KL schedule.
         sampler: of training episodes.
         features: frozen features of the sampler's pool.
         settings: how to train.
