@@ -126,9 +126,10 @@ class RoutingPosterior(ABC):
             return self.mean.new_zeros(self.mean.shape[0])
         if isinstance(prior, MixturePrior) and len(mine) > 1:
             return self._mixture_bound(prior) if prior.kl == "bound" else None
+        pairs = [(q, prior.distribution(site, {})) for site, q in mine.items()]
         try:
-            terms = [kl_divergence(q, prior.distribution(site, {})).squeeze(-1) for site, q in mine.items()]
-        except NotImplementedError:
+            terms = [kl_divergence(q, p).squeeze(-1) for q, p in pairs]
+        except NotImplementedError:  # how torch says that no closed form is registered
             return None
         return torch.stack(terms).sum(0)
 

@@ -83,7 +83,7 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        own = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+        own = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
         found = {p.name: p for p in own} | found
         if not any(p.kind is p.VAR_KEYWORD for p in own):
             break

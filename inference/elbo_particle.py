@@ -161,7 +161,7 @@ class Particle:
                 try:
                     exact = kl_divergence(guide_site["fn"], site["fn"])
                     entropy = _negative_entropy(guide_site, log_q) if split else None
-                except NotImplementedError:
+                except NotImplementedError:  # how torch says that no closed form is registered: sampled below
                     pass
                 else:
                     yield guide_site, _scaled(exact, guide_site), entropy, site["name"]

@@ -176,6 +176,7 @@ def _searched_catalog(
     if resume and path is not None and path.exists():
         return Catalog.from_dict(load_state(path))
     search, experts = config.guide.catalog, config.experts.count
+    assert search.method != "k_hot"
     assert train.pool is not None
     sampler = build_sampler(config, train.pool, SEARCH_SEED)
     size = min(search.episodes, config.training.episodes)
@@ -183,7 +184,7 @@ def _searched_catalog(
     catalog = search_catalog(
         stand_in.model,
         batches,
-        method=search.method,  # type: ignore[arg-type]  # not k_hot
+        method=search.method,
         size=max(1, search.size // max(1, experts)),
         max_sources=search.max_sources,
         rho=config.objective.rho,

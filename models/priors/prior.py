@@ -33,12 +33,12 @@ class RoutingPrior(LocalModule):
     @property
     def size(self) -> int:
         """C = R + M, the number of coefficients."""
-        raise NotImplementedError
+        raise self._missing("size")
 
     @property
     def site_names(self) -> tuple[str, ...]:
         """The sample sites in the order in which they are drawn."""
-        raise NotImplementedError
+        raise self._missing("site_names")
 
     def distribution(self, site: str, drawn: Mapping[str, Tensor]) -> TorchDistribution:
         """The distribution of a site given the sites ``drawn`` before it; they do not matter where it is independent.
@@ -46,11 +46,11 @@ class RoutingPrior(LocalModule):
         Raises:
             KeyError: for a site that the prior does not have.
         """
-        raise NotImplementedError
+        raise self._missing("distribution")
 
     def coefficients_of(self, drawn: Mapping[str, Tensor]) -> Tensor:
         """Coefficients ``(*b, C)`` or ``(*b, L, C)`` from a value for every site."""
-        raise NotImplementedError
+        raise self._missing("coefficients_of")
 
     def forward(self) -> Tensor:
         drawn: dict[str, Tensor] = {}
@@ -65,7 +65,7 @@ class RoutingPrior(LocalModule):
 
     def log_weights_before_evidence(self) -> Tensor:
         """Where a guide starts: ln p(A) ``(J,)`` over a catalog, ln E w ``([L,] C)`` (or the logits) on the simplex."""
-        raise NotImplementedError
+        raise self._missing("log_weights_before_evidence")
 
     def hyper_log_densities(self) -> dict[str, Tensor]:
         """Log density of every hyper-parameter that has a hyperprior, by name, each 0-dim."""
@@ -75,6 +75,9 @@ class RoutingPrior(LocalModule):
         """Scores the hyper-parameters, once a model: call it outside the plates, before the prior itself."""
         for name, log_density in self.hyper_log_densities().items():
             pyro.factor(f"{name}_hyperprior", log_density)
+
+    def _missing(self, name: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} has no {name}; expected a prior to define it")
 
     def _check_site(self, site: str) -> None:
         if site not in self.site_names:
@@ -121,7 +124,7 @@ class SimplexPrior(RoutingPrior):
 
     def part_distribution(self, part: slice) -> ContrastDistribution:
         """The distribution of one block's contrasts of the coefficients in ``part``, batch shape ``()``."""
-        raise NotImplementedError
+        raise self._missing("part_distribution")
 
     def distribution(self, site: str, drawn: Mapping[str, Tensor]) -> TorchDistribution:
         self._check_site(site)

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
 from pyro_smat.distributions.contrast import standard_exponential
+from pyro_smat.routing import straight_through
 
 
 class CatalogCategorical(dist.OneHotCategorical):
@@ -64,10 +65,7 @@ class RelaxedCatalog(TorchDistribution):
         logits = self.categorical.logits
         gumbel = -standard_exponential((*sample_shape, *logits.shape), logits, None).log()
         soft = ((logits + gumbel) / self.temperature).softmax(-1)
-        if not self.hard:
-            return soft
-        hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
-        return hard + (soft - soft.detach())
+        return straight_through(soft, soft.shape[-1]) if self.hard else soft
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.categorical.log_prob(value)
