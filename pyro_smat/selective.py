@@ -57,6 +57,15 @@ def aurc(scores: Numbers, losses: Numbers) -> float:
     return float(risk_coverage_curve(scores, losses).risk.mean())
 
 
+def excess_aurc(scores: Numbers, losses: Numbers) -> float:
+    r"""AURC minus that of the best possible score, which keeps the items in the order of their losses.
+
+    At least 0, and 0 for a score that orders like the losses (Geifman, Uziel and El-Yaniv 2019). Arguments and errors
+    as in :func:`risk_coverage_curve`.
+    """
+    return aurc(scores, losses) - aurc(losses, losses)
+
+
 def augrc(scores: Numbers, losses: Numbers) -> float:
     r"""Area under the generalised risk-coverage curve, :math:`\frac1n \sum_i \frac1n \sum_{j \le i} \ell_{(j)}`.
 

@@ -1,0 +1,19 @@
+"""Certificates: upper bounds of the loss of new episodes, from held-out episodes, failing at most as often as said."""
+
+from pyro_smat.certificates.certificate import Certificate
+from pyro_smat.certificates.cvar import CVAR_METHODS, CVaRMethod, cvar_upper_bound
+from pyro_smat.certificates.mean import MEAN_METHODS, MeanMethod, mean_p_value, mean_upper_bound
+from pyro_smat.certificates.selective import CertifiedThreshold, select_abstention_threshold
+
+__all__ = [
+    "CVAR_METHODS",
+    "MEAN_METHODS",
+    "CVaRMethod",
+    "Certificate",
+    "CertifiedThreshold",
+    "MeanMethod",
+    "cvar_upper_bound",
+    "mean_p_value",
+    "mean_upper_bound",
+    "select_abstention_threshold",
+]
