@@ -1,0 +1,19 @@
+"""Sources: checkpoints of one network, opened lazily, checked against each other, mixed, compressed, compared."""
+
+from pyro_smat.sources.checkpoint import Checkpoint
+from pyro_smat.sources.compatibility import CompatibilityReport, check_compatibility
+from pyro_smat.sources.compression import CompressionResult, compress
+from pyro_smat.sources.library import SourceLibrary
+from pyro_smat.sources.opening import load_weights, open_checkpoint, without_wrappers
+
+__all__ = [
+    "Checkpoint",
+    "CompatibilityReport",
+    "CompressionResult",
+    "SourceLibrary",
+    "check_compatibility",
+    "compress",
+    "load_weights",
+    "open_checkpoint",
+    "without_wrappers",
+]
