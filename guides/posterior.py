@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import pyro.distributions as dist
 import torch
@@ -18,9 +18,9 @@ from torch.distributions import kl_divergence
 from pyro_smat.models.priors import MixturePrior, RoutingPrior
 from pyro_smat.routing import CATALOG_SITE
 
-Uncertainty = Literal["confidence", "entropy", "variance", "prior"]
-UNCERTAINTIES: tuple[Uncertainty, ...] = ("confidence", "entropy", "variance", "prior")
-VARIANCE_DRAWS = 64
+Uncertainty = Literal["confidence", "entropy", "variance", "prior", "discretised entropy"]
+UNCERTAINTIES: tuple[Uncertainty, ...] = get_args(Uncertainty)
+UNCERTAINTY_DRAWS = 64
 KL_DRAWS = 256
 
 KLMethod = Literal["exact", "Monte Carlo", "bound"]
@@ -159,21 +159,30 @@ class RoutingPosterior(ABC):
 
         Args:
             kind: "confidence" 1 - max choice; "entropy" of the choice; "variance" summed over coefficients, from
-                draws (mean over blocks); "prior" minus KL(q || prior), for which ``prior`` is needed.
+                draws (mean over blocks); "prior" minus KL(q || prior), for which ``prior`` is needed; "discretised
+                entropy" of which source and expert weigh most in a draw, in nats (mean over blocks).
             prior: the routing prior.
-            generator: for "variance".
+            generator: for "variance" and "discretised entropy".
         """
         if kind == "confidence":
             return 1.0 - self.choice().amax(-1)
         if kind == "entropy":
             return self.entropy()
         if kind == "variance":
-            variance = self.sample(VARIANCE_DRAWS, generator).var(0).sum(-1)
+            variance = self.sample(UNCERTAINTY_DRAWS, generator).var(0).sum(-1)
             return variance.mean(-1) if self.blocks > 1 else variance
         if kind == "prior":
             if prior is None:
                 raise ValueError("uncertainty kind 'prior' is minus KL(q || prior): pass the prior")
             return -self.kl(prior)
+        if kind == "discretised entropy":
+            drawn = self.sample(UNCERTAINTY_DRAWS, generator)
+            cell, cells = drawn[..., : self.sources].argmax(-1), self.sources
+            if self.experts:
+                cell, cells = cell * self.experts + drawn[..., self.sources :].argmax(-1), cells * self.experts
+            shares = torch.nn.functional.one_hot(cell, cells).to(drawn.dtype).mean(0)  # (B, [L,] cells)
+            entropy = torch.special.entr(shares).sum(-1)
+            return entropy.mean(-1) if self.blocks > 1 else entropy
         raise ValueError(f"uncertainty kind is {kind!r}; expected one of {UNCERTAINTIES}")
 
 

@@ -79,7 +79,6 @@ class RouterNetwork(nn.Module):
             self.source_head.bias.copy_(initial.repeat(blocks))
         if not experts:
             return
-        self.identity = nn.Parameter(torch.randn(sources, width, generator=torch.Generator().manual_seed(0)) * 0.1)
         last = nn.Linear(width, blocks * experts * outputs)
         self.expert_head = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), last)
         with torch.no_grad():
@@ -110,8 +109,7 @@ class RouterNetwork(nn.Module):
         summary = torch.cat([embedding.mean(1), (pooled.unsqueeze(1) @ embedding).squeeze(1)], dim=-1)
         rest = values[..., 1:]
         if self.experts:
-            view = torch.cat([embedding.mean(1), pooled @ self.identity], dim=-1)
-            of_experts = self.expert_head(view).unflatten(-1, (self.blocks, self.experts, 2 + self.columns))
+            of_experts = self.expert_head(summary).unflatten(-1, (self.blocks, self.experts, 2 + self.columns))
             location = torch.cat([location, of_experts[..., 0]], dim=-1)
             rest = torch.cat([rest, of_experts[..., 1:]], dim=-2)
         scale, factor = F.softplus(rest[..., 0]) + 1e-3, rest[..., 1:]

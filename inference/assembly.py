@@ -5,7 +5,7 @@ The one place that knows which class a name in the config means.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pyro_smat.data.folders import read_folder
 from pyro_smat.data.glyphs import glyph_pool
 from pyro_smat.data.pool import ImagePool
 from pyro_smat.data.table import read_csv
+from pyro_smat.descriptors import probe_images, source_descriptors
 from pyro_smat.experts import ExpertBank
 from pyro_smat.features import SourceFeatures
 from pyro_smat.guides import RoutingGuide
@@ -48,6 +49,7 @@ class Router:
         model, guide: the pair, on ``device``.
         device: where they are.
         catalog: of a guide over a catalog.
+        descriptors: ``(R, D)`` of the sources, where the guide reads them.
     """
 
     config: RunConfig
@@ -57,6 +59,7 @@ class Router:
     guide: RoutingGuide
     device: torch.device
     catalog: Catalog | None = None
+    descriptors: Tensor | None = None
 
     def features(self, pool: ImagePool | None = None, progress: bool = False) -> SourceFeatures:
         """Frozen source features of a pool (or of loose images)."""
@@ -76,19 +79,28 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def source_files(config: RunConfig) -> tuple[nn.Module, Mapping[str, Path]]:
+    """The network template and the checkpoints that the config names (the shipped glyph sources where it names none).
+
+    Raises:
+        ValueError: for a config that names no files and is not about the built-in glyphs.
+    """
+    if config.sources.files:
+        return build_network(config.sources.network, **config.sources.options), config.sources.files
+    if config.data.kind != "glyphs" or config.sources.options or config.sources.network != "conv4":
+        raise ValueError(
+            "[sources] names no files; only the built-in glyphs have sources of their own: "
+            'add files = {name = "checkpoint.safetensors", ...}, the fallback first'
+        )
+    name, options = GLYPH_NETWORK
+    return build_network(name, **options), shipped_glyph_sources()
+
+
 def open_library(config: RunConfig) -> tuple[nn.Module, SourceLibrary]:
-    """The network template and the sources that the config names (the shipped glyph sources where it names none)."""
-    if not config.sources.files:
-        if config.data.kind != "glyphs" or config.sources.options or config.sources.network != "conv4":
-            raise ValueError(
-                "[sources] names no files; only the built-in glyphs have sources of their own: "
-                'add files = {name = "checkpoint.safetensors", ...}, the fallback first'
-            )
-        name, options = GLYPH_NETWORK
-        network = build_network(name, **options)
-        return network, SourceLibrary.from_files(network, shipped_glyph_sources(), config.sources.blocks or None)
-    network = build_network(config.sources.network, **config.sources.options)
-    return network, SourceLibrary.from_files(network, config.sources.files, config.sources.blocks or None)
+    """The network template and the library of the config's sources."""
+    network, files = source_files(config)
+    blocks, head = config.sources.blocks or None, config.sources.head
+    return network, SourceLibrary.from_files(network, files, blocks, head=head)
 
 
 def build_router(
@@ -97,6 +109,7 @@ def build_router(
     opened: tuple[nn.Module, SourceLibrary] | None = None,
     *,
     catalog: Catalog | None = None,
+    descriptors: Tensor | None = None,
     model_class: type | None = None,
     guide_class: type | None = None,
 ) -> Router:
@@ -107,18 +120,31 @@ def build_router(
         device: where to put them.
         opened: network and sources, when they are open already.
         catalog: of a guide over a catalog; default: all mixtures of up to ``guide.catalog.max_sources`` sources.
+        descriptors: of the sources, when they are known already.
         model_class, guide_class: instead of those that the config names.
     """
     network, library = opened or open_library(config)
     sources, experts, blocks = len(library), config.experts.count, len(library.space.block_names)
     catalog = catalog or default_catalog(config, library.names, blocks)
     task_network = TaskNetwork(network, library.space)
+    if not config.guide.descriptors:
+        descriptors = None
+    elif descriptors is None:
+        probes = probe_images(config.data.channels, config.data.size)
+        descriptors = source_descriptors(task_network, library.basis.to(device), probes).cpu()
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         prior = build_prior(config.prior, config.guide.family, sources, experts, blocks, catalog)
         guide = build_guide(
-            config, sources, blocks, catalog, prior, _feature_width(config, task_network, library), guide_class
+            config,
+            sources,
+            blocks,
+            catalog,
+            prior,
+            _feature_width(config, task_network, library),
+            guide_class,
+            descriptors,
         )
     parts = config.experts
     bank = (
@@ -157,7 +183,7 @@ def build_router(
         },
     )
     check_attributes(model, MODEL_NEEDS, "model")
-    return Router(config, network, library, model.to(device), guide.to(device), device, catalog)
+    return Router(config, network, library, model.to(device), guide.to(device), device, catalog, descriptors)
 
 
 def build_pool(config: RunConfig, split: str | None, path: Path | None = None) -> ImagePool:

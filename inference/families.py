@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_smat import config as c
-from pyro_smat.encoders import SupportEncoder, build_encoder
+from pyro_smat.encoders import DescribedEncoder, SupportEncoder, build_encoder
 from pyro_smat.guides import (
     CatalogGuide,
     ConcreteGuide,
@@ -156,8 +156,10 @@ def build_guide(
     prior: RoutingPrior,
     feature_width: int,
     cls: type | None = None,
+    descriptors: torch.Tensor | None = None,
 ) -> RoutingGuide:
-    """The guide of a config; ``cls`` or ``config.custom.guide`` replaces the class of the family.
+    """The guide of a config; ``cls`` or ``config.custom.guide`` replaces the class of the family; ``descriptors``
+    of the sources ``(R, D)`` are read beside the support.
 
     Raises:
         ValueError: for a class that asks for what cannot be had.
@@ -166,6 +168,8 @@ def build_guide(
     if cls is None:
         cls = GUIDES[guide.family] if config.custom.guide is None else load_class(config.custom.guide)
     encoder: SupportEncoder = build_encoder(guide.encoder, feature_width, guide.hidden)
+    if descriptors is not None:
+        encoder = DescribedEncoder(encoder, descriptors)
     available: dict[str, Any] = {
         "sources": sources,
         "experts": config.experts.count,

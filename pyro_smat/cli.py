@@ -1,18 +1,19 @@
-"""The command line: ``pyro-smat quickstart | train | evaluate | adapt | predict | sources``.
+"""The command line: ``pyro-smat quickstart | train | evaluate | adapt | predict | cost | sources ...``.
 
-Thin: options in, functions of :mod:`pyro_smat.inference.run` out. Bad input is one message and exit code 2. PyTorch is
-imported inside the commands, so that ``--help`` answers at once.
+Thin: options in, functions of :mod:`pyro_smat.inference.run` out. PyTorch is imported inside the commands, so that
+``--help`` answers at once.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from pyro_smat.command import Device, Overrides, OwnGuide, OwnModel, Progress, Seed, commands_of
+from pyro_smat.sources_command import app as sources_app
 
 app = typer.Typer(
     help="Bayesian routing over composed networks: mix fine-tuned checkpoints per task, and know how sure that is.",
@@ -21,27 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Seed = Annotated[int | None, typer.Option(help="Seed; default: the config's.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
-OwnModel = Annotated[str | None, typer.Option("--model", help="A model of your own: my_model.py:MyModel.")]
-OwnGuide = Annotated[str | None, typer.Option("--guide", help="A guide of your own: my_guide.py:MyGuide.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder (or a router folder).")]
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command whose ValueErrors are messages, not tracebacks."""
-
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except ValueError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from error
-
-    app.command(name=function.__name__)(run)
-    return function
+command = commands_of(app)
+app.add_typer(sources_app, name="sources")
 
 
 @command
@@ -51,7 +34,7 @@ def quickstart(
         bool, typer.Option(help="Make the source checkpoints too (17 minutes of one core).")
     ] = False,
     episodes: Annotated[int, typer.Option(help="Test episodes per condition.")] = 100,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override the config, key=value.")] = None,
+    set_: Overrides = None,
     seed: Seed = None,
     device: Device = "auto",
     browser: Annotated[bool, typer.Option(help="Open the report where there is a browser.")] = True,
@@ -77,7 +60,7 @@ def quickstart(
 def train(
     config: Annotated[Path, typer.Argument(help="TOML config.")],
     output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override the config, key=value.")] = None,
+    set_: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in the output folder.")] = False,
     model: OwnModel = None,
     guide: OwnGuide = None,
@@ -166,17 +149,26 @@ def evaluate(
     typer.echo(f"report: {folder / 'report.html'}")
 
 
+Refine = Annotated[
+    str | None,
+    typer.Option(
+        help="After routing: frank-wolfe, gradient, risk-averse or dirichlet, with settings: NAME:key=value,..."
+    ),
+]
+
+
 @command
 def adapt(
     run: RunFolder,
     support: Annotated[Path, typer.Argument(help="Folder of class folders: SUPPORT/<class>/*.png.")],
+    refine: Refine = None,
     model: OwnModel = None,
     guide: OwnGuide = None,
     seed: Seed = None,
     device: Device = "auto",
 ) -> None:
     """Route one labelled support set: which sources and experts, how sure, what it costs."""
-    typer.echo(str(_adapt(run, support, seed, device, model, guide).explain()))
+    typer.echo(str(_adapt(run, support, refine, seed, device, model, guide).explain()))
 
 
 @command
@@ -186,6 +178,7 @@ def predict(
     images: Annotated[Path, typer.Argument(help="One image, or a folder of images.")],
     output: Annotated[Path | None, typer.Option(help="CSV file for the probabilities.")] = None,
     rule: Annotated[str | None, typer.Option(help="mean, map, gibbs, ensemble, top-k or fallback.")] = None,
+    refine: Refine = None,
     model: OwnModel = None,
     guide: OwnGuide = None,
     seed: Seed = None,
@@ -200,7 +193,7 @@ def predict(
 
     if rule is not None and rule not in RULES:
         raise ValueError(f"--rule is {rule!r}; expected one of {', '.join(RULES)}")
-    task = _adapt(run, support, seed, device, model, guide)
+    task = _adapt(run, support, refine, seed, device, model, guide)
     data = _data_of(run)
     pixels, names = read_images(images, size=data["size"], channels=data["channels"])
     probabilities = task.predict_proba(pixels, rule)
@@ -216,17 +209,29 @@ def predict(
 
 
 @command
-def sources(
-    config: Annotated[Path | None, typer.Argument(help="TOML config; default: the built-in glyph sources.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override the config, key=value.")] = None,
+def cost(
+    run: RunFolder,
+    images: Annotated[int, typer.Option(help="Images of a task, support and queries.")] = 25,
+    repeats: Annotated[int, typer.Option(help="Measurements of each time.")] = 30,
+    output: Annotated[Path | None, typer.Option(help="JSON file; default: RUN/cost.json.")] = None,
+    model: OwnModel = None,
+    guide: OwnGuide = None,
+    device: Device = "auto",
 ) -> None:
-    """Check that checkpoints fit together and show how far apart they are."""
-    from pyro_smat.config import load_config
+    """Measure what active sources and experts cost on this machine, in milliseconds and bytes."""
+    from pyro_smat.cost.command import calibrate_files
+    from pyro_smat.inference.custom import load_class
 
-    parsed = load_config(config, set_ or [])
-    from pyro_smat.inference.assembly import open_library
-
-    typer.echo(open_library(parsed)[1].report)
+    table = calibrate_files(
+        run,
+        device=device,
+        images=images,
+        repeats=repeats,
+        output=output,
+        model_class=None if model is None else load_class(model),
+        guide_class=None if guide is None else load_class(guide),
+    )
+    typer.echo(table)
 
 
 def _seed(seed: int | None) -> list[str]:
@@ -255,14 +260,24 @@ def _data_of(run: Path) -> dict[str, Any]:
     return json.loads((_router_folder(run) / "router.json").read_text())["config"]["data"]
 
 
-def _adapt(run: Path, support: Path, seed: int | None, device: str, model: str | None, guide: str | None) -> Any:
+def _adapt(
+    run: Path,
+    support: Path,
+    refine: str | None,
+    seed: int | None,
+    device: str,
+    model: str | None,
+    guide: str | None,
+) -> Any:
     from pyro_smat.data.folders import read_folder
+    from pyro_smat.inference.refinement import parse_refinement
 
     classifier = _load(run, device, model, guide)
     data = classifier.router.config.data
     pool = read_folder(support, size=data.size, channels=data.channels)
     names = [pool.class_names[0][k] for k in pool.labels[:, 0].tolist()]
-    return classifier.adapt(pool.images.float() / 255.0, names, seed=seed or 0)
+    mode = None if refine is None else parse_refinement(refine)
+    return classifier.adapt(pool.images.float() / 255.0, names, seed=seed or 0, refine=mode)
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ class TaskNetwork:
     the dtype of theta (compose straight into the compute dtype instead of using autocast).
 
     Args:
-        module: the template; its weights are not used and not kept.
+        module: the template; its weights are not used and not kept, but those of a head that the space leaves out.
         space: its parameter space.
         memory_limit: bytes that activations may take. Tasks are run in chunks that fit; when a gradient is wanted and
             all chunks together do not fit, every chunk is recomputed in the backward pass. Default: 8 GiB on a CPU,
@@ -94,7 +94,8 @@ class TaskNetwork:
         self.recompute = recompute
         template = copy.deepcopy(module).eval().requires_grad_(False)
         composed = set(space.names)
-        self._constants = {k: v.clone() for k, v in template.named_buffers() if k not in composed}
+        rest = [*template.named_parameters(), *template.named_buffers()]
+        self._constants = {k: v.detach().clone() for k, v in rest if k not in composed}
         self._template = template.to("meta")
         self._differentiable = _with_differentiable_statistics(copy.deepcopy(self._template))
         self._opaque = [name for name, part in self._differentiable.named_modules() if _tracks_statistics(part)]

@@ -78,12 +78,14 @@ class Sources(_Section):
     """The checkpoints; the first file is theta_pre, the fallback. None at all: the shipped glyph sources.
 
     ``blocks`` routes parts of the network apart: name -> regular expression of tensor names, first match wins.
+    ``head`` are patterns of names ("fc.*") that are left out: those tensors stay the network's own and are not mixed.
     """
 
     network: str = "conv4"
     options: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, Path] = Field(default_factory=dict)
     blocks: dict[str, str] = Field(default_factory=dict)
+    head: tuple[str, ...] = ()
 
 
 class Experts(_Section):
@@ -170,6 +172,8 @@ class CatalogSearch(_Section):
 class Guide(_Section):
     """The family of the posterior and its network.
 
+    ``descriptors``: the network reads what every source does to probe images
+    (:func:`pyro_smat.descriptors.source_descriptors`) beside its evidence on the support.
     ``covariance`` and ``rank`` are for "logistic_normal"; ``temperature``, ``final_temperature``, ``per_episode`` and
     ``straight_through`` for "concrete"; ``concentration`` for "dirichlet"; ``estimator``, ``relaxation`` (its
     temperature), ``catalog`` and ``calibrate`` (temperature scaling on validation episodes) for "catalog" and
@@ -179,6 +183,7 @@ class Guide(_Section):
     family: Family = "logistic_normal"
     encoder: Literal["evidence", "deep_sets", "prototype_moments", "prototype_attention"] = "evidence"
     hidden: int = Field(default=64, ge=1)
+    descriptors: bool = True
     covariance: Literal["diagonal", "low_rank", "full"] = "diagonal"
     rank: int = Field(default=2, ge=1)
     temperature: float = Field(default=1.0, gt=0)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from cli_world import make_images, make_world
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from pyro_smat import RoutedClassifier
@@ -152,11 +153,63 @@ def test_adapt_and_predict_agree_with_the_library(run: Path, world: Path, tmp_pa
     assert len(folder.stdout.strip().splitlines()) == 8
 
 
-def test_sources_shows_a_report(world: Path) -> None:
-    result = call("sources", world / "config.toml")
+def test_sources_are_inspected_and_compared(world: Path, tmp_path: Path) -> None:
+    result = call("sources", "inspect", world / "config.toml", "--values")
     assert result.exit_code == 0
-    assert "base" in result.stdout
-    assert "theta_pre" in result.stdout
+    assert result.stdout.count("fits") == 2
+    state = load_file(world / "base.safetensors")
+    name = next(iter(state))
+    save_file({k: v for k, v in state.items() if k != name}, tmp_path / "short.safetensors")
+    files = f'sources.files={{base="{world}/base.safetensors", short="{tmp_path}/short.safetensors"}}'
+    broken = call("sources", "inspect", world / "config.toml", "--set", files)
+    assert broken.exit_code == 1
+    assert "does not fit" in broken.stdout
+    assert name in broken.stdout
+    compared = call("sources", "compare", world / "config.toml")
+    assert "theta_pre" in compared.stdout
+    assert "93.8%" in compared.stdout  # group normalisation starts alike in both
+
+
+def test_sources_are_compressed_and_read_again(world: Path, tmp_path: Path) -> None:
+    result = call("sources", "compress", world / "config.toml", "--output", tmp_path, "--tolerance", "0.02")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "other.safetensors").stat().st_size < (world / "other.pt").stat().st_size
+    files = f'sources.files={{base="{world}/base.safetensors", other="{tmp_path}/other.safetensors"}}'
+    assert call("sources", "compare", world / "config.toml", "--set", files).exit_code == 0
+
+
+def test_sources_are_aligned(world: Path, tmp_path: Path) -> None:
+    result = call("sources", "align", world / "config.toml", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    aligned, before = load_file(tmp_path / "other.safetensors"), torch.load(world / "other.pt", weights_only=True)
+    assert set(aligned) == set(before)
+    for name, weights in before.items():  # the same numbers, elsewhere
+        torch.testing.assert_close(aligned[name].flatten().sort().values, weights.flatten().sort().values)
+    assert "activations" in refused(
+        "sources", "align", world / "config.toml", "--output", tmp_path / "x", "--method", "activations"
+    )
+
+
+def test_a_source_is_added_and_removed(world: Path, run: Path, tmp_path: Path) -> None:
+    more = call("sources", "add", run, f"third={world}/other.pt", "--output", tmp_path / "more")
+    assert more.exit_code == 0, more.output
+    explained = call("adapt", tmp_path / "more", world / "images" / "test", "--device", "cpu")
+    assert "third" in explained.stdout
+    less = call("sources", "remove", tmp_path / "more", "third", "--output", tmp_path / "less")
+    assert "base, other" in less.stdout
+    assert "NAME=FILE" in refused("sources", "add", run, "third", "--output", tmp_path / "z")
+    assert "theta_pre" in refused("sources", "remove", run, "base", "--output", tmp_path / "z")
+
+
+def test_refinement_and_cost(world: Path, run: Path, tmp_path: Path) -> None:
+    refined = call("adapt", run, world / "images" / "test", "--refine", "frank-wolfe:steps=2", "--device", "cpu")
+    assert refined.exit_code == 0, refined.output
+    assert "frank-wolfe" in refined.stdout
+    assert "'newton'" in refused("adapt", run, world / "images" / "test", "--refine", "newton")
+    measured = call("cost", run, "--repeats", "3", "--output", tmp_path / "cost.json", "--device", "cpu")
+    assert measured.exit_code == 0, measured.output
+    assert "cost_aware" in measured.stdout
+    assert json.loads((tmp_path / "cost.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -187,7 +240,7 @@ def test_bad_files_are_messages(world: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(world, broken, ignore=shutil.ignore_patterns("run"))
     whole = (broken / "base.safetensors").read_bytes()
     (broken / "base.safetensors").write_bytes(whole[: len(whole) // 2])
-    assert "base.safetensors" in refused("sources", broken / "config.toml")
+    assert "base.safetensors" in refused("sources", "inspect", broken / "config.toml")
     (broken / "base.safetensors").write_bytes(whole)
     victim = broken / "images" / "train" / "stripe3" / "2.png"
     victim.write_bytes(victim.read_bytes()[:40])

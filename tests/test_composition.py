@@ -415,3 +415,19 @@ def test_mismatching_leading_dims_are_refused() -> None:
         network(torch.zeros(2, 3, space.dim), torch.zeros(2, 3, 1))
     with pytest.raises(ValueError, match=f"expected d = {space.dim}"):
         network(torch.zeros(2, space.dim - 1), torch.zeros(2, 1, 1, 4, 4))
+
+
+def test_a_head_that_the_space_leaves_out_keeps_the_networks_own_weights() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    body = {k: v for k, v in module.state_dict().items() if k.startswith("0.")}
+    library = SourceLibrary.from_files(module, {"a": body, "b": {k: -v for k, v in body.items()}}, head=("2.*",))
+    assert library.space.names == ("0.weight", "0.bias")
+    network, x = TaskNetwork(module, library.space), torch.randn(5, 4)
+    torch.testing.assert_close(network(library.basis[0], x), module(x).detach())
+    theta = library.basis.requires_grad_()
+    both = network(theta, x.expand(2, -1, -1))
+    torch.testing.assert_close(both[1], module[2](torch.tanh(-module[0](x))))
+    both.sum().backward()  # the head is a constant: gradients reach theta and nothing else
+    assert theta.grad is not None
+    assert module[2].weight.grad is None

@@ -80,4 +80,8 @@ class SupportEncoder(nn.Module, ABC):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         features = features.masked_fill(~mask[:, None, :, None], 0.0)  # 0 x inf is NaN: weights cannot hide padding
         alone = self.encode_alone(features, labels, mask, class_mask)
-        return replace(alone, embedding=self.context(alone.embedding))
+        return replace(alone, embedding=self.in_context(alone.embedding))
+
+    def in_context(self, embedding: Tensor) -> Tensor:
+        """Embeddings ``(B, R, h)`` of every source alone -> in the context of all."""
+        return self.context(embedding)

@@ -1,0 +1,138 @@
+"""``pyro-smat sources inspect | compare | align | compress | add | remove``: what is done with checkpoints alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyro_smat.command import Device, Overrides, commands_of
+
+app = typer.Typer(help="Checkpoints: do they fit, how far apart are they, align, compress, add and remove them.")
+command = commands_of(app)
+
+Config = Annotated[Path | None, typer.Argument(help="TOML config; default: the built-in glyph sources.")]
+Output = Annotated[Path, typer.Option(help="Folder for the new .safetensors files.")]
+Run = Annotated[Path, typer.Argument(help="A run folder (or a router folder).")]
+
+
+@command
+def inspect(
+    config: Config = None,
+    set_: Overrides = None,
+    values: Annotated[bool, typer.Option(help="Read all weights too and look for NaN.")] = False,
+) -> None:
+    """Files, formats, sizes, and whether every source fits the network; what to do where one does not."""
+    from pyro_smat.inference.assembly import source_files
+    from pyro_smat.sources import check_compatibility
+
+    parsed = _parsed(config, set_)
+    network, files = source_files(parsed)
+    report = check_compatibility(network, files, parsed.sources.head, values=values)
+    typer.echo(str(report))
+    if not report.fits:
+        raise typer.Exit(1)
+
+
+@command
+def compare(config: Config = None, set_: Overrides = None) -> None:
+    """Distances, cosines of task vectors and shares of weights that differ, pair by pair."""
+    from pyro_smat.inference.assembly import open_library
+    from pyro_smat.sources.tables import comparison_table
+
+    library = open_library(_parsed(config, set_))[1]
+    typer.echo(library.report)
+    typer.echo("")
+    typer.echo(comparison_table(library))
+
+
+@command
+def align(
+    output: Output,
+    config: Config = None,
+    set_: Overrides = None,
+    method: Annotated[str, typer.Option(help="weights, or activations (which needs --data).")] = "weights",
+    data: Annotated[Path | None, typer.Option(help="Folder of images: activations, and the barrier.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order in which units are matched.")] = 0,
+) -> None:
+    """Permute hidden units and attention heads of every source to match the first; writes aligned checkpoints."""
+    from pyro_smat.alignment import align_files
+    from pyro_smat.data.decode import read_images
+    from pyro_smat.inference.assembly import source_files
+
+    parsed = _parsed(config, set_)
+    network, files = source_files(parsed)
+    images = None
+    if data is not None:
+        images = read_images(data, size=parsed.data.size, channels=parsed.data.channels)[0]
+    typer.echo(align_files(network, files, output, method=method, images=images, seed=seed))
+
+
+@command
+def compress(
+    output: Output,
+    config: Config = None,
+    set_: Overrides = None,
+    form: Annotated[str, typer.Option(help="auto, sparse, truncated, low_rank, int8 or int8_delta.")] = "auto",
+    tolerance: Annotated[float, typer.Option(help="Largest relative error of a tensor; 0 is lossless.")] = 0.0,
+) -> None:
+    """Store every source but the first as differences to the first, or in 8 bits; prints real bytes and errors."""
+    from pyro_smat.inference.assembly import source_files
+    from pyro_smat.sources import compress as compress_source
+    from pyro_smat.sources.tables import compression_table
+
+    files = source_files(_parsed(config, set_))[1]
+    names = list(files)
+    if len(names) < 2:
+        raise ValueError(f"got the one source {names}; expected a base and at least one source to compress")
+    output.mkdir(parents=True, exist_ok=True)
+    base = files[names[0]]
+    results = {
+        name: compress_source(files[name], output / f"{name}.safetensors", base, form, tolerance) for name in names[1:]
+    }
+    typer.echo(compression_table(results))
+
+
+@command
+def add(
+    run: Run,
+    source: Annotated[str, typer.Argument(help="The new source: NAME=FILE.")],
+    output: Annotated[Path, typer.Option(help="Folder for the new router.")],
+    cost: Annotated[float, typer.Option(help="Its price, where the config prices sources one by one.")] = 1.0,
+    device: Device = "auto",
+) -> None:
+    """Add a source to a trained router, without training."""
+    from pyro_smat.inference.changing_sources import add_source
+
+    name, separator, path = source.partition("=")
+    if not separator or not name or not path:
+        raise ValueError(f"the source is {source!r}; expected NAME=FILE")
+    changed = add_source(_router(run, device), name, Path(path), cost=cost)
+    typer.echo(f"router over {', '.join(changed.source_names)}: {changed.save(output)}")
+
+
+@command
+def remove(
+    run: Run,
+    name: Annotated[str, typer.Argument(help="The source to remove.")],
+    output: Annotated[Path, typer.Option(help="Folder for the new router.")],
+    device: Device = "auto",
+) -> None:
+    """Remove a source from a trained router, without training."""
+    from pyro_smat.inference.changing_sources import remove_source
+
+    changed = remove_source(_router(run, device), name)
+    typer.echo(f"router over {', '.join(changed.source_names)}: {changed.save(output)}")
+
+
+def _parsed(config: Path | None, overrides: list[str] | None) -> Any:
+    from pyro_smat.config import load_config
+
+    return load_config(config, overrides or [])
+
+
+def _router(run: Path, device: str) -> Any:
+    from pyro_smat.inference import RoutedClassifier
+
+    return RoutedClassifier.load(run if (run / "router.json").exists() else run / "router", device=device)
