@@ -1,52 +1,39 @@
 """RoutedClassifier: a trained router as a folder, and what a user does with it.
 
 ``RoutedClassifier.load(folder).adapt(images, labels).predict_proba(new_images)``. The folder holds router.safetensors
-and router.json; nothing in it is executed or unpickled.
+and router.json; nothing in it is executed or unpickled. ``adapt(..., refine="frank-wolfe")`` goes on from the router's
+routing with a deployment mode of :mod:`pyro_smat.inference.refinement`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from pyro_smat.composition import compose
-from pyro_smat.config import build_config
+from pyro_smat.config import RunConfig, build_config
 from pyro_smat.episodes import Episode, EpisodeBatch, check_images
-from pyro_smat.guides.posterior import RoutingPosterior
-from pyro_smat.heads import prototype_logits
+from pyro_smat.inference.abstention import ALWAYS_ROUTE, AbstentionRule
+from pyro_smat.inference.adapted_task import AdaptedTask
 from pyro_smat.inference.assembly import Router, build_router, choose_device
 from pyro_smat.inference.checkpoint import write_atomically
-from pyro_smat.inference.decision import Rule, routings
-from pyro_smat.inference.explanation import Component, Explanation
-from pyro_smat.inference.sources import support_losses
+from pyro_smat.inference.fallback import fallback_coefficients
+from pyro_smat.inference.refinement import RefinementMode, parse_refinement
+from pyro_smat.inference.refinement.cache import CacheInfo, TaskCache, support_digest
 from pyro_smat.networks import build_network
-from pyro_smat.parameters import ParameterSpace
 from pyro_smat.pretraining import GLYPH_NETWORK
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary, load_weights
+from pyro_smat.sources.template import matches, space_without
 
-FORMAT = 2
-
-
-@dataclass(frozen=True)
-class AbstentionRule:
-    """Abstain when the score of a support set exceeds the threshold.
-
-    Attributes:
-        score: "confidence", "entropy", "variance" or "support loss".
-        threshold: eta; infinity never abstains.
-        coverage: the share of validation episodes that the threshold accepted.
-    """
-
-    score: str = "entropy"
-    threshold: float = float("inf")
-    coverage: float = 1.0
+FORMAT = 3
+CACHED_TASKS = 8
 
 
 class RoutedClassifier:
@@ -54,21 +41,26 @@ class RoutedClassifier:
 
     Args:
         router: model and guide.
-        abstention: when to fall back to source 0.
+        abstention: when to fall back, and to what.
+        cache_size: adapted tasks to keep, the ones used last; 0 for none. A task keeps the networks it has composed.
 
-    A router of a network that :func:`~pyro_smat.networks.build_network` does not know can be saved too; pass the
-    template to :meth:`load`.
+    The classifier is a snapshot: to train the router further, make a new one. A router of a network that
+    :func:`~pyro_smat.networks.build_network` does not know can be saved too; pass the template to :meth:`load`.
     """
 
-    def __init__(self, router: Router, abstention: AbstentionRule = AbstentionRule()) -> None:
+    def __init__(
+        self, router: Router, abstention: AbstentionRule = ALWAYS_ROUTE, *, cache_size: int = CACHED_TASKS
+    ) -> None:
         self.router = router
         self.abstention = abstention
+        self.fallback = fallback_coefficients(abstention.fallback, router.model, router.catalog)
+        self._tasks: TaskCache[AdaptedTask] = TaskCache(cache_size)
         router.model.eval()
         router.guide.eval()
         masks = router.config.decision.masks
         generator = torch.Generator(device=router.device).manual_seed(router.config.seed)
         with torch.no_grad():  # (m, C, d): one basis, or one for every sample of the experts' gates
-            self._bases = router.model.basis(masks, generator) if masks else router.model.basis().unsqueeze(0)
+            self.bases = router.model.basis(masks, generator) if masks else router.model.basis().unsqueeze(0)
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -86,6 +78,10 @@ class RoutedClassifier:
         tensors |= {f"guide.{k}": v for k, v in guide.state_dict().items()}
         if self.router.catalog is not None:
             tensors["catalog"] = self.router.catalog.coefficients
+        if self.router.descriptors is not None:
+            tensors["descriptors"] = self.router.descriptors
+        weights = self.router.network.state_dict()
+        tensors |= {f"head.{name}": weights[name] for name in _head_of(self.router.network, self.router.config)}
         tensors = {k: v.clone() for k, v in tensors.items()}  # the format refuses memory that priors and catalog share
         tensors["sources"] = self.router.library.basis
         content = to_safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
@@ -101,11 +97,7 @@ class RoutedClassifier:
             },
             "catalog": None if self.router.catalog is None else list(self.router.catalog.names),
             "config": self.router.config.model_dump(mode="json"),
-            "abstention": {
-                "score": self.abstention.score,
-                "threshold": None if self.abstention.threshold == float("inf") else self.abstention.threshold,
-                "coverage": self.abstention.coverage,
-            },
+            "abstention": self.abstention.to_dict(),
         }
         write_atomically(folder / "router.safetensors", content)
         write_atomically(folder / "router.json", json.dumps(description, indent=2).encode())
@@ -120,6 +112,7 @@ class RoutedClassifier:
         network: nn.Module | None = None,
         model_class: type | None = None,
         guide_class: type | None = None,
+        cache_size: int = CACHED_TASKS,
     ) -> RoutedClassifier:
         """Open what :meth:`save` wrote.
 
@@ -129,6 +122,7 @@ class RoutedClassifier:
             network: the template, when it is not one of the built-in networks.
             model_class, guide_class: the classes of a router that was trained with classes of the user's own; loading
                 never runs a file that the folder names.
+            cache_size: adapted tasks to keep.
 
         Raises:
             ValueError: for missing, truncated or foreign files, or classes that were not passed.
@@ -145,7 +139,11 @@ class RoutedClassifier:
                     f"(command line: --{what} {own})"
                 )
         module = network or build_network(description["network"], **description["network_options"])
-        space = ParameterSpace.from_module(module, config.sources.blocks or None)
+        head = _head_of(module, config)
+        if head:
+            module = copy.deepcopy(module)
+            module.load_state_dict({name: tensors.pop(f"head.{name}") for name in head}, strict=False)
+        space = space_without(module, config.sources.blocks or None, config.sources.head)
         if "sources" not in tensors or tensors["sources"].shape != (len(description["source_names"]), space.dim):
             found = tuple(tensors["sources"].shape) if "sources" in tensors else "missing"
             raise ValueError(
@@ -161,7 +159,13 @@ class RoutedClassifier:
             )
         catalog = None if names is None else Catalog(tensors.pop("catalog"), tuple(names))
         router = build_router(
-            config, where, (module, library), catalog=catalog, model_class=model_class, guide_class=guide_class
+            config,
+            where,
+            (module, library),
+            catalog=catalog,
+            descriptors=tensors.pop("descriptors", None),
+            model_class=model_class,
+            guide_class=guide_class,
         )
         for part, target in (("model", router.model), ("guide", router.guide)):
             state = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
@@ -169,24 +173,39 @@ class RoutedClassifier:
                 target.load_state_dict(state)
             except RuntimeError as error:
                 raise ValueError(f"{folder}: the saved {part} does not fit its config ({error})") from error
-        saved = description["abstention"]
-        threshold = float("inf") if saved["threshold"] is None else saved["threshold"]
-        return cls(router, AbstentionRule(saved["score"], threshold, saved["coverage"]))
+        return cls(router, AbstentionRule.from_dict(description["abstention"]), cache_size=cache_size)
 
-    @torch.no_grad()
-    def adapt(self, images: Tensor, labels: Sequence[str] | Sequence[int] | Tensor, *, seed: int = 0) -> AdaptedTask:
-        """Route a labelled support set.
+    def adapt(
+        self,
+        images: Tensor,
+        labels: Sequence[str] | Sequence[int] | Tensor,
+        *,
+        seed: int = 0,
+        refine: RefinementMode | str | None = None,
+    ) -> AdaptedTask:
+        """Route a labelled support set, and refine the routing on it.
+
+        A refinement fits the support better than the router does, its wrong labels included. It pays where the router
+        is far from the best routing and the support is large and clean; with a handful of noisy shots the router,
+        which has learned from many tasks what to believe, is the safer one. Try it on held-out episodes first.
 
         Args:
             images: ``(S, C, H, W)`` float in [0, 1].
             labels: S class names or integers; their sorted distinct values are the classes.
             seed: of the routings that an ensemble draws.
+            refine: a deployment mode, or its name: "frank-wolfe", "gradient", "risk-averse" or "dirichlet", with
+                options as in "frank-wolfe:steps=3,max_active=2". It starts from the posterior's mean (its mode where
+                the router decides by "map") with the deployed masks. None: the router alone.
+
+        Returns:
+            The task; the very same one when it is among the last that were asked for.
 
         Raises:
-            ValueError: for images that are not usable, fewer than two classes, or S labels that are not S.
+            ValueError: for images that are not usable, fewer than two classes, S labels that are not S, an unknown
+                mode, or one that needs experts where there are none.
         """
         check_images(images, "support")
-        values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+        values: list[Any] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
         classes = tuple(sorted(set(values)))
         if len(values) != len(images):
             raise ValueError(f"got {len(images)} images and {len(values)} labels; expected one label an image")
@@ -195,123 +214,47 @@ class RoutedClassifier:
         expected = self.router.config.data
         if images.shape[1] != expected.channels:
             raise ValueError(f"images have {images.shape[1]} channels; this router was trained on {expected.channels}")
+        mode = parse_refinement(refine) if isinstance(refine, str) else refine
+        if mode is not None and not isinstance(mode, RefinementMode):
+            raise ValueError(f"refine is {refine!r}; expected a deployment mode, its name, or None")
+        key = (support_digest(images, values), seed, mode)
+        return self._tasks.get(key, lambda: self._adapt(images, values, classes, seed, mode))
+
+    def cache_info(self) -> CacheInfo:
+        """How often :meth:`adapt` found its task among the kept ones, and how many are kept."""
+        return self._tasks.info()
+
+    @torch.no_grad()
+    def _adapt(
+        self,
+        images: Tensor,
+        values: list[Any],
+        classes: tuple[Any, ...],
+        seed: int,
+        mode: RefinementMode | None,
+    ) -> AdaptedTask:
         names = tuple(str(c) for c in classes)
         target = torch.tensor([classes.index(v) for v in values])
         episode = Episode(images, target, images[:1], target[:1], len(classes), names)
         batch = EpisodeBatch.collate([episode]).to(self.router.device)
         batch = self.router.features().attach(batch)
-        return AdaptedTask(self, batch, self.router.guide.posterior(batch), names, seed)
-
-
-class AdaptedTask:
-    """One routed task.
-
-    Attributes:
-        posterior: q(c | S), batch size 1.
-        classes: class names, in the order of the columns of :meth:`predict_proba`.
-    """
-
-    def __init__(
-        self,
-        owner: RoutedClassifier,
-        batch: EpisodeBatch,
-        posterior: RoutingPosterior,
-        classes: tuple[str, ...],
-        seed: int,
-    ) -> None:
-        self._owner, self._batch, self._seed = owner, batch, seed
-        self.posterior, self.classes = posterior, classes
-        self._composed: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        posterior = self.router.guide.posterior(batch)
+        refinement = None
+        if mode is not None:
+            start = posterior.mode if self.router.config.decision.rule == "map" else posterior.mean
+            refinement = mode.refine(self.router.model, self.deployed_basis, batch, start[0])
+        return AdaptedTask(self, batch, posterior, names, seed, refinement)
 
     @property
-    def uncertainty(self) -> float:
-        """U(S), by the score of the abstention rule."""
-        score = self._owner.abstention.score
-        if score == "support loss":
-            return float(support_losses(self._batch, self._owner.router.model.metric).amin())
-        generator = torch.Generator(device=self._batch.way.device).manual_seed(self._seed)
-        return float(self.posterior.uncertainty(score, generator=generator))  # type: ignore[arg-type]
-
-    @property
-    def abstains(self) -> bool:
-        """Whether U(S) exceeds the threshold; predictions then come from the fallback, source 0."""
-        return self.uncertainty > self._owner.abstention.threshold
-
     @torch.no_grad()
-    def predict_proba(self, images: Tensor, rule: Rule | None = None) -> Tensor:
-        """Class probabilities ``(n, W)``.
+    def deployed_basis(self) -> Tensor:
+        """The basis ``(C, d)`` with the deployed masks."""
+        return self.bases[0] if not self.router.config.decision.masks else self.router.model.basis()
 
-        Args:
-            images: ``(n, C, H, W)`` float in [0, 1].
-            rule: a decision rule; default: the router's own, or the fallback when the task abstains.
 
-        Raises:
-            ValueError: for images that are not usable or of another size than the support.
-        """
-        check_images(images, "query")
-        if images.shape[1:] != self._batch.support_images.shape[2:]:
-            raise ValueError(
-                f"images are {tuple(images.shape[1:])}; the support is {tuple(self._batch.support_images.shape[2:])}"
-            )
-        config, model = self._owner.router.config.decision, self._owner.router.model
-        theta, support, weights = self._compose(rule or ("fallback" if self.abstains else config.rule))
-        images = images.to(theta.device)
-        queries = model.network(theta, images.expand(len(theta), *images.shape)).float()
-        batch = self._batch
-        logits = prototype_logits(
-            support, batch.support_labels, batch.support_mask, queries, batch.class_mask, model.scale, model.metric
-        )
-        return (weights.view(-1, 1, 1) * logits.softmax(-1)).sum(0).cpu()
-
-    def predict(self, images: Tensor, rule: Rule | None = None) -> list[str]:
-        """Class names of images ``(n, C, H, W)``."""
-        return [self.classes[k] for k in self.predict_proba(images, rule).argmax(-1).tolist()]
-
-    @torch.no_grad()
-    def explain(self) -> Explanation:
-        """Which sources and experts, how sure, and what it costs."""
-        router = self._owner.router
-        draws = self.posterior.sample(512, torch.Generator(device=self._batch.way.device).manual_seed(self._seed))[:, 0]
-        mean = self.posterior.mean[0]
-        if self.posterior.blocks > 1:  # a block counts by its share of the coordinates
-            share = torch.tensor(router.library.space.block_sizes, device=mean.device).to(mean)
-            share = (share / share.sum()).unsqueeze(-1)
-            draws, mean = (draws * share).sum(-2), (mean * share).sum(-2)
-        low, high = torch.quantile(draws, torch.tensor([0.05, 0.95], device=draws.device), dim=0)
-        names = (*router.library.names, *(f"expert {m}" for m in range(self.posterior.experts)))
-        sizes = [router.library.space.dim] * self.posterior.sources
-        if router.model.experts is not None:
-            sizes += router.model.experts.masks().sum(-1).tolist()
-        parts = tuple(
-            Component(name, float(mean[i]), float(low[i]), float(high[i]), int(sizes[i]))
-            for i, name in enumerate(names)
-        )
-        rule: Rule = "fallback" if self.abstains else router.config.decision.rule
-        return Explanation(
-            components=parts,
-            score=self._owner.abstention.score,
-            uncertainty=self.uncertainty,
-            threshold=self._owner.abstention.threshold,
-            abstains=self.abstains,
-            rule=rule,
-            networks=len(self._compose(rule)[2]),
-            parameters=router.library.space.dim,
-        )
-
-    def _compose(self, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
-        """Task parameters ``(K, d)``, support features ``(K, S, f)`` and weights ``(K,)`` of a rule, composed once."""
-        if rule not in self._composed:
-            router, batch = self._owner.router, self._batch
-            config = router.config.decision
-            generator = torch.Generator(device=batch.way.device).manual_seed(self._seed)
-            coefficients, weights = routings(self.posterior, rule, config.draws, config.k, generator)
-            bases, space = self._owner._bases, router.library.space
-            theta = torch.cat([compose(coefficients[:, 0], basis, space) for basis in bases])
-            weights = weights.repeat(len(bases), 1) / len(bases)
-            images = batch.support_images[0]
-            support = router.model.network(theta, images.expand(len(theta), *images.shape)).float()
-            self._composed[rule] = theta, support, weights[:, 0]
-        return self._composed[rule]
+def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
+    """Tensors that the config leaves out of the sources: they are the network's own, and saved with the router."""
+    return tuple(name for name in network.state_dict() if matches(name, *config.sources.head))
 
 
 def _own_class(made: nn.Module, reference: str | None) -> str | None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OPEN = 0.01  # a source or expert with less mean weight than this is not worth naming
+from pyro_smat.certificates import Certificate
+from pyro_smat.inference.refinement import Refinement
+
+OPEN = 0.01  # a source or expert with less weight than this is not worth naming
 
 
 @dataclass(frozen=True)
 class Component:
-    """A source or expert in a routing: posterior mean weight, 90% interval, and coordinates that it opens."""
+    """A source or expert in a routing: its weight (the refined one, or the posterior mean), 90% interval of the
+    posterior, and coordinates that it opens."""
 
     name: str
     weight: float
@@ -24,8 +28,13 @@ class Explanation:
 
     Attributes:
         components: every source, then every expert.
-        score, uncertainty, threshold, abstains: the abstention decision.
+        score, uncertainty, threshold, abstains: the abstention decision; NaN and False with ``per_queries``.
+        per_queries: whether the decision is made for every batch of queries by itself.
+        fallback: what an abstaining task uses.
         rule: what predictions use; networks: forward passes an image; parameters: d of each.
+        refinement: the deployment mode and what it did to the support loss, None for the router alone.
+        misrouting: calibrated probability that the routing is wrong, None where it was not calibrated.
+        certificate: of the tasks that are routed, None without a guarantee or for a refined task.
     """
 
     components: tuple[Component, ...]
@@ -36,6 +45,11 @@ class Explanation:
     rule: str
     networks: int
     parameters: int
+    refinement: Refinement | None = None
+    per_queries: bool = False
+    fallback: str = "source 0"
+    misrouting: float | None = None
+    certificate: Certificate | None = None
 
     def __str__(self) -> str:
         width = max(len(c.name) for c in self.components)
@@ -46,10 +60,24 @@ class Explanation:
         ]
         hidden = len(self.components) - len(lines)
         if hidden:
-            lines.append(f"({hidden} more with mean weight below {OPEN})")
-        verdict = "abstains: falls back to source 0" if self.abstains else "routes"
+            lines.append(f"({hidden} more with weight below {OPEN})")
+        if self.refinement is not None:
+            lines.append(f"refined by {self.refinement}")
+        if self.per_queries:
+            lines.append(
+                f"{self.score} is taken for every batch of queries; above {self.threshold:.3f} it falls back to "
+                f"{self.fallback}"
+            )
+        else:
+            verdict = f"abstains: falls back to {self.fallback}" if self.abstains else "routes"
+            lines.append(
+                f"uncertainty ({self.score}) {self.uncertainty:.3f}, threshold {self.threshold:.3f}: {verdict}"
+            )
+        if self.misrouting is not None:
+            lines.append(f"calibrated probability of misrouting {100 * self.misrouting:.0f}%")
+        if self.certificate is not None:
+            lines.append(f"routed tasks: {self.certificate}")
         lines += [
-            f"uncertainty ({self.score}) {self.uncertainty:.3f}, threshold {self.threshold:.3f}: {verdict}",
             f"cost: rule {self.rule!r}, {self.networks} network(s) of {self.parameters:,} parameters an image",
         ]
         return "\n".join(lines)
