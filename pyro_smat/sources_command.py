@@ -53,20 +53,22 @@ def align(
     config: Config = None,
     set_: Overrides = None,
     method: Annotated[str, typer.Option(help="weights, or activations (which needs --data).")] = "weights",
-    data: Annotated[Path | None, typer.Option(help="Folder of images: activations, and the barrier.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of class folders: for activations, and the barrier.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order in which units are matched.")] = 0,
 ) -> None:
     """Permute hidden units and attention heads of every source to match the first; writes aligned checkpoints."""
     from pyro_smat.alignment import align_files
-    from pyro_smat.data.decode import read_images
+    from pyro_smat.data.folders import read_folder
     from pyro_smat.inference.assembly import source_files
 
     parsed = _parsed(config, set_)
     network, files = source_files(parsed)
-    images = None
-    if data is not None:
-        images = read_images(data, size=parsed.data.size, channels=parsed.data.channels)[0]
-    typer.echo(align_files(network, files, output, method=method, images=images, seed=seed))
+    pool = None if data is None else read_folder(data, size=parsed.data.size, channels=parsed.data.channels)
+    shape = parsed.episodes
+    way, shot, query = (n if isinstance(n, int) else n[1] for n in (shape.way, shape.shot, shape.query))
+    typer.echo(align_files(network, files, output, method, pool=pool, seed=seed, episodes=(way, shot, query)))
 
 
 @command

@@ -185,6 +185,9 @@ def test_sources_are_aligned(world: Path, tmp_path: Path) -> None:
     assert set(aligned) == set(before)
     for name, weights in before.items():  # the same numbers, elsewhere
         torch.testing.assert_close(aligned[name].flatten().sort().values, weights.flatten().sort().values)
+    images = world / "images" / "test"
+    by_data = ("sources", "align", world / "config.toml", "--method", "activations", "--data", images)
+    assert "barrier" in call(*by_data, "--output", tmp_path / "by_data").stdout
     assert "activations" in refused(
         "sources", "align", world / "config.toml", "--output", tmp_path / "x", "--method", "activations"
     )

@@ -24,6 +24,8 @@ from pyro_smat.sources import load_weights
 
 POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
+_CALIBRATION = 256
+
 
 def align_files(
     module: nn.Module,
@@ -33,6 +35,7 @@ def align_files(
     images: Tensor | None = None,
     pool: ImagePool | None = None,
     seed: int = 0,
+    episodes: tuple[int, int, int] = (5, 5, 5),
 ) -> str:
     """Align checkpoints to the first of them, write ``output/<name>.safetensors`` for each, and describe the result.
 
@@ -44,11 +47,12 @@ def align_files(
         files: ``{"name": path}``, the reference first.
         output: folder to write to; made if missing.
         method: "weights" needs no data, "activations" needs images.
-        images: ``(n, C, H, W)`` inputs to calibrate on, 100 or more are sensible. Without them the size of an input is
-            guessed from the network.
+        images: ``(n, C, H, W)`` inputs to calibrate on, 100 or more are sensible; default: 256 of the pool. Without
+            either the size of an input is guessed from the network.
         pool: labelled images; with them the table tells the few-shot loss barrier before and after, and, for networks
             with batch normalisation, the barrier with statistics measured anew at every point.
         seed: of the orders in which weight matching visits groups, and of the episodes.
+        episodes: way, shots and queries a class of the episodes.
 
     Returns:
         The text of the table.
@@ -59,6 +63,9 @@ def align_files(
     """
     if method not in ("weights", "activations"):
         raise ValueError(f"method is {method!r}; expected 'weights' or 'activations'")
+    if images is None and pool is not None:
+        rows = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:_CALIBRATION]
+        images = pool.at(rows)
     if method == "activations" and images is None:
         raise ValueError("matching by activations needs images to run the networks on; give images or match by weights")
     targets = {name: output / f"{name}.safetensors" for name in files}
@@ -86,9 +93,10 @@ def align_files(
     aligned |= {name: alignment.state for name, alignment in alignments.items()}
     lines = [alignment_table(name, reference, alignment) for name, alignment in alignments.items()]
     if pool is not None:
-        rows = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:256]
-        calibration = pool.at(rows) if images is None else images
-        lines.append(_barriers(FewShotLoss(module, pool, seed=seed), module, states, aligned, calibration))
+        assert images is not None
+        way, shot, query = episodes
+        loss = FewShotLoss(module, pool, way=way, shot=shot, query=query, seed=seed)
+        lines.append(_barriers(loss, module, states, aligned, images))
     lines += [f"note: {note}" for note in groups.notes]
     output.mkdir(parents=True, exist_ok=True)
     for name, state in aligned.items():
