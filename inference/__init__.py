@@ -1,7 +1,9 @@
 """Inference: the objective, meta-training, decision rules, evaluation, deployment."""
 
+from pyro_smat.inference.abstention import AbstentionRule
 from pyro_smat.inference.catalog_search import search_catalog
-from pyro_smat.inference.classifier import AbstentionRule, AdaptedTask, RoutedClassifier
+from pyro_smat.inference.certification import abstain_with_guarantee, calibrate_label_sets, certify_run
+from pyro_smat.inference.classifier import AdaptedTask, RoutedClassifier
 from pyro_smat.inference.cvar_elbo import CVaR_ELBO, ELBOTerms
 from pyro_smat.inference.decision import predict
 from pyro_smat.inference.distillation import CandidateTeacher, PredictionDistillation, RoutingDistillation
@@ -32,7 +34,10 @@ __all__ = [
     "RoutingDistillation",
     "SourceReference",
     "TrainingSettings",
+    "abstain_with_guarantee",
     "calibrate_guide",
+    "calibrate_label_sets",
+    "certify_run",
     "evaluate",
     "posterior_spread",
     "predict",

@@ -19,6 +19,7 @@ from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.heads import prototype_logits
 from pyro_smat.inference.decision import Rule, routings
 from pyro_smat.inference.explanation import Component, Explanation
+from pyro_smat.inference.monitoring import routing_scores
 from pyro_smat.inference.refinement import Refinement
 from pyro_smat.inference.uncertainty import query_scores, support_scores
 
@@ -166,6 +167,12 @@ class AdaptedTask:
         members = members.unflatten(0, (len(bases), len(drawn))).mean(0).unsqueeze(1)
         asked = torch.ones(1, len(images), dtype=torch.bool, device=members.device)
         return {name: float(value) for name, value in query_scores(members, weights, asked).items()}
+
+    @property
+    def routing_scores(self) -> dict[str, float]:
+        """KL of the router's posterior to the prior and its entropy, in nats: what a RoutingMonitor follows."""
+        scores = routing_scores(self._routed, self._owner.router.model.prior)
+        return {name: float(value) for name, value in scores.items()}
 
     def predict(self, images: Tensor, rule: TaskRule | None = None) -> list[str]:
         """Class names of images ``(n, C, H, W)``."""

@@ -8,6 +8,7 @@ single sources (a learned prior over a catalog, prices) has to be named or refus
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -103,7 +104,8 @@ def _over(
     )
     for part in ("model", "guide"):
         _copy_weights(getattr(old, part), getattr(new, part), part)
-    return RoutedClassifier(new, classifier.abstention)
+    # A certificate is of the router as it was.
+    return RoutedClassifier(new, replace(classifier.abstention, certificate=None))
 
 
 def _copy_weights(old: nn.Module, new: nn.Module, part: str) -> None:

@@ -8,7 +8,7 @@ map        the network at the most probable routing
 gibbs      the network at one random routing
 ensemble   the average of the predicted probabilities of K random routings; exact for a catalog of at most K
 top-k      a sparse stand-in: the k most probable routings of a catalog, weighted; or the k largest weights
-fallback   source 0 alone, no experts: what an abstaining task uses
+fallback   a fixed routing, what an abstaining task uses: source 0 alone, or another one that was chosen
 =========  ============================================================================================
 """
 
@@ -28,9 +28,16 @@ RULES: tuple[Rule, ...] = ("mean", "map", "gibbs", "ensemble", "top-k", "fallbac
 
 
 def routings(
-    posterior: RoutingPosterior, rule: Rule, draws: int = 8, k: int = 2, generator: torch.Generator | None = None
+    posterior: RoutingPosterior,
+    rule: Rule,
+    draws: int = 8,
+    k: int = 2,
+    generator: torch.Generator | None = None,
+    fallback: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The routings that a rule evaluates: coefficients ``(K, B, C)`` and their weights ``(K, B)``, sum 1 over K.
+
+    ``fallback`` ``([L,] C)`` is what rule "fallback" uses; None is source 0.
 
     Raises:
         ValueError: for an unknown rule, or draws or k below 1.
@@ -51,7 +58,10 @@ def routings(
         coefficients = posterior.mode.unsqueeze(0)
     elif rule == "fallback":
         coefficients = torch.zeros_like(posterior.mean).unsqueeze(0)
-        coefficients[..., 0] = 1.0
+        if fallback is None:
+            coefficients[..., 0] = 1.0
+        else:
+            coefficients = coefficients + fallback.to(coefficients)
     else:
         raise ValueError(f"rule is {rule!r}; expected one of {RULES}")
     count = coefficients.shape[0]

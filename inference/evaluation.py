@@ -5,9 +5,11 @@ sampler -> posterior -> decision rules and baselines -> one row an episode -> th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +23,22 @@ from pyro_smat.features import SourceFeatures
 from pyro_smat.guides.router import RoutingGuide
 from pyro_smat.inference.decision import RULES, Rule, class_probabilities, routings
 from pyro_smat.inference.sources import source_logits, support_losses
-from pyro_smat.intervals import episode_interval, episode_quantile
+from pyro_smat.inference.uncertainty import query_scores, support_scores
+from pyro_smat.intervals import Interval, episode_interval, episode_quantile
 from pyro_smat.metrics import brier_score, expected_calibration_error, negative_log_likelihood
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.risk import cvar
 from pyro_smat.sampler import EpisodeSampler
 
+if TYPE_CHECKING:
+    from pyro_smat.inference.abstention import AbstentionRule
+
 FloatArray = npt.NDArray[np.float64]
 BEST_BY_SUPPORT = "best source by support loss"
 ORACLE = "oracle source"
 UNIFORM = "uniform mixing"
-SUPPORT_SCORES = ("confidence", "entropy", "variance", "support loss")
-QUERY_SCORES = ("predictive entropy", "disagreement")
+EpisodeMeasure = Literal["error", "brier", "nll"]
+NLL_CLIP = math.log(1e3)  # nats
 
 Baseline = Callable[[EpisodeBatch], Tensor]
 
@@ -91,6 +97,8 @@ class Evaluation:
     @cached_property
     def known_source(self) -> npt.NDArray[np.int64]:
         """``(N,)`` the source that knows the true route, -1 where there is none."""
+        if not self.source_of_route:
+            return np.full(len(self), -1)
         table = np.array([*self.source_of_route, -1])  # route -1 picks the last
         return table[self.route]
 
@@ -99,23 +107,52 @@ class Evaluation:
         known = self.known_source >= 0
         return float((self.weights.argmax(1) != self.known_source)[known].mean()) if known.any() else float("nan")
 
-    def with_abstention(
-        self, method: str, score: str, threshold: float, fallback: str = "fallback"
-    ) -> AbstentionOutcome:
-        """What happens when episodes with score > threshold use the fallback."""
-        abstained = self.scores[score] > threshold
+    def bounded_loss(self, method: str, measure: EpisodeMeasure = "error", clip: float = NLL_CLIP) -> FloatArray:
+        """``(N,)`` a loss in [0, 1], as certificates need it.
+
+        Args:
+            method: one of :attr:`methods`.
+            measure: "error", the share of queries that are wrong; "brier", half of the multiclass Brier score; "nll",
+                the mean of min(negative log-likelihood, clip) / clip.
+            clip: in nats; to be fixed before the losses are seen.
+
+        Raises:
+            ValueError: for another measure, or a clip that is not > 0.
+        """
+        p, rows = self.probabilities[method], np.arange(len(self.labels))
+        if measure == "error":
+            values = (p.argmax(1) != self.labels).astype(np.float64)
+        elif measure == "brier":
+            values = 0.5 * np.square(p - np.eye(p.shape[1])[self.labels]).sum(1)
+        elif measure == "nll":
+            if not 0 < clip < math.inf:
+                raise ValueError(f"clip is {clip!r}; expected a number of nats > 0")
+            values = np.minimum(-np.log(np.clip(p[rows, self.labels], 1e-300, None)), clip) / clip
+        else:
+            raise ValueError(f"loss is {measure!r}; expected 'error', 'brier' or 'nll'")
+        return np.clip(self._per_episode(values), 0.0, 1.0)  # a sum of probabilities may round above 1
+
+    def with_abstention(self, method: str, rule: AbstentionRule, fallback: str = "fallback") -> AbstentionOutcome:
+        """What happens when episodes of which the rule is not sure use the fallback."""
+        abstained = rule.uncertainty(self.scores) > rule.threshold
         ours, theirs = self.loss(method), self.loss(fallback)
         right = np.where(abstained, self.accuracy(fallback), self.accuracy(method))
 
         def mean(values: FloatArray) -> float:
             return float(values.mean()) if len(values) else float("nan")
 
+        nothing = Interval(math.nan, math.nan, math.nan)
+        gain = episode_interval((ours - theirs)[abstained]) if abstained.any() else nothing
         return AbstentionOutcome(
             coverage=float(1 - abstained.mean()),
             accepted_loss=mean(ours[~abstained]),
             accepted_accuracy=mean(self.accuracy(method)[~abstained]),
+            abstained_loss=mean(ours[abstained]),
             fallback_loss=mean(theirs[abstained]),
-            gain=mean((ours - theirs)[abstained]),
+            fallback_loss_of_all=mean(theirs),
+            gain=gain.value,
+            gain_low=gain.low,
+            gain_high=gain.high,
             system_loss=float(np.where(abstained, theirs, ours).mean()),
             system_accuracy=float(right.mean()),
         )
@@ -165,21 +202,33 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class AbstentionOutcome:
-    """The accounting of abstention: accepted and abstained episodes apart, and the paired difference.
+    r"""The accounting of abstention: accepted and abstained episodes apart, and the paired difference.
+
+    .. math:: E[L] = P(U \le \eta)\, E[L_{post} \mid U \le \eta] + P(U > \eta)\, E[L_{fallback} \mid U > \eta]
+
+    An identity, no guarantee; its last term is the *conditional* loss of the fallback. What is hard for the router is
+    often hard for the fallback too, and its loss over all episodes in this place would promise too much.
 
     Attributes:
         coverage: share of episodes that are not abstained on.
         accepted_loss, accepted_accuracy: of the routed prediction on accepted episodes.
+        abstained_loss: what the routed prediction would have lost on abstained episodes.
         fallback_loss: of the fallback on abstained episodes.
+        fallback_loss_of_all: of the fallback on all episodes; no part of the identity.
         gain: mean of (routed loss - fallback loss) on abstained episodes; abstaining helps when it is positive.
+        gain_low, gain_high: its 95% interval (Student, paired).
         system_loss, system_accuracy: of the whole, routed or fallen back.
     """
 
     coverage: float
     accepted_loss: float
     accepted_accuracy: float
+    abstained_loss: float
     fallback_loss: float
+    fallback_loss_of_all: float
     gain: float
+    gain_low: float
+    gain_high: float
     system_loss: float
     system_accuracy: float
 
@@ -200,6 +249,7 @@ def evaluate(
     seed: int = 0,
     source_of_route: Sequence[int] = (),
     baselines: Mapping[str, Baseline] | None = None,
+    fallback: Tensor | None = None,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Evaluation:
@@ -217,6 +267,7 @@ def evaluate(
         seed: of the random rules.
         source_of_route: for every route, the source that knows it (-1 none); turns on oracle and misrouting.
         baselines: further methods: functions from a batch with features to probabilities ``(B, Q, W)``.
+        fallback: coefficients ``([L,] C)`` of rule "fallback"; default source 0.
     """
     model.eval()
     guide.eval()
@@ -230,7 +281,18 @@ def evaluate(
             batch = features.attach(sampler.sample(min(batch_size, episodes - start)).to(device))
             parts.append(
                 _evaluate_batch(
-                    model, guide, batch, features, basis, rules, draws, k, generator, source_of_route, baselines
+                    model,
+                    guide,
+                    batch,
+                    features,
+                    basis,
+                    rules,
+                    draws,
+                    k,
+                    generator,
+                    source_of_route,
+                    baselines,
+                    fallback,
                 )
             )
             bar.update(len(batch))
@@ -259,10 +321,13 @@ def _evaluate_batch(
     generator: torch.Generator,
     source_of_route: Sequence[int],
     baselines: Mapping[str, Baseline] | None,
+    fallback: Tensor | None,
 ) -> _Part:
     posterior = guide.posterior(batch)
     sources = posterior.sources
-    chosen: dict[str, tuple[Tensor, Tensor]] = {rule: routings(posterior, rule, draws, k, generator) for rule in rules}
+    chosen: dict[str, tuple[Tensor, Tensor]] = {
+        rule: routings(posterior, rule, draws, k, generator, fallback) for rule in rules
+    }
     uniform = torch.zeros_like(posterior.mean).unsqueeze(0)
     uniform[..., :sources] = 1.0 / sources
     chosen[UNIFORM] = uniform, uniform.new_ones(uniform.shape[:2])
@@ -288,21 +353,8 @@ def _evaluate_batch(
         probabilities[name] = baseline(batch)
 
     asked = batch.query_mask.float()
-    weights = chosen["ensemble"][1].unsqueeze(-1)  # (K, B, 1)
-    within = (weights * torch.special.entr(by_rule["ensemble"]).sum(-1)).sum(0)  # (B, Q)
-    total = torch.special.entr(probabilities["ensemble"]).sum(-1)
-
-    def over_queries(values: Tensor) -> Tensor:
-        return (values * asked).sum(-1) / asked.sum(-1)
-
-    scores = {
-        "confidence": posterior.uncertainty("confidence"),
-        "entropy": posterior.uncertainty("entropy"),
-        "variance": posterior.uncertainty("variance", generator=generator),
-        "support loss": support_loss.amin(1),
-        "predictive entropy": over_queries(total),
-        "disagreement": over_queries(total - within),
-    }
+    scores = support_scores(model, posterior, batch, basis, generator)
+    scores |= query_scores(by_rule["ensemble"], chosen["ensemble"][1], batch.query_mask)
     own = batch.query_labels[:, None, :, None].expand(*alone.shape[:-1], 1)
     losses = -alone.clamp(min=1e-12).log().gather(-1, own).squeeze(-1)
     source_loss = (losses * asked.unsqueeze(1)).sum(-1) / asked.sum(-1, keepdim=True)

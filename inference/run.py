@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from pyro_smat.config import Guide, Prior, RunConfig
 from pyro_smat.corruption import SupportCorruption
 from pyro_smat.data.pool import ImagePool
+from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.features import SourceFeatures
 from pyro_smat.guides import CatalogGuide
+from pyro_smat.inference.abstention import choose_abstention
 from pyro_smat.inference.assembly import (
     Router,
     build_elbo,
@@ -33,15 +34,19 @@ from pyro_smat.inference.assembly import (
 )
 from pyro_smat.inference.catalog_search import search_catalog
 from pyro_smat.inference.checkpoint import load_state, save_state, write_atomically
-from pyro_smat.inference.classifier import AbstentionRule, RoutedClassifier
+from pyro_smat.inference.classifier import RoutedClassifier
 from pyro_smat.inference.custom import check_pair
-from pyro_smat.inference.evaluation import SUPPORT_SCORES, Baseline, Evaluation, evaluate
+from pyro_smat.inference.decision import RULES, Rule
+from pyro_smat.inference.evaluation import Baseline, Evaluation, evaluate
+from pyro_smat.inference.fallback import fallback_coefficients
 from pyro_smat.inference.families import CATALOG_FAMILIES
+from pyro_smat.inference.monitoring import RoutingMonitor, routing_scores
 from pyro_smat.inference.temperature_scaling import calibrate_guide
 from pyro_smat.inference.trainer import CHECKPOINT, MetaTrainer
 from pyro_smat.metrics import aurc
 from pyro_smat.routing import Catalog
 
+MONITOR = "monitor.json"  # of the validation episodes, for `pyro-smat monitor`
 CATALOG = "catalog.safetensors"  # of a searched catalog, in the run folder
 SEARCH_SEED = 500_009
 VALIDATION_SEED = 1_000_003  # apart from the training seed, the same for every run that is compared
@@ -136,7 +141,7 @@ def train_router(
     if config.guide.calibrate and isinstance(router.guide, CatalogGuide):
         calibrate_guide(router.model, router.guide, validation)
     abstention = choose_abstention(
-        config,
+        config.decision,
         evaluate(
             router.model,
             router.guide,
@@ -147,6 +152,8 @@ def train_router(
             draws=config.decision.draws,
             k=config.decision.k,
             masks=config.decision.masks,
+            source_of_route=sources_of_routes(held_out.pool, router.library),
+            fallback=fallback_coefficients(config.decision.fallback, router.model, router.catalog),
             device=device,
         ),
     )
@@ -154,7 +161,15 @@ def train_router(
     if folder is not None:
         write_atomically(folder / "history.csv", history.to_csv(index=False).encode())
         classifier.save(folder / "router")
+        _monitor(router, validation, config.seed).save(folder / MONITOR)
     return classifier, history
+
+
+def _monitor(router: Router, validation: Sequence[EpisodeBatch], seed: int) -> RoutingMonitor:
+    """A monitor that has seen the validation episodes and nothing else."""
+    with torch.no_grad():
+        scores = [routing_scores(router.guide.posterior(batch), router.model.prior) for batch in validation]
+    return RoutingMonitor.from_validation({k: torch.cat([part[k] for part in scores]) for k in scores[0]}, seed=seed)
 
 
 def _without_experts(config: RunConfig) -> RunConfig:
@@ -197,27 +212,6 @@ def _searched_catalog(
     return catalog
 
 
-def choose_abstention(config: RunConfig, validation: Evaluation) -> AbstentionRule:
-    """The support-side score and threshold that lose least on validation episodes, keeping ``coverage`` or more.
-
-    What counts is the mean loss of the whole, routed or fallen back. Where no threshold beats always routing, the rule
-    never abstains (threshold infinity); the score is then that of lowest AURC.
-    """
-    rule, wanted = config.decision.rule, config.decision.score
-    losses, fallback = validation.loss(rule), validation.loss("fallback")
-    scores = SUPPORT_SCORES if wanted == "auto" else (wanted,)
-    best = AbstentionRule(min(scores, key=lambda name: aurc(validation.scores[name], losses)), math.inf, 1.0)
-    least = float(losses.mean())
-    for score in scores:
-        values = validation.scores[score]
-        for threshold in np.unique(values):
-            kept = values <= threshold
-            loss = float(np.where(kept, losses, fallback).mean())
-            if kept.mean() >= config.decision.coverage and loss < least:
-                best, least = AbstentionRule(score, float(threshold), float(kept.mean())), loss
-    return best
-
-
 def evaluate_router(
     classifier: RoutedClassifier,
     pool: ImagePool,
@@ -225,6 +219,7 @@ def evaluate_router(
     corruption: SupportCorruption | None = None,
     episodes: int = 600,
     seed: int = TEST_SEED,
+    rules: Sequence[Rule] = RULES,
     baselines: Mapping[str, Baseline] | None = None,
     features: SourceFeatures | None = None,
     progress: bool = True,
@@ -237,6 +232,7 @@ def evaluate_router(
         corruption: of the supports; default clean.
         episodes: how many.
         seed: of the episodes.
+        rules: decision rules to apply.
         baselines: further methods.
         features: frozen features of the pool, when they are there already.
         progress: show a bar.
@@ -249,12 +245,14 @@ def evaluate_router(
         build_sampler(config, pool, seed, corruption or SupportCorruption()),
         features or router.features(pool, progress),
         episodes=episodes,
+        rules=rules,
         draws=config.decision.draws,
         k=config.decision.k,
         masks=config.decision.masks,
         seed=seed,
         source_of_route=sources_of_routes(pool, router.library),
         baselines=baselines,
+        fallback=classifier.fallback,
         device=router.device,
         progress=progress,
     )
@@ -265,16 +263,20 @@ def metrics_of(classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str
     rule = classifier.router.config.decision.rule
     abstention = classifier.abstention
     losses = evaluation.loss(rule)
+    scores = dict(evaluation.scores)
+    scores.setdefault(abstention.score, abstention.uncertainty(evaluation.scores))
     return {
         "episodes": len(evaluation),
         "rule": rule,
         "methods": {method: evaluation.summary(method) for method in evaluation.methods},
         "misrouting_rate": evaluation.misrouting_rate(),
-        "aurc": {name: aurc(values, losses) for name, values in evaluation.scores.items()},
+        "aurc": {name: aurc(values, losses) for name, values in scores.items()},
         "abstention": {
             "score": abstention.score,
             "threshold": abstention.threshold,
-            **asdict(evaluation.with_abstention(rule, abstention.score, abstention.threshold)),
+            "fallback": abstention.fallback,
+            "certificate": None if abstention.certificate is None else abstention.certificate.to_dict(),
+            **asdict(evaluation.with_abstention(rule, abstention)),
         },
     }
 

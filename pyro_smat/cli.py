@@ -1,4 +1,4 @@
-"""The command line: ``pyro-smat quickstart | train | evaluate | adapt | predict | cost | sources ...``.
+"""The command line: ``pyro-smat quickstart | train | evaluate | certify | adapt | predict | monitor | ...``.
 
 Thin: options in, functions of :mod:`pyro_smat.inference.run` out. PyTorch is imported inside the commands, so that
 ``--help`` answers at once.
@@ -98,6 +98,10 @@ def evaluate(
     way: Annotated[int | None, typer.Option(help="Classes an episode; default: the config's.")] = None,
     shot: Annotated[int | None, typer.Option(help="Support images a class.")] = None,
     query: Annotated[int | None, typer.Option(help="Query images a class.")] = None,
+    abstain_risk: Annotated[
+        float | None, typer.Option(help="Choose score and threshold anew: accepted tasks err at most this often.")
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Probability with which that may fail.")] = 0.1,
     output: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations/NAME.")] = None,
     model: OwnModel = None,
     guide: OwnGuide = None,
@@ -109,7 +113,8 @@ def evaluate(
     import dataclasses
 
     from pyro_smat.corruption import SupportCorruption
-    from pyro_smat.inference.assembly import build_pool
+    from pyro_smat.inference import RoutedClassifier
+    from pyro_smat.inference.certification import abstain_with_guarantee
     from pyro_smat.inference.run import TEST_SEED, evaluate_router, write_evaluation
     from pyro_smat.report import write_report
     from pyro_smat.summary import build_report
@@ -121,8 +126,13 @@ def evaluate(
     if shape:
         config = config.model_copy(update={"episodes": config.episodes.model_copy(update=shape)})
         classifier.router = dataclasses.replace(classifier.router, config=config)
-    named = getattr(config.data, split, None) or split
-    pool = build_pool(config, None if data else named, data)
+    pool, name = _pool(config, split, data)
+    if abstain_risk is not None:
+        found = abstain_with_guarantee(
+            classifier, pool, split=name, risk=abstain_risk, delta=delta, corruption=corruption, progress=progress
+        )
+        classifier = RoutedClassifier(classifier.router, found.rule)
+        typer.echo(str(found))
     evaluation = evaluate_router(
         classifier,
         pool,
@@ -131,7 +141,6 @@ def evaluate(
         seed=TEST_SEED if seed is None else seed,
         progress=progress,
     )
-    name = data.stem if data else split
     name += f"-noise{label_noise:g}" * (label_noise > 0) + f"-confounded{confounding:g}" * (confounding > 0)
     folder = output or run / "evaluations" / name
     metrics = write_evaluation(folder, classifier, evaluation)
@@ -158,17 +167,77 @@ Refine = Annotated[
 
 
 @command
+def certify(
+    run: RunFolder,
+    loss: Annotated[str, typer.Option(help="error, brier or nll (clipped).")] = "error",
+    rho: Annotated[float, typer.Option(help="Tail fraction of the CVaR.")] = 0.1,
+    delta: Annotated[float, typer.Option(help="Probability with which any of the bounds may fail.")] = 0.05,
+    split: Annotated[str, typer.Option(help="Split of the run's own data, not one that chose anything.")] = "test",
+    data: Annotated[Path | None, typer.Option(help="Another folder or CSV of images.")] = None,
+    episodes: Annotated[int, typer.Option(help="Number of fresh episodes, N.")] = 1000,
+    label_noise: Annotated[float, typer.Option(help="Fraction of support labels that are wrong.")] = 0.0,
+    confounding: Annotated[float, typer.Option(help="Share of confounded supports.")] = 0.0,
+    output: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/certificates/NAME.")] = None,
+    model: OwnModel = None,
+    guide: OwnGuide = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    progress: Progress = True,
+) -> None:
+    """Upper bounds of the loss on new episodes of a pool that hold with probability 1 - delta; writes a report."""
+    import json
+
+    from pyro_smat.corruption import SupportCorruption
+    from pyro_smat.inference.certification import CERTIFICATE_SEED, certify_run
+    from pyro_smat.inference.checkpoint import write_atomically
+    from pyro_smat.report import write_report
+    from pyro_smat.summary import build_report
+
+    classifier = _load(run, device, model, guide)
+    pool, name = _pool(classifier.router.config, split, data)
+    found = certify_run(
+        classifier,
+        pool,
+        split=name,
+        loss=loss,
+        rho=rho,
+        delta=delta,
+        episodes=episodes,
+        seed=CERTIFICATE_SEED if seed is None else seed,
+        corruption=SupportCorruption(label_noise=label_noise, confounding=confounding),
+        progress=progress,
+    )
+    folder = output or run / "certificates" / f"{name}-{loss}"
+    report = build_report(
+        classifier,
+        {name: found.evaluation},
+        title=f"Certificates on {name}",
+        subtitle=f"{len(pool):,} images, {episodes} fresh episodes from this pool",
+        command=f"pyro-smat certify {run} --loss {loss} --rho {rho:g} --delta {delta:g}",
+        certified=found,
+    )
+    write_atomically(folder / "certificates.json", json.dumps(found.to_dict(), indent=2).encode())
+    write_report(report, folder / "report.html")
+    typer.echo(str(found))
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+@command
 def adapt(
     run: RunFolder,
     support: Annotated[Path, typer.Argument(help="Folder of class folders: SUPPORT/<class>/*.png.")],
     refine: Refine = None,
+    scores: Annotated[bool, typer.Option(help="One line of JSON instead, which `monitor` follows.")] = False,
     model: OwnModel = None,
     guide: OwnGuide = None,
     seed: Seed = None,
     device: Device = "auto",
 ) -> None:
     """Route one labelled support set: which sources and experts, how sure, what it costs."""
-    typer.echo(str(_adapt(run, support, refine, seed, device, model, guide).explain()))
+    import json
+
+    task = _adapt(run, support, refine, seed, device, model, guide)
+    typer.echo(json.dumps(task.routing_scores) if scores else str(task.explain()))
 
 
 @command
@@ -197,8 +266,8 @@ def predict(
     data = _data_of(run)
     pixels, names = read_images(images, size=data["size"], channels=data["channels"])
     probabilities = task.predict_proba(pixels, rule)
-    if task.abstains and rule is None:
-        typer.echo("the routing is not sure: these come from the fallback, source 0", err=True)
+    if rule is None and task.abstains_on(pixels):
+        typer.echo("the routing is not sure: these come from the fallback", err=True)
     for name, row in zip(names, probabilities, strict=True):
         best = int(row.argmax())
         typer.echo(f"{name}\t{task.classes[best]}\t{float(row[best]):.3f}")
@@ -232,6 +301,49 @@ def cost(
         guide_class=None if guide is None else load_class(guide),
     )
     typer.echo(table)
+
+
+@command
+def monitor(
+    state: Annotated[Path, typer.Argument(help="The monitor's state, RUN/monitor.json; updated in place.")],
+    stream: Annotated[Path | None, typer.Argument(help="JSON lines with kl and entropy; default: stdin.")] = None,
+    every: Annotated[bool, typer.Option(help="Print after every task, not only at the end or at an alarm.")] = False,
+) -> None:
+    """Follow a stream of routed tasks and tell when they are no longer like those of validation; exit code 1 then.
+
+    The alarm is false with probability at most the state's alpha, over its whole life. `adapt --scores` writes such
+    lines.
+    """
+    import json
+
+    from pyro_smat.inference.monitoring import RoutingMonitor
+
+    following = RoutingMonitor.load(state)
+    reading = following.reading
+    text = sys.stdin if stream is None else stream.read_text().splitlines()
+    for number, line in enumerate(text, start=1):
+        if not line.strip():
+            continue
+        try:
+            scores = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} of the stream is not JSON ({error}); expected kl and entropy") from error
+        raised, reading = reading.alarm, following.update(scores)
+        if every or reading.alarm > raised:
+            typer.echo(str(reading))
+    following.save(state)
+    if not every:
+        typer.echo(str(reading))
+    if reading.alarm:
+        raise typer.Exit(1)
+
+
+def _pool(config: Any, split: str, data: Path | None) -> tuple[Any, str]:
+    """The images of a split, or of another folder or file, and what to call them."""
+    from pyro_smat.inference.assembly import build_pool
+
+    named = getattr(config.data, split, None) or split
+    return build_pool(config, None if data else named, data), data.stem if data else split
 
 
 def _seed(seed: int | None) -> list[str]:

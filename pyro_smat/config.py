@@ -275,16 +275,36 @@ class Decision(_Section):
     """What a deployed router does: its rule, and when it abstains.
 
     ``masks`` > 0 averages the predictions of so many samples of the experts' gates instead of the deployed masks.
-    ``score`` "auto" tries all support-side scores; score and threshold are those with the lowest loss of the whole on
-    validation episodes, among thresholds that keep at least ``coverage`` of them.
+    ``score``: "auto" takes the score of the support with the lowest AURC on validation episodes, a risk predictor
+    learned from all of them included; "auto with queries" may also look at the queries, so that every batch of queries
+    is decided on by itself; "learned" and "learned with queries" are the predictor alone; see
+    :mod:`pyro_smat.inference.uncertainty` for the others. ``threshold``: "least_loss" of the whole on validation
+    episodes, among thresholds that keep at least ``coverage`` of them, never abstaining where that does not pay; or the
+    one that keeps "coverage". ``fallback``: "source 0", "prior mean", a source, or a routing of the catalog.
     """
 
     rule: Literal["mean", "map", "gibbs", "ensemble", "top-k"] = "ensemble"
     draws: int = Field(default=8, ge=1)
     k: int = Field(default=2, ge=1)
     masks: int = Field(default=0, ge=0)
-    score: Literal["auto", "confidence", "entropy", "variance", "support loss"] = "auto"
+    score: Literal[
+        "auto",
+        "auto with queries",
+        "learned",
+        "learned with queries",
+        "confidence",
+        "entropy",
+        "KL to the prior",
+        "variance",
+        "discretised entropy",
+        "support loss",
+        "composed support loss",
+        "predictive entropy",
+        "disagreement",
+    ] = "auto"
+    threshold: Literal["least_loss", "coverage"] = "least_loss"
     coverage: float = Field(default=0.5, gt=0, le=1)
+    fallback: str = "source 0"
 
 
 class RunConfig(_Section):

@@ -31,11 +31,13 @@ class Cell:
     Attributes:
         value: shown as it is given (73.6 for 73.6%); NaN shows as a dash.
         low, high: ends of the interval, or None (or NaN) where there is none.
+        text: shown instead of the number.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
+    text: str = ""
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -94,6 +96,10 @@ class Table:
         if not math.isfinite(value):
             return "–"
         return f"{round(value, self.decimals) + 0.0:.{self.decimals}f}"  # + 0.0: no "-0.0"
+
+    def cell(self, cell: Cell | None) -> str:
+        """What stands in a cell."""
+        return "–" if cell is None else cell.text or self.show(cell.value)
 
     def best(self, column: int) -> frozenset[str]:
         """Rows with the best printed value of a column, references aside; none where fewer than two compete."""
@@ -224,7 +230,7 @@ def _view(table: Table) -> dict[str, object]:
             "first_reference": index == len(competitors) and index > 0,
             "cells": [
                 {
-                    "value": "–" if cell is None else table.show(cell.value),
+                    "value": table.cell(cell),
                     "interval": "" if cell is None else _interval(table, cell),
                     "best": name in best[column],
                 }
@@ -234,7 +240,7 @@ def _view(table: Table) -> dict[str, object]:
         for index, (name, cells) in enumerate(ordered)
     ]
     longest = max((len(_interval(table, cell)) for _, row in table.rows for cell in row if cell is not None), default=0)
-    widest = max((len(table.show(cell.value)) for _, row in table.rows for cell in row if cell is not None), default=0)
+    widest = max((len(table.cell(cell)) for _, row in table.rows for cell in row), default=0)
     direction = "higher is better" if table.higher_is_better else "lower is better"
     if not competitors:
         direction = ""

@@ -20,8 +20,11 @@ from pyro_smat.figures import (
     routing_heatmap,
     training_curves,
 )
+from pyro_smat.inference.abstention import AbstentionRule
+from pyro_smat.inference.certification import RunCertificates, certificate_name, certificate_remarks
 from pyro_smat.inference.classifier import RoutedClassifier
 from pyro_smat.inference.evaluation import BEST_BY_SUPPORT, ORACLE, UNIFORM, Evaluation
+from pyro_smat.inference.fallback import SOURCE_0
 from pyro_smat.intervals import bootstrap_interval, episode_interval
 from pyro_smat.metrics import aurc, expected_calibration_error, reliability_curve, risk_coverage_curve
 from pyro_smat.report import Cell, Report, Table, losing_sentences
@@ -49,6 +52,7 @@ def build_report(
     extra: Sequence[str] = (),
     figures_of: Sequence[str] | None = None,
     settings: Mapping[str, str] | None = None,
+    certified: RunCertificates | None = None,
 ) -> Report:
     """A report of a router on one or more conditions.
 
@@ -61,10 +65,11 @@ def build_report(
         extra: further methods (baselines) to show, after the rules.
         figures_of: conditions that reliability and risk-coverage figures show; default all.
         settings: further lines for the settings table.
+        certified: bounds of the deployed system, for a table of their own.
     """
     rule = classifier.router.config.decision.rule
     first = next(iter(evaluations.values()))
-    methods = _methods(rule, first, extra)
+    methods = _methods(rule, first, extra, classifier.abstention.fallback)
     ours = methods[rule]
     tables = (
         _table(
@@ -117,7 +122,12 @@ def build_report(
         title=title,
         subtitle=subtitle,
         summary=_headlines(evaluations, rule),
-        tables=(*tables, _abstention_table(classifier, evaluations, rule), _score_table(evaluations, rule)),
+        tables=(
+            *tables,
+            *(() if certified is None else (_certificate_table(certified),)),
+            _abstention_table(classifier, evaluations, rule),
+            _score_table(classifier.abstention, evaluations, rule),
+        ),
         figures=_figures(classifier, evaluations, rule, methods, history, route_names, figures_of),
         losses=losing_sentences(tables, ours),
         settings=_settings(classifier, evaluations) | dict(settings or {}),
@@ -125,14 +135,13 @@ def build_report(
     )
 
 
-def _methods(rule: str, evaluation: Evaluation, extra: Sequence[str]) -> dict[str, str]:
+def _methods(rule: str, evaluation: Evaluation, extra: Sequence[str], fallback: str) -> dict[str, str]:
     """Method -> row name, ours first."""
     rules = [rule, *(m for m in RULE_NAMES if m != rule and m in evaluation.methods and m != "fallback")]
     rows = {m: RULE_NAMES[m] for m in rules}
     rows |= {m: m for m in (*extra, UNIFORM) if m in evaluation.methods}
-    rows |= {
-        "fallback": f"{evaluation.source_names[0]} (source 0)" if evaluation.source_names else RULE_NAMES["fallback"]
-    }
+    at_source_0 = fallback == SOURCE_0 and evaluation.source_names
+    rows |= {"fallback": f"{evaluation.source_names[0]} (source 0)" if at_source_0 else f"fallback ({fallback})"}
     rows |= {m: m for m in (BEST_BY_SUPPORT, ORACLE) if m in evaluation.methods}
     return rows
 
@@ -185,27 +194,63 @@ def _headlines(evaluations: Mapping[str, Evaluation], rule: str) -> tuple[str, .
     return tuple(sentences)
 
 
+def _certificate_table(certified: RunCertificates) -> Table:
+    columns = ("bound", "estimate", "level", "N", "method")
+    rows = tuple(
+        (
+            certificate_name(c),
+            (
+                Cell(c.bound, text="" if c.informative else "uninformative"),
+                Cell(c.estimate),
+                Cell(100 * c.level, text=f"{100 * c.level:g}%"),
+                Cell(c.count, text=f"{c.count:,}"),
+                Cell(math.nan, text=c.method),
+            ),
+        )
+        for c in certified.certificates
+    )
+    return Table(
+        "Certificates",
+        "What the deployed system loses on new episodes, routed or fallen back, is at most the bound. "
+        + " ".join(certificate_remarks(certified.certificates, certified.delta)),
+        columns,
+        rows,
+        False,
+        "",
+        references=tuple(name for name, _ in rows),
+    )
+
+
 def _abstention_table(classifier: RoutedClassifier, evaluations: Mapping[str, Evaluation], rule: str) -> Table:
     abstention = classifier.abstention
-    outcomes = [e.with_abstention(rule, abstention.score, abstention.threshold) for e in evaluations.values()]
+    outcomes = [e.with_abstention(rule, abstention) for e in evaluations.values()]
     rows = {
-        "tasks routed (%)": [100 * o.coverage for o in outcomes],
-        "accuracy of those (%)": [100 * o.accepted_accuracy for o in outcomes],
-        "accuracy with fallback (%)": [100 * o.system_accuracy for o in outcomes],
-        "loss saved by each abstention (nats)": [o.gain for o in outcomes],
-        "misrouted tasks (%)": [100 * e.misrouting_rate() for e in evaluations.values()],
+        "tasks routed (%)": [Cell(100 * o.coverage) for o in outcomes],
+        "accuracy of those (%)": [Cell(100 * o.accepted_accuracy) for o in outcomes],
+        "accuracy with fallback (%)": [Cell(100 * o.system_accuracy) for o in outcomes],
+        "loss of routed tasks (nats)": [Cell(o.accepted_loss) for o in outcomes],
+        "loss of the fallback on the others (nats)": [Cell(o.fallback_loss) for o in outcomes],
+        "loss of the whole (nats)": [Cell(o.system_loss) for o in outcomes],
+        "loss saved by each abstention (nats)": [Cell(o.gain, o.gain_low, o.gain_high) for o in outcomes],
+        "misrouted tasks (%)": [Cell(100 * e.misrouting_rate()) for e in evaluations.values()],
     }
-    note = (
-        f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} (chosen on validation episodes) use "
-        "source 0 instead; a negative saving means that abstaining hurt."
-        if math.isfinite(abstention.threshold)
-        else "No threshold of any score saved loss on validation episodes, so this router never abstains."
-    )
+    if abstention.threshold == math.inf:
+        note = f"Abstaining by {abstention.score} did not save loss on validation episodes: this router always routes."
+    elif abstention.certificate is None:
+        note = (
+            f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} (chosen on validation episodes) use "
+            f"{abstention.fallback} instead; a negative saving means that abstaining hurt."
+        )
+    else:
+        note = (
+            f"Tasks whose {abstention.score} exceeds {abstention.threshold:.3f} use {abstention.fallback} instead. "
+            f"Certified: {abstention.certificate}."
+        )
     return Table(
         "Abstention and misrouting",
         note,
         tuple(evaluations),
-        tuple((name, tuple(Cell(v) for v in values)) for name, values in rows.items()),
+        tuple((name, tuple(cells)) for name, cells in rows.items()),
         True,
         "",
         references=tuple(rows),
@@ -213,21 +258,30 @@ def _abstention_table(classifier: RoutedClassifier, evaluations: Mapping[str, Ev
     )
 
 
-def _score_table(evaluations: Mapping[str, Evaluation], rule: str) -> Table:
-    names = next(iter(evaluations.values())).scores
-    rows = tuple((n, tuple(Cell(aurc(e.scores[n], e.loss(rule))) for e in evaluations.values())) for n in names)
-    chance = ("in random order", tuple(Cell(float(e.loss(rule).mean())) for e in evaluations.values()))
-    perfect = ("by the true loss", tuple(Cell(aurc(e.loss(rule), e.loss(rule))) for e in evaluations.values()))
+def _score_table(abstention: AbstentionRule, evaluations: Mapping[str, Evaluation], rule: str) -> Table:
+    values = [{abstention.score: abstention.uncertainty(e.scores), **e.scores} for e in evaluations.values()]
+    losses = [e.loss(rule) for e in evaluations.values()]
+    names = dict.fromkeys((*next(iter(evaluations.values())).scores, abstention.score))
+    rows = tuple((n, tuple(Cell(aurc(v[n], x)) for v, x in zip(values, losses, strict=True))) for n in names)
+    chance = ("in random order", tuple(Cell(float(x.mean())) for x in losses))
+    perfect = ("by the true loss", tuple(Cell(aurc(x, x)) for x in losses))
     return Table(
         "Uncertainty scores, area under the risk-coverage curve",
         "Mean loss of the surest tasks, averaged over all coverages; lower is a better score. Predictive entropy and "
-        "disagreement look at the queries, the others at the support alone.",
+        "disagreement look at the queries, the others at the support alone; this router uses "
+        f"{_described(abstention)}.",
         tuple(evaluations),
         (*rows, chance, perfect),
         False,
         "nats",
         references=("in random order", "by the true loss"),
     )
+
+
+def _described(abstention: AbstentionRule) -> str:
+    if abstention.predictor is None:
+        return abstention.score
+    return f"the loss predicted from {', '.join(abstention.predictor.names)}"
 
 
 def _figures(
@@ -257,7 +311,7 @@ def _figures(
                 {
                     c: (curve.coverage, curve.risk)
                     for c, e in shown.items()
-                    for curve in [risk_coverage_curve(e.scores[score], e.loss(rule))]
+                    for curve in [risk_coverage_curve(classifier.abstention.uncertainty(e.scores), e.loss(rule))]
                 },
                 "Mean loss of the kept tasks (nats)",
             ),

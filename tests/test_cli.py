@@ -204,6 +204,35 @@ def test_a_source_is_added_and_removed(world: Path, run: Path, tmp_path: Path) -
     assert "theta_pre" in refused("sources", "remove", run, "base", "--output", tmp_path / "z")
 
 
+def test_certify_and_abstain_with_a_guarantee(world: Path, run: Path, tmp_path: Path) -> None:
+    shape = ("--split", "test", "--device", "cpu", "--no-progress")
+    result = call("certify", run, "--episodes", "60", "--delta", "0.1", "--output", tmp_path / "c", *shape)
+    assert result.exit_code == 0, (result.output, result.exception)
+    found = json.loads((tmp_path / "c" / "certificates.json").read_text())
+    assert "CVaR" in json.dumps(found)
+    assert "Certificates" in (tmp_path / "c" / "report.html").read_text()
+    result = call("evaluate", run, "--episodes", "20", "--abstain-risk", "0.6", "--output", tmp_path / "e", *shape)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "0.6" in result.stdout
+    assert "rho" in refused("certify", run, "--rho", "0", *shape)
+
+
+def test_monitor_follows_a_stream(world: Path, run: Path, tmp_path: Path) -> None:
+    state = tmp_path / "monitor.json"
+    shutil.copy(run / "monitor.json", state)
+    line = call("adapt", run, world / "images" / "test", "--scores", "--device", "cpu").stdout
+    assert set(json.loads(line)) == {"kl", "entropy"}
+    (tmp_path / "stream.jsonl").write_text(line * 2)
+    quiet = call("monitor", state, tmp_path / "stream.jsonl")
+    assert quiet.exit_code == 0, quiet.output
+    assert "task 2: no alarm" in quiet.stdout
+    (tmp_path / "far.jsonl").write_text('{"kl": 99.0, "entropy": 9.0}\n' * 200)
+    drifted = call("monitor", state, tmp_path / "far.jsonl")
+    assert drifted.exit_code == 1
+    assert "DRIFT" in drifted.stdout
+    assert "not JSON" in refused("monitor", state, world / "config.toml")
+
+
 def test_refinement_and_cost(world: Path, run: Path, tmp_path: Path) -> None:
     refined = call("adapt", run, world / "images" / "test", "--refine", "frank-wolfe:steps=2", "--device", "cpu")
     assert refined.exit_code == 0, refined.output

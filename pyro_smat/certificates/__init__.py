@@ -1,6 +1,12 @@
 """Certificates: upper bounds of the loss of new episodes, from held-out episodes, failing at most as often as said."""
 
 from pyro_smat.certificates.certificate import Certificate
+from pyro_smat.certificates.conformal import (
+    LabelSetThreshold,
+    RiskControlledThreshold,
+    label_set_threshold,
+    risk_controlled_threshold,
+)
 from pyro_smat.certificates.cvar import CVAR_METHODS, CVaRMethod, cvar_upper_bound
 from pyro_smat.certificates.mean import MEAN_METHODS, MeanMethod, mean_p_value, mean_upper_bound
 from pyro_smat.certificates.selective import CertifiedThreshold, select_abstention_threshold
@@ -11,9 +17,13 @@ __all__ = [
     "CVaRMethod",
     "Certificate",
     "CertifiedThreshold",
+    "LabelSetThreshold",
     "MeanMethod",
+    "RiskControlledThreshold",
     "cvar_upper_bound",
+    "label_set_threshold",
     "mean_p_value",
     "mean_upper_bound",
+    "risk_controlled_threshold",
     "select_abstention_threshold",
 ]

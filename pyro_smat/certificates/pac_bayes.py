@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from scipy.optimize import brentq
 from scipy.special import xlogy
 
 from pyro_smat.arrays import FloatArray, Numbers, float_array
 from pyro_smat.certificates.certificate import Certificate, check_delta
 from pyro_smat.certificates.mean import betting_bound
-from pyro_smat.risk import check_rho
+from pyro_smat.risk import check_rho, cvar
 
 _THRESHOLDS = np.arange(20) / 20
 _NOTE = "PAC-Bayes over router parameters: looser than held-out episodes, and about a router drawn from Q"
@@ -92,8 +93,8 @@ def pac_bayes_cvar_bound(losses: Numbers, rho: float, kl: float, delta: float = 
         t + (1 - t) / rho * _bound((np.maximum(x - t, 0) / (1 - t)).mean(1), kl, x.shape[1], share, share)
         for t in _THRESHOLDS
     ]
-    tails = np.sort(x, axis=1)[:, ::-1][:, : max(1, round(rho * x.shape[1]))]
-    return Certificate(min(1.0, *bounds), float(tails.mean()), delta, x.shape[1], "CVaR", "pac-bayes", rho, note=_NOTE)
+    estimate = cvar(torch.from_numpy(x), rho).mean().item()
+    return Certificate(min(1.0, *bounds), estimate, delta, x.shape[1], "CVaR", "pac-bayes", rho, note=_NOTE)
 
 
 def _bound(averages: FloatArray, kl: float, count: int, delta_of_data: float, delta_of_draws: float) -> float:

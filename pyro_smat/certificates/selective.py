@@ -18,7 +18,7 @@ import numpy as np
 
 from pyro_smat.arrays import FloatArray, Numbers, float_array, same_length
 from pyro_smat.certificates.certificate import Certificate, check_delta
-from pyro_smat.certificates.mean import mean_p_value, unit_losses
+from pyro_smat.certificates.mean import MeanMethod, mean_p_value, unit_losses
 
 GRID = np.arange(1, 41) / 40  # quantiles of the validation scores
 
@@ -73,7 +73,7 @@ def select_abstention_threshold(
     check_delta(delta)
     if not 0 < risk < 1:
         raise ValueError(f"risk is {risk!r}; expected a mean loss in (0, 1)")
-    method = "clopper-pearson" if np.isin(x, (0.0, 1.0)).all() else "betting"
+    method: MeanMethod = "clopper-pearson" if np.isin(x, (0.0, 1.0)).all() else "betting"
     if minimum is None:
         minimum = math.ceil(math.log(delta) / math.log1p(-risk))
         minimum = minimum if method == "clopper-pearson" else max(60, minimum)

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from guarantees.decisions import episodes, plug_in_threshold, selective_risk
 from scipy.stats import beta, binom
 
-from pyro_smat.arrays import FloatArray
 from pyro_smat.certificates import select_abstention_threshold
-
-
-def episodes(generator: np.random.Generator, count: int, *, binary: bool) -> tuple[FloatArray, FloatArray]:
-    """Scores uniform on [0, 1]; the mean loss at score u is u^2 / 2, so accepted tasks up to eta lose eta^2 / 6."""
-    u = generator.random(count)
-    mean = u**2 / 2
-    losses = (generator.random(count) < mean).astype(float) if binary else generator.beta(5 * mean, 5 * (1 - mean))
-    return u, losses
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -26,11 +18,9 @@ def test_the_guarantee_holds_where_plug_in_fails_half_the_time(binary: bool) -> 
     for seed in range(runs):
         u, losses = episodes(np.random.default_rng(seed + 1), 500, binary=binary)
         found = select_abstention_threshold(u, losses, risk, delta, validation_scores=validation, seed=seed)
-        violated += min(found.threshold, 1.0) ** 2 / 6 > risk
+        violated += selective_risk(found.threshold) > risk
         coverage.append(found.coverage)
-        order = np.sort(u)
-        running = np.cumsum(losses[np.argsort(u)]) / np.arange(1, 501)
-        plug_in += order[np.flatnonzero(running <= risk).max()] ** 2 / 6 > risk
+        plug_in += selective_risk(plug_in_threshold(u, losses, risk)) > risk
     assert violated <= beta.ppf(0.999, runs * delta + 1, runs * (1 - delta)) * runs
     assert plug_in > 0.3 * runs
     assert np.mean(coverage) > 0.5  # the oracle accepts sqrt(.6) = .77

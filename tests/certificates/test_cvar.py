@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from losses import LOSSES
+from guarantees.losses import LOSSES
 from scipy.stats import beta
 
 from pyro_smat.certificates import CVAR_METHODS, cvar_upper_bound, mean_upper_bound

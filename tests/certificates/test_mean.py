@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from losses import LOSSES
+from guarantees.losses import LOSSES
 from scipy.stats import beta, binom, binomtest
 
 from pyro_smat.certificates import MEAN_METHODS, Certificate, mean_p_value, mean_upper_bound
@@ -39,6 +39,18 @@ def test_hoeffding_bentkus_is_the_inverse_of_its_p_value() -> None:
     p = min(math.exp(-100 * kl), math.e * binom.cdf(math.ceil(100 * mean), 100, bound))
     assert p == pytest.approx(0.05, rel=1e-4)
     assert mean_p_value(losses, bound, "hoeffding-bentkus") == pytest.approx(p)
+
+
+@pytest.mark.parametrize("count", [30, 200])
+def test_hoeffding_bentkus_p_values_are_mapies(count: int) -> None:
+    from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value  # seconds to import
+
+    generator = np.random.default_rng(count)
+    for losses in (generator.beta(2, 8, count), (generator.random(count) < 0.1).astype(float), np.zeros(count)):
+        risks = np.array([0.05, 0.15, 0.2, 0.3, 0.9])
+        expected = compute_hoeffding_bentkus_p_value(losses.mean(keepdims=True), count, risks)[0]
+        ours = [mean_p_value(losses, risk, "hoeffding-bentkus") for risk in risks]
+        np.testing.assert_allclose(ours, expected, rtol=1e-9)
 
 
 def test_betting_is_the_product_written_out() -> None:

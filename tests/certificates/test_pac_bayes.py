@@ -63,6 +63,13 @@ def test_more_divergence_costs_more() -> None:
     assert bounds[0] < bounds[1] < bounds[2]
 
 
+def test_the_estimate_is_the_exact_mean_of_the_tails() -> None:
+    """Of 30 losses the worst twentieth are one and a half."""
+    losses = np.random.default_rng(0).random((4, 30))
+    largest, second = np.sort(losses, axis=1)[:, -1], np.sort(losses, axis=1)[:, -2]
+    assert pac_bayes_cvar_bound(losses, 0.05, 1.0).estimate == pytest.approx(((largest + second / 2) / 1.5).mean())
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="kl is -1"):
         pac_bayes_mean_bound([[0.1]], -1)

@@ -1,0 +1,6 @@
+"""The distributions of the simulations are those of benchmarks/certificates.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
