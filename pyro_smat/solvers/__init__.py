@@ -1,0 +1,22 @@
+"""Certified solvers of the composition problem of one task, and of many tasks at once."""
+
+from pyro_smat.solvers.active_set import solve_simplex_qp
+from pyro_smat.solvers.batched import BatchedSolution, minimize_quadratics_on_simplex
+from pyro_smat.solvers.certified import SimplexSolution
+from pyro_smat.solvers.composition import CompositionSolution, solve_composition
+from pyro_smat.solvers.objectives import CurvedObjective, LogisticObjective, QuadraticObjective, SimplexObjective
+from pyro_smat.solvers.simplex import minimize_on_simplex
+
+__all__ = [
+    "BatchedSolution",
+    "CompositionSolution",
+    "CurvedObjective",
+    "LogisticObjective",
+    "QuadraticObjective",
+    "SimplexObjective",
+    "SimplexSolution",
+    "minimize_on_simplex",
+    "minimize_quadratics_on_simplex",
+    "solve_composition",
+    "solve_simplex_qp",
+]
