@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -169,7 +169,7 @@ Refine = Annotated[
 @command
 def certify(
     run: RunFolder,
-    loss: Annotated[str, typer.Option(help="error, brier or nll (clipped).")] = "error",
+    loss: Annotated[Literal["error", "brier", "nll"], typer.Option(help="What is bounded; nll is clipped.")] = "error",
     rho: Annotated[float, typer.Option(help="Tail fraction of the CVaR.")] = 0.1,
     delta: Annotated[float, typer.Option(help="Probability with which any of the bounds may fail.")] = 0.05,
     split: Annotated[str, typer.Option(help="Split of the run's own data, not one that chose anything.")] = "test",
