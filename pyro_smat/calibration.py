@@ -96,7 +96,7 @@ def reliability_curve(
 ) -> ReliabilityCurve:
     """Accuracy against confidence, bin by bin. Arguments and errors as in :func:`expected_calibration_error`."""
     confidence, right = _top_label(probabilities, labels)
-    index = _bin_of(confidence, bins, binning)
+    index = bin_of(confidence, bins, binning)
     count = np.bincount(index, minlength=bins)
     filled = count > 0
     return ReliabilityCurve(
@@ -129,15 +129,17 @@ def reliability_intervals(
         Lower and upper ends ``(b,)``, of the bins that are not empty; NaN where no resample reached a bin.
 
     Raises:
-        ValueError: as there, or for another number of episode entries, or a level outside (0, 1).
+        ValueError: as there, or for another number of episode entries, a level outside (0, 1), or resamples below 1.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level!r}; expected a confidence in (0, 1), e.g. 0.95")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; expected at least 1")
     confidence, right = _top_label(probabilities, labels)
     of_query = float_array(episode, "episode")
     same_length(confidence, of_query, "probabilities and episode")
     names, group = np.unique(of_query, return_inverse=True)
-    index = _bin_of(confidence, bins, binning)
+    index = bin_of(confidence, bins, binning)
     cell = group * bins + index
     shape = (len(names), bins)
     count = np.bincount(cell, minlength=shape[0] * bins).reshape(shape).astype(np.float64)
@@ -148,8 +150,10 @@ def reliability_intervals(
     total = drawn @ count
     with np.errstate(invalid="ignore"):
         accuracy = (drawn @ hits) / total
-    filled = count.sum(0) > 0
-    low, high = np.nanquantile(accuracy[:, filled], (0.5 - level / 2, 0.5 + level / 2), axis=0)
+    reached = total.max(0) > 0
+    ends = np.full((2, bins), np.nan)
+    ends[:, reached] = np.nanquantile(accuracy[:, reached], (0.5 - level / 2, 0.5 + level / 2), axis=0)
+    low, high = ends[:, count.sum(0) > 0]
     return low, high
 
 
@@ -164,7 +168,7 @@ def brier_decomposition(
     reliability = resolution = uncertainty = 0.0
     for k in range(p.shape[1]):
         predicted, happened = p[:, k], (y == k).astype(np.float64)
-        index = _bin_of(predicted, bins, binning)
+        index = bin_of(predicted, bins, binning)
         count = np.maximum(np.bincount(index, minlength=bins), 1)
         mean_p = np.bincount(index, predicted, bins) / count
         mean_y = np.bincount(index, happened, bins) / count
@@ -178,13 +182,16 @@ def brier_decomposition(
     return BrierDecomposition(float(reliability), float(resolution), float(uncertainty))
 
 
-def _top_label(probabilities: Numbers, labels: Numbers) -> tuple[FloatArray, FloatArray]:
-    p, y = probability_array(probabilities, labels)
-    return p.max(1), (p.argmax(1) == y).astype(np.float64)
+def bin_of(values: FloatArray, bins: int, binning: Binning) -> IntArray:
+    """The bin 0..bins - 1 of every value: of equal width on [0, 1], or of equal mass with ties kept together.
 
+    Args:
+        values: ``(n,)``.
+        bins, binning: as in :func:`expected_calibration_error`.
 
-def _bin_of(values: FloatArray, bins: int, binning: Binning) -> IntArray:
-    """The bin 0..bins - 1 of every value."""
+    Raises:
+        ValueError: as there.
+    """
     if bins < 1:
         raise ValueError(f"bins is {bins}; expected at least 1")
     if binning == "width":
@@ -195,3 +202,8 @@ def _bin_of(values: FloatArray, bins: int, binning: Binning) -> IntArray:
         raise ValueError(f"binning is {binning!r}; expected 'width' or 'mass'")
     # Bins are open below and closed above, so that a confidence of exactly 1 belongs to the last one.
     return np.searchsorted(edges, values, side="left").astype(np.int64)
+
+
+def _top_label(probabilities: Numbers, labels: Numbers) -> tuple[FloatArray, FloatArray]:
+    p, y = probability_array(probabilities, labels)
+    return p.max(1), (p.argmax(1) == y).astype(np.float64)

@@ -1,8 +1,9 @@
 r"""Metrics of predictions: proper scores and calibration, and the one place to import every metric from.
 
 Scoring rules are here; calibration is in ``calibration.py``, selective prediction (risk-coverage, AUROC) in
-``selective.py``, numbers over episodes with their uncertainty in ``intervals.py``. All take arrays, lists or tensors
-and compute in float64.
+``selective.py``, excess loss over candidate routings in ``misrouting.py``, numbers over episodes with their
+uncertainty in ``intervals.py``, the worst of several groups of episodes in ``groups.py``. All take arrays, lists or
+tensors and compute in float64.
 
 Padded classes and queries must be taken out by the caller: rows are real queries, columns the episode's classes
 (a padded class with probability 0 does no harm). Read the proper scores first: the plug-in calibration error is
@@ -23,12 +24,15 @@ from .calibration import (
     reliability_curve,
     reliability_intervals,
 )
+from .groups import worst_group
 from .intervals import Interval, bootstrap_interval, episode_interval, episode_quantile
+from .misrouting import MisroutingDetection, excess_loss, misrouting_detection
 from .selective import RiskCoverageCurve, augrc, aurc, auroc, excess_aurc, risk_coverage_curve
 
 __all__ = [
     "BrierDecomposition",
     "Interval",
+    "MisroutingDetection",
     "ReliabilityCurve",
     "RiskCoverageCurve",
     "augrc",
@@ -41,11 +45,14 @@ __all__ = [
     "episode_interval",
     "episode_quantile",
     "excess_aurc",
+    "excess_loss",
     "expected_calibration_error",
+    "misrouting_detection",
     "negative_log_likelihood",
     "reliability_curve",
     "reliability_intervals",
     "risk_coverage_curve",
+    "worst_group",
 ]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from pyro_smat.arrays import FloatArray
-from pyro_smat.metrics import augrc, aurc, auroc, risk_coverage_curve
+from pyro_smat.metrics import augrc, aurc, auroc, excess_aurc, risk_coverage_curve
 
 
 def _all_orders(scores: list[float], losses: list[float]) -> list[FloatArray]:
@@ -76,6 +76,24 @@ def test_oracle_order_is_best_and_reverse_is_worst() -> None:
     assert augrc(losses, losses) < augrc(random, losses) < augrc(-losses, losses)
     wrong = np.arange(20000) < 5000  # 0/1 oracle: e + (1 - e) ln(1 - e)
     assert aurc(wrong, wrong) == pytest.approx(0.25 + 0.75 * math.log(0.75), abs=1e-3)
+
+
+def test_excess_is_over_the_best_of_all_orders() -> None:
+    generator = np.random.default_rng(3)
+    scores, losses = generator.permutation(6) / 6, generator.integers(4, size=6) / 4
+    areas = [
+        (np.cumsum(losses[list(order)]) / np.arange(1, 7)).mean()
+        for order in itertools.permutations(range(len(losses)))
+    ]
+    assert excess_aurc(scores, losses) == pytest.approx(aurc(scores, losses) - min(areas))
+    assert excess_aurc(-losses, losses) == pytest.approx(max(areas) - min(areas))
+    assert excess_aurc(losses, losses) == 0
+    assert excess_aurc(np.exp(3 * losses), losses) == 0  # any score in the order of the losses
+
+
+def test_constant_score_has_the_error_rate_as_its_area() -> None:
+    wrong = np.arange(400) < 99  # sorted: the naive areas are .034 or .6
+    assert aurc(np.zeros(400), wrong) == pytest.approx(0.2475, abs=1e-12)
 
 
 @pytest.mark.parametrize("levels", [1000, 5, 2])

@@ -7,7 +7,8 @@ nothing of the data gives a bound: no union over t is needed.
 method            bound
 ================  =====================================================================================================
 betting           bets on :math:`Z_i = (X_i - t_i)_+ / (1 - t_i)` against the claim CVaR = c, under which its mean is
-                  at least :math:`\rho (c - t_i) / (1 - t_i)`; thresholds :math:`t_i` know only the past, or are fixed
+                  at least :math:`\rho (c - t_i) / (1 - t_i)`, where :math:`t_i < c`; thresholds :math:`t_i` know only
+                  the past, or are fixed; the bound is the largest claim that is not rejected
 order-statistics  an exact band of equal local levels for the tail of the distribution function; needs no threshold
 dkw               Thomas and Learned-Miller 2019, theorem 3
 brown             :math:`\widehat{\mathrm{CVaR}} + \sqrt{5 \ln(3/\delta) / (\rho N)}` (Brown 2007); only to compare with
@@ -17,6 +18,7 @@ brown             :math:`\widehat{\mathrm{CVaR}} + \sqrt{5 \ln(3/\delta) / (\rho
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -115,12 +117,30 @@ def _betting(x: FloatArray, rho: float, delta: float, threshold: float | Numbers
         else:
             pilot = unit_losses(threshold)
         t = running_thresholds(x, rho, pilot) if len(pilot) else np.zeros(len(x))
+    return _largest_claim(x, t, rho, delta)
+
+
+def _largest_claim(x: FloatArray, t: FloatArray, rho: float, delta: float) -> float:
+    """The largest CVaR that betting does not reject; losses and thresholds ``(N,)`` in the order of play.
+
+    Against a claim one bets only where the threshold is below it. So the bets change at the thresholds, and between two
+    of them the wealth grows with the claim: walk down from 1 for as long as all claims of an interval are rejected.
+    """
     excess = np.maximum(x - t, 0.0) / (1.0 - t)
     stakes, needed, scale = bets(excess, delta), math.log(1 / delta), rho / (1.0 - t)
-    # Above every threshold all claimed means are positive and grow with the claim: bisection is rigorous there.
-    return smallest_rejected(
-        lambda claim: highest_log_wealth(excess, scale * (claim - t), stakes) >= needed, float(t.max()), 1.0
-    )
+    high = 1.0
+    for low in np.unique(t)[::-1].tolist():
+        on = t <= low
+        rejected = partial(_rejected, needed=needed, z=excess[on], t=t[on], scale=scale[on], stakes=stakes[on])
+        with np.errstate(divide="ignore"):  # at the threshold itself a loss of 1 may cost everything
+            if not rejected(low):
+                return smallest_rejected(rejected, low, high)
+        high = low
+    return high
+
+
+def _rejected(claim: float, needed: float, z: FloatArray, t: FloatArray, scale: FloatArray, stakes: FloatArray) -> bool:
+    return highest_log_wealth(z, scale * (claim - t), stakes) >= needed
 
 
 def _dkw(ascending: FloatArray, rho: float, delta: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from guarantees.losses import LOSSES
 from scipy.stats import beta
 
+from pyro_smat.arrays import FloatArray
 from pyro_smat.certificates import CVAR_METHODS, cvar_upper_bound, mean_upper_bound
 from pyro_smat.certificates.cvar import running_thresholds
 from pyro_smat.certificates.order_statistics import crossing_probability, cvar_of_band, equal_level_band
@@ -47,6 +48,45 @@ def test_running_thresholds_know_only_the_past() -> None:
             np.quantile(np.r_[pilot, losses[:j]], 0.9, method="inverted_cdf") for j in range(int(i / 1.2), i + 1)
         ]
         assert thresholds[i] in candidates
+
+
+def product_written_out(losses: FloatArray, thresholds: FloatArray, rho: float, delta: float, claim: float) -> float:
+    """The largest wealth against one claim; no bet where the claim says nothing, at thresholds above it."""
+    total = best = 1.0
+    mean, squares, variance, seen = 0.5, 0.25, 0.25, 0.0
+    for i, (x, t) in enumerate(zip(losses, thresholds, strict=True), start=1):
+        z, m = max(x - t, 0.0) / (1 - t), rho * (claim - t) / (1 - t)
+        if m > 0:
+            total *= 1 - min(1.0, math.sqrt(2 * math.log(1 / delta) / (len(losses) * variance))) * (z - m)
+            best = max(best, total)
+        seen += z
+        mean = (0.5 + seen) / (1 + i)
+        squares += (z - mean) ** 2
+        variance = squares / (1 + i)
+    return best
+
+
+@pytest.mark.parametrize("pilot", [[0.2] * 5, [0.9, 0.1, 0.2, 0.95], [1.0] * 8])
+def test_betting_is_the_largest_claim_that_is_not_rejected(pilot: list[float]) -> None:
+    losses, rho, delta = np.random.default_rng(3).beta(1, 6, 300), 0.3, 0.1
+    order = losses[np.random.default_rng(7).permutation(300)]
+    thresholds = running_thresholds(order, rho, np.array(pilot))
+    claims = np.linspace(0.002, 1, 500)
+    wealth = np.array([product_written_out(order, thresholds, rho, delta, claim) for claim in claims])
+    largest = claims[wealth < 1 / delta].max()
+    bound = cvar_upper_bound(losses, rho, delta, threshold=pilot, seed=7).bound
+    assert largest <= bound <= largest + 0.0021
+
+
+def test_a_misleading_pilot_costs_the_losses_that_it_spoils_and_no_more() -> None:
+    """Thirty ones: thresholds of 1 until 540 losses are seen. The bound is not stuck at the largest threshold."""
+    truth, rho, delta, runs = 0.5, 0.1, 0.1, 60
+    draws = LOSSES["bernoulli"].draw(np.random.default_rng(0), (runs, 3000))
+    bounds = np.array(
+        [cvar_upper_bound(x, rho, delta, threshold=[1.0] * 30, seed=i).bound for i, x in enumerate(draws)]
+    )
+    assert (bounds < truth).sum() <= beta.ppf(0.999, runs * delta + 1, runs * (1 - delta)) * runs
+    assert bounds.mean() < 0.65
 
 
 @pytest.mark.parametrize("method", CERTIFIED)
