@@ -7,12 +7,10 @@ single sources (a learned prior over a catalog, prices) has to be named or refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_smat.config import Prior, RunConfig
 from pyro_smat.inference.assembly import build_router
@@ -20,14 +18,16 @@ from pyro_smat.inference.classifier import RoutedClassifier
 from pyro_smat.inference.families import default_catalog
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
+from pyro_smat.sources.opening import Source
 
 
 def add_source(
     classifier: RoutedClassifier,
     name: str,
-    checkpoint: str | Path | nn.Module | Mapping[str, Tensor],
+    checkpoint: Source,
     *,
     cost: float = 1.0,
+    base: Source | None = None,
 ) -> RoutedClassifier:
     """The router with one more source, which may get weight at once.
 
@@ -39,12 +39,15 @@ def add_source(
         name: of the new source.
         checkpoint: a file, a network or a state dict of the sources' architecture.
         cost: its price, where the config prices the sources one by one.
+        base: of a file that stores differences; default: theta_pre, as the router has it (float32, without a head).
+
+    The threshold of abstention stays what it was, though the scores of more sources may be others.
 
     Raises:
         ValueError: for a name that is taken, a checkpoint that does not fit, or weights learned for single sources.
     """
     router = classifier.router
-    library = router.library.with_source(name, checkpoint)
+    library = router.library.with_source(name, checkpoint, base=base)
     last, experts = len(library) - 1, router.config.experts.count
     catalog = router.catalog
     if catalog is not None and router.config.guide.catalog.method != "k_hot":
@@ -75,6 +78,10 @@ def remove_source(classifier: RoutedClassifier, name: str) -> RoutedClassifier:
             with weights of single sources.
     """
     router = classifier.router
+    if name == router.library.names[0]:
+        raise ValueError(
+            f"{name!r} is theta_pre, the fallback of this router; expected another source: train a new one"
+        )
     library = router.library.without(name)
     gone, catalog = router.library.names.index(name), router.catalog
     kept = [c for c in range(len(router.library) + router.config.experts.count) if c != gone]
@@ -104,8 +111,8 @@ def _over(
     )
     for part in ("model", "guide"):
         _copy_weights(getattr(old, part), getattr(new, part), part)
-    # A certificate is of the router as it was.
-    return RoutedClassifier(new, replace(classifier.abstention, certificate=None))
+    # A certificate, and what validation said of misrouting, are of the router as it was.
+    return RoutedClassifier(new, replace(classifier.abstention, certificate=None, misrouting=None))
 
 
 def _copy_weights(old: nn.Module, new: nn.Module, part: str) -> None:

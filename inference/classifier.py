@@ -30,7 +30,7 @@ from pyro_smat.networks import build_network
 from pyro_smat.pretraining import GLYPH_NETWORK
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary, load_weights
-from pyro_smat.sources.template import matches, space_without
+from pyro_smat.sources.template import Template, matches, space_without
 
 FORMAT = 3
 CACHED_TASKS = 8
@@ -150,7 +150,8 @@ class RoutedClassifier:
                 f"{folder}: sources are {found}; expected ({len(description['source_names'])}, {space.dim}) for "
                 f"network {description['network']!r}"
             )
-        library = SourceLibrary(tuple(description["source_names"]), tensors.pop("sources"), space)
+        template = Template.from_module(module, config.sources.head)  # what a source that is added later must hold
+        library = SourceLibrary(tuple(description["source_names"]), tensors.pop("sources"), space, template)
         where = choose_device(device) if isinstance(device, str) else device
         names = description["catalog"]
         if names is not None and "catalog" not in tensors:

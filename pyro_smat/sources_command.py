@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyro_smat.command import Device, Overrides, commands_of
+from pyro_smat.command import Device, Overrides, OwnGuide, OwnModel, commands_of
 
 app = typer.Typer(help="Checkpoints: do they fit, how far apart are they, align, compress, add and remove them.")
 command = commands_of(app)
@@ -89,6 +89,11 @@ def compress(
     if len(names) < 2:
         raise ValueError(f"got the one source {names}; expected a base and at least one source to compress")
     output.mkdir(parents=True, exist_ok=True)
+    taken = {Path(path).resolve() for path in files.values()} & {
+        (output / f"{name}.safetensors").resolve() for name in names
+    }
+    if taken:
+        raise ValueError(f"{', '.join(map(str, sorted(taken)))} would be overwritten; choose another --output")
     base = files[names[0]]
     results = {
         name: compress_source(files[name], output / f"{name}.safetensors", base, form, tolerance) for name in names[1:]
@@ -102,6 +107,11 @@ def add(
     source: Annotated[str, typer.Argument(help="The new source: NAME=FILE.")],
     output: Annotated[Path, typer.Option(help="Folder for the new router.")],
     cost: Annotated[float, typer.Option(help="Its price, where the config prices sources one by one.")] = 1.0,
+    base: Annotated[
+        Path | None, typer.Option(help="What a compressed source is relative to; default: the router's source 0.")
+    ] = None,
+    model: OwnModel = None,
+    guide: OwnGuide = None,
     device: Device = "auto",
 ) -> None:
     """Add a source to a trained router, without training."""
@@ -110,8 +120,7 @@ def add(
     name, separator, path = source.partition("=")
     if not separator or not name or not path:
         raise ValueError(f"the source is {source!r}; expected NAME=FILE")
-    changed = add_source(_router(run, device), name, Path(path), cost=cost)
-    typer.echo(f"router over {', '.join(changed.source_names)}: {changed.save(output)}")
+    _save(add_source(_router(run, device, model, guide), name, Path(path), cost=cost, base=base), output)
 
 
 @command
@@ -119,13 +128,14 @@ def remove(
     run: Run,
     name: Annotated[str, typer.Argument(help="The source to remove.")],
     output: Annotated[Path, typer.Option(help="Folder for the new router.")],
+    model: OwnModel = None,
+    guide: OwnGuide = None,
     device: Device = "auto",
 ) -> None:
     """Remove a source from a trained router, without training."""
     from pyro_smat.inference.changing_sources import remove_source
 
-    changed = remove_source(_router(run, device), name)
-    typer.echo(f"router over {', '.join(changed.source_names)}: {changed.save(output)}")
+    _save(remove_source(_router(run, device, model, guide), name), output)
 
 
 def _parsed(config: Path | None, overrides: list[str] | None) -> Any:
@@ -134,7 +144,21 @@ def _parsed(config: Path | None, overrides: list[str] | None) -> Any:
     return load_config(config, overrides or [])
 
 
-def _router(run: Path, device: str) -> Any:
+def _router(run: Path, device: str, model: str | None, guide: str | None) -> Any:
     from pyro_smat.inference import RoutedClassifier
+    from pyro_smat.inference.custom import load_class
 
-    return RoutedClassifier.load(run if (run / "router.json").exists() else run / "router", device=device)
+    return RoutedClassifier.load(
+        run if (run / "router.json").exists() else run / "router",
+        device=device,
+        model_class=None if model is None else load_class(model),
+        guide_class=None if guide is None else load_class(guide),
+    )
+
+
+def _save(changed: Any, output: Path) -> None:
+    typer.echo(f"router over {', '.join(changed.source_names)}: {changed.save(output)}")
+    if changed.abstention.threshold != float("inf"):
+        typer.echo(
+            "its threshold of abstention was chosen for the old sources; `evaluate --abstain-risk` chooses one anew"
+        )

@@ -175,6 +175,8 @@ def test_sources_are_compressed_and_read_again(world: Path, tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     assert (tmp_path / "other.safetensors").stat().st_size < (world / "other.pt").stat().st_size
     files = f'sources.files={{base="{world}/base.safetensors", other="{tmp_path}/other.safetensors"}}'
+    again = ("sources", "compress", world / "config.toml", "--set", files, "--output", tmp_path)
+    assert "would be overwritten" in refused(*again)
     assert call("sources", "compare", world / "config.toml", "--set", files).exit_code == 0
 
 

@@ -5,6 +5,7 @@ w ~ Dir(kappa m),  m the router's weights, refined or not,  kappa chosen by the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -59,8 +60,8 @@ class DirichletRefinement:
         check_count("draws", self.draws, 1)
         if self.draws > POINTS:
             raise ValueError(f"draws is {self.draws}; expected at most {POINTS}")
-        if not self.prior > 0:
-            raise ValueError(f"prior is {self.prior}; expected a concentration > 0")
+        if not 0 < self.prior < math.inf:
+            raise ValueError(f"prior is {self.prior}; expected a concentration > 0 and finite")
         FrankWolfe(self.steps, self.max_active)  # checks them
 
     def refine(self, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, start: Tensor) -> Refinement:

@@ -6,6 +6,7 @@ one offset o_m of all its gates' log alpha. Sources, their weights, delta and th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -49,8 +50,8 @@ class GradientRefinement:
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps, 0)
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected > 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}; expected > 0 and finite")
 
     def refine(self, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, start: Tensor) -> Refinement:
         bank = model.experts

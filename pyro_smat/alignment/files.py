@@ -20,7 +20,7 @@ from pyro_smat.alignment.verify import check_groups
 from pyro_smat.alignment.weights import align_weights
 from pyro_smat.data.pool import ImagePool
 from pyro_smat.parameters import ParameterSpace
-from pyro_smat.sources import load_weights
+from pyro_smat.sources.compatibility import open_all
 
 POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -74,7 +74,9 @@ def align_files(
             raise ValueError(f"source name {name!r} cannot name a file; expected a name without slashes")
         if any(Path(path).resolve() == target.resolve() for target in targets.values()):
             raise ValueError(f"{path} would be overwritten; choose another output folder than {output}")
-    states: dict[str, State] = {name: load_weights(path) for name, path in files.items()}
+    states: dict[str, State] = {
+        name: {key: opened.read(key) for key in opened.names} for name, opened in open_all(files).items()
+    }
     space = ParameterSpace.from_module(module)
     if problems := [f"{name}: {line}" for name, state in states.items() for line in space.differences(state)]:
         raise ValueError("sources do not fit the network:\n  " + "\n  ".join(problems))

@@ -53,6 +53,8 @@ def solve_simplex_qp(
         array([0.33333333, 0.66666667])
     """
     checked_gram, checked_linear, checked_start = _checked(gram, linear, start, blocks)
+    if float(checked_gram.diagonal().max()) < _EPSILON * float(np.ptp(checked_linear.reshape(blocks, -1), 1).max()):
+        checked_gram = np.zeros_like(checked_gram)  # it moves the value by less than the tolerance: not to divide by
     if checked_start is None:
         checked_start = guess_face(checked_gram, checked_linear, blocks)
     walk = _Walk(checked_gram, checked_linear, checked_start, blocks)

@@ -83,7 +83,10 @@ def _pivot(gram: FloatArray, linear: FloatArray, start: FloatArray, blocks: int)
         if count == 0:
             return x
         positive = np.maximum(x, 0.0).reshape(blocks, -1)
-        feasible = (positive / positive.sum(1, keepdims=True)).ravel()
+        sums_of_positive = positive.sum(1, keepdims=True)
+        if not (sums_of_positive > 0).all() or not np.isfinite(sums_of_positive).all():
+            break  # a matrix too small beside the linear part to solve with
+        feasible = (positive / sums_of_positive).ravel()
         value = float(feasible @ (gram @ feasible / 2 - linear))
         if value < lowest:
             best, lowest = feasible, value

@@ -35,6 +35,7 @@ from pyro_smat.solvers.refit import Fit, refit
 
 _MEMORY = 8  # values that a step may not exceed all of
 _DECREASE = 1e-4
+_SMALLEST = 1e-300  # divisor
 _ROUNDING = 100 * float(np.finfo(np.float64).eps)
 _TOLERANCE = 1e-7  # between v and D, relative to the fit's value
 
@@ -69,7 +70,7 @@ def lower_bound(problem: Problem, fit: Fit, *, iterations: int = 200, deadline: 
     bound, slope = _dual(problem, fit.point)
     best, relaxed = max(0.0, bound), fit  # no loss is negative
     recent = [fit.value]
-    step = 1 / max(float(np.abs(slope).max()), np.finfo(np.float64).tiny)
+    step = 1 / max(float(np.abs(slope).max()), _SMALLEST)
     for _ in range(iterations):
         if min(fit.value, relaxed.value) - best <= tolerance or (deadline and time.monotonic() >= deadline):
             break
@@ -88,7 +89,7 @@ def lower_bound(problem: Problem, fit: Fit, *, iterations: int = 200, deadline: 
         change, bend = moved - z, float((moved - z) @ (moved_slope - slope))
         if not change.any():
             break
-        largest = float(np.abs(moved_slope).max())
+        largest = max(float(np.abs(moved_slope).max()), _SMALLEST)
         step = float(np.clip(change @ change / bend if bend > 0 else np.inf, 1e-8 / largest, 1e3 / largest))
         z, slope, relaxed = moved, moved_slope, candidate
         recent.append(candidate.value)
@@ -110,7 +111,10 @@ def capped_simplex_projection(values: FloatArray, total: float) -> FloatArray:
 
 
 def _dual(problem: Problem, point: Point) -> tuple[float, FloatArray]:
-    """D at a point, less what rounding may have added, and -|g_b|^2 / (2 ridge) of every block, which is the gradient of v at a relaxed refit."""
+    """D at a point, less what rounding may have added, and -|g_b|^2 / (2 ridge) of every block.
+
+    At a relaxed refit the latter is the gradient of v.
+    """
     gradient = problem.gradient(point)
     slope = -problem.blocks.squared_norms(gradient.residual) / (2 * problem.ridge)
     gap = point.weights @ gradient.weights - gradient.weights.min()

@@ -47,9 +47,9 @@ def build_problem(
         raise ValueError(f"targets have shape {y.shape}; expected {x.shape[:1]}, one for every example")
     outputs = theta.shape[2] if theta.ndim == 3 else 1
     partition = _partition(blocks, x.shape[1], outputs)
-    if budget < 0 or budget > len(partition):
+    if not isinstance(budget, int | np.integer) or not 0 <= budget <= len(partition):
         kind = "entries" if blocks is None else "blocks"
-        raise ValueError(f"budget is {budget}; expected 0 to {len(partition)}, the number of {kind} of the residual")
+        raise ValueError(f"budget is {budget}; expected 0 to {len(partition)}, the number of {kind}, as an integer")
     if loss == "squared":
         return SquaredProblem(x, y, theta, ridge=ridge, budget=budget, blocks=partition), theta.shape[1:]
     labels = _labels(y, outputs)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_smat.alignment import FewShotLoss, align_files, find_groups, permute, random_permutations
 from pyro_smat.data.pool import ImagePool
 from pyro_smat.networks import Conv4
+from pyro_smat.sources import compress
 
 
 class Features(nn.Module):
@@ -63,6 +64,16 @@ def test_aligned_files_are_written_and_described(method, tmp_path):
     assert re.search(rf"blocks\.1\.0 +16 +\d+% +-?0\.\d+ +1\.000  {method}\n", text)
     assert re.search(r"distance to reference: \d+(\.\d+)? before, 0 after\n", text)
     assert "barrier" not in text
+
+
+def test_compressed_sources_are_aligned_as_what_they_read_back_to(tmp_path):
+    network = Conv4(1, 8, 16)
+    files = _files(network, torch.rand(2, 1, 16, 16), tmp_path)
+    small = tmp_path / "small.safetensors"
+    assert compress(files["copy"], small, files["reference"]).forms["sparse"]
+    align_files(network, files | {"copy": small}, tmp_path / "aligned")
+    written, reference = load_file(tmp_path / "aligned" / "copy.safetensors"), load_file(files["reference"])
+    assert all(torch.equal(written[key], reference[key]) for key in reference)
 
 
 def test_the_barrier_is_told_where_there_are_labelled_images(tmp_path):

@@ -18,11 +18,12 @@ from pyro_smat.config import RunConfig, load_config
 from pyro_smat.episodes import Episode, EpisodeBatch
 from pyro_smat.guides import LogisticNormalGuide
 from pyro_smat.inference.assembly import build_router, open_library
+from pyro_smat.inference.changing_sources import add_source
 from pyro_smat.inference.classifier import AbstentionRule, RoutedClassifier
 from pyro_smat.inference.decision import RULES, predict
 from pyro_smat.inference.refinement import DirichletRefinement, FrankWolfe, SupportObjective
 from pyro_smat.models import RoutedModel
-from pyro_smat.sources import SourceLibrary
+from pyro_smat.sources import SourceLibrary, compress
 
 FAMILIES = ("logistic_normal", "catalog", "concrete")
 
@@ -352,3 +353,12 @@ def test_a_head_that_is_left_out_and_the_descriptors_are_saved_with_the_router(t
     torch.testing.assert_close(
         loaded.adapt(x, y).predict_proba(x), RoutedClassifier(router).adapt(x, y).predict_proba(x)
     )
+    whole = {name: torch.randn_like(tensor) for name, tensor in network.state_dict().items()}
+    assert add_source(loaded, "c", whole).source_names == ("a", "b", "c")  # its head is not looked at
+
+    base = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
+    small = compress(base | {"1.bias": whole["1.bias"]}, tmp_path / "small.safetensors", base).path
+    with pytest.raises(ValueError, match=r"row 'a' of a basis is not: tensor '3\.weight' is missing there"):
+        add_source(loaded, "c", small)
+    added = add_source(loaded, "c", small, base=base).router.library
+    assert torch.equal(added.basis[2], torch.cat([torch.zeros(320), whole["1.bias"]]))

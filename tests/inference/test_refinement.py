@@ -235,9 +235,11 @@ def test_batches(make_router: Callable[..., Any]) -> None:
         (lambda: FrankWolfe(tolerance=-1.0), "tolerance is -1.0"),
         (lambda: FrankWolfe(method="corrective"), "method is 'corrective'; expected one of"),  # type: ignore[arg-type]
         (lambda: GradientRefinement(5, 0.0), "learning_rate is 0.0; expected > 0"),
+        (lambda: GradientRefinement(5, float("inf")), "learning_rate is inf; expected > 0 and finite"),
         (lambda: RiskAverse(2.5), "radius is 2.5; expected an l1 distance between mixtures, 0 to 2"),
         (lambda: RiskAverse(float("nan")), "radius is nan"),
         (lambda: DirichletRefinement(prior=0.0), "prior is 0.0"),
+        (lambda: DirichletRefinement(prior=float("inf")), "prior is inf"),
         (lambda: DirichletRefinement(draws=513), "draws is 513; expected at most 512"),
         (lambda: DirichletRefinement(max_active=0), "max_active is 0"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ TASKS = {"squared": REGRESSION, "binary": BINARY, "multiclass": MULTICLASS}
 
 def solved(task: Task, **options: Any) -> CompositionSolution:
     return solve_composition(task.features, task.targets, task.sources, **options)
+
+
+@cache
+def without_budgets(case: str) -> CompositionSolution:
+    return solved(TASKS[case], budget=3, loss=loss_name(case), ridge=0.03)
 
 
 def loss_name(case: str) -> str:
@@ -99,7 +105,7 @@ def test_certificates_are_those_of_the_definition(case: str, budgets: dict[str, 
     assert len(solution.support) <= 3
     assert 0 <= solution.lower_bound <= solution.value
     assert solution.certified_gap == solution.value - solution.lower_bound
-    whole = solved(task, budget=3, loss=loss, ridge=ridge)
+    whole = without_budgets(case)
     assert solution.lower_bound <= whole.value <= solution.value + 1e-12  # never above a feasible value
     assert whole.status == "finished"
     if "max_iterations" in budgets:
@@ -175,6 +181,14 @@ def test_binary_is_multiclass_with_a_silent_class() -> None:
     assert both.weights == pytest.approx(one.weights, abs=1e-8)
 
 
+def test_repeated_features_need_no_ridge() -> None:
+    once = make_task(20, 6, 3, 2, seed=4, correlation=0.0)
+    twice = Task(np.tile(once.features, 2), once.targets, np.tile(once.sources, 2) / 2, once.support)
+    first, second = solved(once, budget=3, ridge=0.0), solved(twice, budget=3, ridge=0.0)
+    assert second.value == pytest.approx(first.value, rel=1e-9)
+    assert len(set(second.support % 6)) == 3  # never a feature and its copy
+
+
 def test_a_start_is_taken_up() -> None:
     whole = solved(REGRESSION, budget=3)
     resumed = solved(REGRESSION, budget=3, start=whole, max_iterations=0)
@@ -211,6 +225,7 @@ LOGISTIC: dict[str, Any] = {"loss": "logistic", "targets": BINARY.targets, "feat
         ({"features": _nan()}, r"features is NaN or infinite at index \(4, 7\)"),
         ({"budget": 17}, "budget is 17; expected 0 to 16, the number of entries"),
         ({"budget": -1}, "budget is -1"),
+        ({"budget": 2.0}, "budget is 2.0; expected 0 to 16, .* as an integer"),
         ({"budget": 3, "blocks": [range(8), range(8, 16)]}, "budget is 3; expected 0 to 2, the number of blocks"),
         ({"blocks": [range(8), range(7, 16)]}, "blocks hold row 7 2 times"),
         ({"blocks": [range(8), range(9, 16)]}, "blocks hold row 8 0 times"),

@@ -176,6 +176,17 @@ def test_without_convexity_the_gap_is_a_statement_about_stationarity() -> None:
     assert solution.value < Wavy().value(np.full(5, 0.2))
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e4, 1e6])
+@pytest.mark.parametrize("shape", [(20, 4), (20, 6, 3), (20, 2, 4, 3)])
+def test_saturated_logits_are_solved_though_nothing_curves(scale: float, shape: tuple[int, ...]) -> None:
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 2 if len(shape) == 2 else 3, 20)
+        solution = minimize_on_simplex(LogisticObjective(scale * rng.normal(size=shape), labels), max_iterations=300)
+        assert solution.gap <= 1e-9 * solution.value
+        np.testing.assert_allclose(solution.weights.sum(-1), 1, atol=1e-12)
+
+
 def test_a_tolerance_below_precision_ends() -> None:
     for objective in (
         QuadraticObjective.from_predictions(*regression(np.random.default_rng(8), 30, 8, 0.3)),

@@ -10,7 +10,7 @@ examples are few.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -44,15 +44,21 @@ def splicing(problem: Problem, start: Fit, seed: int = 0) -> Iterator[Fit]:
         yield best
     if not 0 < len(best.support) < len(problem.blocks):
         return
+    if problem.ridge:  # without one, a pursuit may meet a singular refit
+        best = yield from _contest(problem, best, _pursued(problem, start))
+    best = yield from _contest(problem, best, _shrunk(problem, best))
     rng = np.random.default_rng(seed)
-    starts = [*([_pursued] if problem.ridge else []), _shrunk, *[_shuffled] * _RESTARTS]
-    for begin in starts:  # without a ridge, a pursuit may meet a singular refit
-        last = first = begin(problem, start, best, rng)
-        yield first
-        for last in _swaps(problem, first):
-            yield last
-        if last.value < best.value:
-            best = last
+    for _ in range(_RESTARTS):
+        best = yield from _contest(problem, best, _shuffled(problem, best, rng))
+
+
+def _contest(problem: Problem, best: Fit, start: Fit) -> Generator[Fit, None, Fit]:
+    """Swaps from a start; returns the better one of their end and the best so far."""
+    fit = start
+    yield fit
+    for fit in _swaps(problem, start):
+        yield fit
+    return min(best, fit, key=lambda contestant: contestant.value)
 
 
 def _swaps(problem: Problem, fit: Fit) -> Iterator[Fit]:
@@ -77,15 +83,15 @@ def _swap(problem: Problem, fit: Fit) -> Fit | None:
     return None
 
 
-def _pursued(problem: Problem, start: Fit, best: Fit, rng: np.random.Generator) -> Fit:
+def _pursued(problem: Problem, start: Fit) -> Fit:
     """Where subspace pursuit ends."""
     fit = start
-    for fit in subspace_pursuit(problem, start):
-        pass
+    for pursued in subspace_pursuit(problem, start):
+        fit = pursued
     return fit
 
 
-def _shrunk(problem: Problem, start: Fit, best: Fit, rng: np.random.Generator) -> Fit:
+def _shrunk(problem: Problem, best: Fit) -> Fit:
     """Greedily twice as many blocks, then without the one that holds least until the budget is met."""
     fit = best
     for wide in grow(problem, best, min(2 * problem.budget, len(problem.blocks))):
@@ -95,11 +101,14 @@ def _shrunk(problem: Problem, start: Fit, best: Fit, rng: np.random.Generator) -
     return fit
 
 
-def _shuffled(problem: Problem, start: Fit, best: Fit, rng: np.random.Generator) -> Fit:
+def _shuffled(problem: Problem, best: Fit, rng: np.random.Generator) -> Fit:
     """Half of the best support and one block from outside, at random, completed greedily."""
     kept = rng.permutation(best.support)[: len(best.support) // 2]
-    outside = np.setdiff1d(np.arange(len(problem.blocks)), best.support)
-    fit = refit(problem, np.append(kept, rng.choice(outside)), best)
+    fit = refit(problem, kept, best)
+    outside = addition_gains(problem, fit) > -np.inf  # what the rest spans may not join
+    outside[best.support] = False
+    if outside.any():
+        fit = refit(problem, np.append(kept, rng.choice(outside.nonzero()[0])), fit)
     for grown in grow(problem, fit, problem.budget):
         fit = grown
     return fit
