@@ -18,7 +18,9 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom, norm
 from torch import Tensor
 
+from pyro_smat.distributions.catalog import CatalogCategorical
 from pyro_smat.local_module import LocalModule
+from pyro_smat.routing import CATALOG_SITE
 
 
 class FiniteRoutes(LocalModule):
@@ -45,13 +47,16 @@ class FiniteRoutes(LocalModule):
         self.register_buffer("prior", prior)
         self.register_buffer("laws", laws)
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Condition on observations ``(B, n)`` in [0, V); returns the sampled routes, site "route"."""
+    def forward(self, observations: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Condition on observations ``(B, n)`` in [0, V), those where ``mask`` ``(B, n)`` is True.
+
+        Returns the sampled routes, one-hot ``(*k, B, 1, J)``: the site that guides over a catalog of J routings sample.
+        """
         episodes, count = observations.shape
         with pyro.plate("episodes", episodes, dim=-2):
-            route = pyro.sample("route", dist.Categorical(self.prior), infer={"enumerate": "parallel"})
-            with pyro.plate("observations", count, dim=-1):
-                pyro.sample("x", dist.Categorical(self.laws[route]), obs=observations)
+            route = pyro.sample(CATALOG_SITE, CatalogCategorical(self.prior.log()), infer={"enumerate": "parallel"})
+            with pyro.plate("observations", count, dim=-1), pyro.poutine.mask(mask=True if mask is None else mask):
+                pyro.sample("x", dist.Categorical(route.to(self.laws) @ self.laws), obs=observations)
         return route
 
     def draw(self, episodes: int, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -59,10 +64,11 @@ class FiniteRoutes(LocalModule):
         routes = torch.multinomial(self.prior, episodes, replacement=True, generator=generator)
         return routes, torch.multinomial(self.laws[routes], count, replacement=True, generator=generator)
 
-    def posterior(self, observations: Tensor) -> Tensor:
-        """p(A | x) ``(B, J)`` by Bayes' rule."""
-        log_p = self.laws.log()[:, observations].sum(-1)  # (J, B)
-        return (self.prior.log() + log_p.T).softmax(-1)
+    def posterior(self, observations: Tensor, mask: Tensor | None = None) -> Tensor:
+        """p(A | x) ``(B, J)`` by Bayes' rule; arguments as in :meth:`forward`."""
+        log_p = self.laws.log()[:, observations]  # (J, B, n)
+        log_p = log_p if mask is None else log_p.masked_fill(~mask, 0.0)
+        return (self.prior.log() + log_p.sum(-1).T).softmax(-1)
 
 
 def bhattacharyya_bound(prior: Tensor, laws: Tensor, count: int) -> float:

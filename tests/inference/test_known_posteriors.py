@@ -19,6 +19,7 @@ from pyro_smat.guides import CatalogGuide, HierarchicalGuide, LogisticNormalGuid
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.inference.spread import posterior_spread
 from pyro_smat.local_module import LocalModule
+from pyro_smat.models.finite_routes import FiniteRoutes
 from pyro_smat.models.priors import CatalogPrior, LogisticNormalPrior
 from pyro_smat.routing import Catalog, contrast_basis
 
@@ -120,6 +121,37 @@ class RouteModel(LocalModule):
             means = self.prior() @ MEANS
             with pyro.plate("shots", SHOTS, dim=-1), pyro.poutine.mask(mask=data.batch.support_mask):
                 pyro.sample("support", dist.Normal(means, 1.0).to_event(1), obs=data.shots)
+
+
+class DiscreteSupports(LocalModule):
+    """FiniteRoutes on the shots that are shown."""
+
+    def __init__(self, routes: FiniteRoutes) -> None:
+        super().__init__()
+        self.routes = routes
+
+    def forward(self, data: Supports) -> None:
+        self.routes(data.shots.squeeze(-1).long(), data.batch.support_mask)
+
+
+def test_a_guide_learns_the_posterior_of_finite_routes() -> None:
+    laws = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.6, 0.3], [0.3, 0.1, 0.6], [0.34, 0.33, 0.33]])
+    routes = FiniteRoutes(PRIOR.exp(), laws)
+
+    def draw(generator: torch.Generator, episodes: int = EPISODES) -> Supports:
+        shots = routes.draw(episodes, SHOTS, generator)[1]
+        return supports(shots.unsqueeze(-1).float(), laws.log()[:, shots].movedim(0, 1).unsqueeze(-1), generator)
+
+    pyro.set_rng_seed(1)
+    guide = CatalogGuide(CATALOG, ROUTES, prior=CatalogPrior(CATALOG, PRIOR), encoder=StatisticsEncoder())
+    train(DiscreteSupports(routes), guide, draw, 200)
+    data = draw(torch.Generator().manual_seed(9), 2000)
+    truth = routes.posterior(data.shots.squeeze(-1).long(), data.batch.support_mask)
+    with torch.no_grad():
+        q = guide.posterior(data.batch).choice()
+    assert 0.5 * (q - truth).abs().sum(-1).mean() < 0.03
+    doubt = (1 - truth.amax(-1)).mean().item()
+    assert (1 - q.amax(-1)).mean().item() == pytest.approx(doubt, abs=0.02)
 
 
 @pytest.mark.parametrize("cls", [CatalogGuide, HierarchicalGuide])

@@ -39,7 +39,7 @@ def test_bayes_rule_is_pyros_enumeration() -> None:
     data = all_supports(3)[:9]
     guide = lambda _: None  # noqa: E731
     marginals = TraceEnum_ELBO(max_plate_nesting=2).compute_marginals(model, guide, data)
-    torch.testing.assert_close(marginals["route"].probs.squeeze(1), model.posterior(data))
+    torch.testing.assert_close(marginals["routing"].probs.squeeze(1), model.posterior(data))
 
 
 @pytest.mark.parametrize("count", [1, 3, 6])
