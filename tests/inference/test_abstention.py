@@ -392,7 +392,7 @@ def test_a_task_says_its_warrant_but_not_where_it_is_none() -> None:
     assert "calibrated probability of misrouting 25%" in text
     refined = str(classifier.adapt(images(9, 0), LABELS, refine="frank-wolfe:steps=2").explain())
     assert "selective risk" not in refined  # other predictions than those that were certified
-    assert remove_source(classifier, "c").abstention == replace(rule, certificate=None)
+    assert remove_source(classifier, "c").abstention == replace(rule, certificate=None, misrouting=None)
 
 
 @pytest.mark.parametrize("overrides", [(), ("guide.family=catalog", "prior.kind=cost_aware", "prior.beta=1.5")])
