@@ -23,6 +23,10 @@ from pyro_smat.guides import LogisticNormalGuide
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.config import load_config
 from pyro_smat.inference.assembly import open_library
+from pyro_smat import alignment, certificates, cost, descriptors, solvers
+from pyro_smat.inference import baselines, certification, refinement
+from pyro_smat.solvers.residual import METHODS
+from pyro_smat.sources.forms import sparse
 
 home = Path(pyro_smat.__file__).parent
 assert "site-packages" in str(home), home
@@ -46,7 +50,7 @@ def main(wheel: Path) -> None:
         (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         subprocess.run([python, "-c", PROGRAM], check=True, cwd=folder, env=clean)
-        subprocess.run([python, "-m", "pyro_smat.cli", "sources"], check=True, cwd=folder, env=clean)
+        subprocess.run([python, "-m", "pyro_smat.cli", "sources", "inspect"], check=True, cwd=folder, env=clean)
 
 
 if __name__ == "__main__":
