@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_smat.arrays import Numbers
 from pyro_smat.config import load_config
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.assembly import build_pool, build_sampler, choose_device
@@ -167,9 +168,9 @@ def gap_table(evaluations: Mapping[str, Evaluation], others: list[str]) -> list[
     return lines
 
 
-def with_interval(values: object, digits: int) -> str:
+def with_interval(values: Numbers, digits: int) -> str:
     """``mean ± half width``."""
-    interval = episode_interval(values)  # type: ignore[arg-type]
+    interval = episode_interval(values)
     return f"{interval.value:.{digits}f} ± {(interval.high - interval.low) / 2:.{digits}f}"
 
 

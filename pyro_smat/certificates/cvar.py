@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from pyro_smat.arrays import FloatArray, Numbers
+from pyro_smat.arrays import FloatArray, Numbers, float_array
 from pyro_smat.certificates.betting import bets, highest_log_wealth, smallest_rejected
 from pyro_smat.certificates.certificate import Certificate, check_delta
 from pyro_smat.certificates.mean import betting_bound, shuffled, unit_losses
@@ -106,7 +106,7 @@ def _betting(x: FloatArray, rho: float, delta: float, threshold: float | Numbers
     if rho == 1:  # the mean
         return betting_bound(x, delta)
     if threshold is not None and np.ndim(threshold) == 0:
-        fixed = float(threshold)  # type: ignore[arg-type]
+        fixed = float(float_array(threshold, "threshold", ndim=0))
         if not 0 <= fixed < 1:
             raise ValueError(f"threshold is {fixed:g}; expected a loss in [0, 1)")
         t = np.full(len(x), fixed)

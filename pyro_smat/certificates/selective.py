@@ -53,7 +53,8 @@ def select_abstention_threshold(
 ) -> CertifiedThreshold:
     """The largest threshold that a walk from below certifies: the mean loss of accepted tasks is at most ``risk``.
 
-    Losses that are all 0 or 1 are tested by the exact binomial tail, others in [0, 1] by betting.
+    Losses that are all 0 or 1 are tested by the exact binomial tail, others in [0, 1] by betting. Which test is used is
+    read off the losses: where other values are possible but none has happened, delta may be exceeded, up to twice.
 
     Args:
         scores: ``(N,)`` uncertainty of held-out episodes; infinite is allowed.

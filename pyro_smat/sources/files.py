@@ -58,7 +58,7 @@ class SafetensorsFile:
         with readable(self.path):
             self._handle = safe_open(self.path, "pt")
             self.metadata: dict[str, str] = self._handle.metadata() or {}
-            slices = {name: self._handle.get_slice(name) for name in self._handle.keys()}  # noqa: SIM118
+            slices = {name: self._handle.get_slice(name) for name in self._handle.keys()}  # noqa: SIM118 (not a dict)
             self._shapes = {name: torch.Size(piece.get_shape()) for name, piece in slices.items()}
             stored = {name: str(piece.get_dtype()) for name, piece in slices.items()}
         for name, dtype in stored.items():
