@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Episode", "EpisodeBatch", "ParameterSpace", "RoutedClassifier", "SourceLibrary", "__version__"]
+
+# In a checkout the rooms that users edit stand beside this folder; an installed package has them inside.
+_CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if all(os.path.isfile(os.path.join(_CHECKOUT, *part)) for part in (("pyproject.toml",), ("models", "routed.py"))):
+    __path__.append(_CHECKOUT)
 
 _HOMES = {
     "Episode": "pyro_smat.episodes",
