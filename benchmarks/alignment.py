@@ -23,7 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_smat.alignment import (
+from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.episodes.readers.folders import read_folder
+from pyro_smat.metrics.intervals import Interval, episode_interval
+from pyro_smat.networks import build_network
+from pyro_smat.sources import load_weights
+from pyro_smat.sources.alignment import (
     FewShotLoss,
     FewShotScore,
     align_activations,
@@ -35,11 +40,6 @@ from pyro_smat.alignment import (
     random_permutations,
     recompute_statistics,
 )
-from pyro_smat.data.folders import read_folder
-from pyro_smat.data.pool import ImagePool
-from pyro_smat.intervals import Interval, episode_interval
-from pyro_smat.networks import build_network
-from pyro_smat.sources import load_weights
 
 POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HALF_WAY = (0.0, 0.5, 1.0)

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_smat.arrays import Numbers
-from pyro_smat.config import load_config
+from pyro_smat.cli.quickstart import CONDITIONS, QUERIES
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.assembly import build_pool, build_sampler, choose_device
-from pyro_smat.inference.baselines import (
+from pyro_smat.inference.decision.rules import predict
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.evaluation.baselines import (
     Baseline,
     BestSource,
     ComposedLibrary,
@@ -44,13 +44,13 @@ from pyro_smat.inference.baselines import (
     lowest_validation_loss,
     uniform_soup,
 )
-from pyro_smat.inference.classifier import RoutedClassifier
-from pyro_smat.inference.decision import predict
-from pyro_smat.inference.evaluation import BEST_BY_SUPPORT, Evaluation
-from pyro_smat.inference.run import VALIDATION_SEED, evaluate_router, prepare_folder, train_router
-from pyro_smat.intervals import episode_interval
-from pyro_smat.quickstart import CONDITIONS, QUERIES
-from pyro_smat.risk import cvar
+from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, Evaluation
+from pyro_smat.inference.runs.assembly import build_pool, build_sampler, choose_device
+from pyro_smat.inference.runs.config import load_config
+from pyro_smat.inference.runs.run import VALIDATION_SEED, evaluate_router, prepare_folder, train_router
+from pyro_smat.metrics.arrays import Numbers
+from pyro_smat.metrics.intervals import episode_interval
+from pyro_smat.metrics.risk import cvar
 
 ROUTER = "routed classifier"
 RIDGES_OF_PROBE = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -178,7 +178,9 @@ def open_router(folder: Path | None, output: Path, device: torch.device, overrid
     """The router of a folder, or one trained as the quickstart does, in float32 like the baselines."""
     if folder is not None:
         return RoutedClassifier.load(folder, device=device)
-    config = load_config(Path(str(files("pyro_smat") / "quickstart.toml")), ["training.precision=float32", *overrides])
+    config = load_config(
+        Path(str(files("pyro_smat.cli") / "quickstart.toml")), ["training.precision=float32", *overrides]
+    )
     prepare_folder(output, config, replace=True)
     return train_router(config, device, output)[0]
 

@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pyro_smat.composition import TaskNetwork, compose
-from pyro_smat.heads import prototype_logits
 from pyro_smat.networks import build_network
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.composition import TaskNetwork, compose
+from pyro_smat.networks.heads import prototype_logits
+from pyro_smat.networks.parameters import ParameterSpace
 
 SOURCES, EXPERTS, WAYS = 4, 8, 5
 VIT_S16 = {"image_size": 96, "patch_size": 16, "num_layers": 12, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536}

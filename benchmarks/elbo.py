@@ -34,10 +34,10 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 
 import pyro_smat
-from pyro_smat.config import load_config
 from pyro_smat.inference import CVaR_ELBO
-from pyro_smat.inference.assembly import build_pool, build_router, build_sampler
-from pyro_smat.local_module import LocalModule
+from pyro_smat.inference.runs.assembly import build_pool, build_router, build_sampler
+from pyro_smat.inference.runs.config import load_config
+from pyro_smat.routing.local_module import LocalModule
 
 FEATURES, LATENT, ROUTINGS, QUERIES, WAYS, HIDDEN = 16, 8, 16, 10, 5, 32
 TAIL = 0.1

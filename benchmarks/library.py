@@ -32,8 +32,8 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyro_smat.composition import compose
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.composition import compose
+from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources import SourceLibrary, compress, load_weights
 
 WIDTH = 512

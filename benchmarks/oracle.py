@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers import QuadraticObjective, minimize_on_simplex, minimize_quadratics_on_simplex
 from pyro_smat.solvers.simplex import Method
 

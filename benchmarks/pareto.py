@@ -21,18 +21,18 @@ from pathlib import Path
 
 import torch
 
-from pyro_smat.config import load_config
-from pyro_smat.corruption import SupportCorruption
+from pyro_smat.cli.cost import calibrate_router
 from pyro_smat.cost import BudgetedChoice, CostModel, open_entries_of, solve_weight
-from pyro_smat.cost.command import calibrate_router
-from pyro_smat.cost.figure import pareto_figure
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.figure_style import PAPER
+from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.inference import RoutedClassifier
-from pyro_smat.inference.assembly import build_pool, build_sampler, choose_device
-from pyro_smat.inference.candidates import support_candidate_losses
-from pyro_smat.inference.pareto import Setting, by_lagrangian, by_rule, projected, sweep, truncations
-from pyro_smat.inference.run import TEST_SEED, VALIDATION_SEED, train_router
+from pyro_smat.inference.evaluation.pareto import Setting, by_lagrangian, by_rule, projected, sweep, truncations
+from pyro_smat.inference.objective.candidates import support_candidate_losses
+from pyro_smat.inference.runs.assembly import build_pool, build_sampler, choose_device
+from pyro_smat.inference.runs.config import load_config
+from pyro_smat.inference.runs.run import TEST_SEED, VALIDATION_SEED, train_router
+from pyro_smat.report.cost_figure import pareto_figure
+from pyro_smat.report.figure_style import PAPER
 from pyro_smat.routing import Catalog
 
 BATCH = 16
@@ -45,7 +45,7 @@ def open_router(folder: Path | None, steps: int, device: torch.device, output: P
     if folder is not None:
         saved = folder if (folder / "router.json").exists() else folder / "router"
         return RoutedClassifier.load(saved, device=device)
-    config = load_config(Path(str(files("pyro_smat") / "quickstart.toml")), [f"training.steps={steps}"])
+    config = load_config(Path(str(files("pyro_smat.cli") / "quickstart.toml")), [f"training.steps={steps}"])
     classifier, _ = train_router(config, device)
     classifier.save(output / "router")
     return classifier

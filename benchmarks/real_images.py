@@ -20,18 +20,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pyro_smat.config import load_config
-from pyro_smat.corruption import SupportCorruption
-from pyro_smat.data.folders import read_folder
-from pyro_smat.inference.assembly import choose_device
-from pyro_smat.inference.evaluation import BEST_BY_SUPPORT, ORACLE, UNIFORM
-from pyro_smat.inference.run import evaluate_router, prepare_folder, train_router, write_evaluation
-from pyro_smat.intervals import episode_interval
+from pyro_smat.episodes.corruption import SupportCorruption
+from pyro_smat.episodes.readers.folders import read_folder
+from pyro_smat.episodes.sampler import EpisodeSampler
+from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, ORACLE, UNIFORM
+from pyro_smat.inference.runs.assembly import choose_device
+from pyro_smat.inference.runs.config import load_config
+from pyro_smat.inference.runs.run import evaluate_router, prepare_folder, train_router, write_evaluation
+from pyro_smat.metrics.intervals import episode_interval
+from pyro_smat.metrics.risk import cvar
 from pyro_smat.networks import build_network
-from pyro_smat.pretraining import mirror, pretrain
-from pyro_smat.risk import cvar
-from pyro_smat.sampler import EpisodeSampler
 from pyro_smat.sources import load_weights
+from pyro_smat.sources.pretraining import mirror, pretrain
 
 HERE = Path(__file__).parent
 VENDORS = ("google", "twitter", "fluent")

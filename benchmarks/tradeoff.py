@@ -24,11 +24,11 @@ import torch
 import torch.multiprocessing as mp
 from tqdm.auto import tqdm
 
-from pyro_smat.config import RunConfig, load_config
-from pyro_smat.corruption import SupportCorruption
-from pyro_smat.inference.assembly import build_pool, build_router, choose_device
-from pyro_smat.inference.run import evaluate_router, train_router
-from pyro_smat.risk import cvar
+from pyro_smat.episodes.corruption import SupportCorruption
+from pyro_smat.inference.runs.assembly import build_pool, build_router, choose_device
+from pyro_smat.inference.runs.config import RunConfig, load_config
+from pyro_smat.inference.runs.run import evaluate_router, train_router
+from pyro_smat.metrics.risk import cvar
 
 FAMILIES = {"catalog": "ensemble", "logistic_normal": "ensemble", "point": "mean"}  # and the rule that is deployed
 KAPPAS = (0.5, 1.0)
@@ -50,7 +50,7 @@ def config_of(job: Job, steps: int, episodes: int) -> RunConfig:
     family, kappa, rho, seed = job
     point = ["objective.episode_loss=mean_nll"] if family == "point" else []
     return load_config(
-        Path(str(files("pyro_smat") / "quickstart.toml")),
+        Path(str(files("pyro_smat.cli") / "quickstart.toml")),
         [
             f"seed={seed}",
             f"guide.family={family}",

@@ -9,13 +9,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.distributions.catalog import CatalogCategorical, RelaxedCatalog
 from pyro_smat.encoders import Encoding, SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.routing import CATALOG_SITE, Catalog
+from pyro_smat.routing.distributions.catalog import CatalogCategorical, RelaxedCatalog
 
 Estimator = Literal["enumerate", "gumbel_softmax", "straight_through", "score_function"]
 ESTIMATORS: tuple[Estimator, ...] = ("enumerate", "gumbel_softmax", "straight_through", "score_function")
@@ -41,12 +41,12 @@ class CatalogPosterior(RoutingPosterior):
         return {CATALOG_SITE: CatalogCategorical(self.logits.unsqueeze(-2))}
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        rows = torch.multinomial(self.choice(), count, replacement=True, generator=generator)  # (B, K)
+        rows = torch.multinomial(self.routing_probabilities(), count, replacement=True, generator=generator)  # (B, K)
         return self.coefficients[rows.mT]
 
     @property
     def mean(self) -> Tensor:
-        return torch.tensordot(self.choice(), self.coefficients, 1)
+        return torch.tensordot(self.routing_probabilities(), self.coefficients, 1)
 
     @property
     def mode(self) -> Tensor:
@@ -54,7 +54,7 @@ class CatalogPosterior(RoutingPosterior):
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The k most probable routings, their probabilities renormalised."""
-        probabilities, rows = self.choice().topk(min(k, self.logits.shape[-1]), dim=-1)
+        probabilities, rows = self.routing_probabilities().topk(min(k, self.logits.shape[-1]), dim=-1)
         return self.coefficients[rows.mT], (probabilities / probabilities.sum(-1, keepdim=True)).mT
 
     def log_prob(self, coefficients: Tensor) -> Tensor:
@@ -64,10 +64,10 @@ class CatalogPosterior(RoutingPosterior):
         return torch.where(same, self.logits.log_softmax(-1), -torch.inf).logsumexp(-1)
 
     def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
-        entropy, choice = torch.special.entr, self.choice()
+        entropy, choice = torch.special.entr, self.routing_probabilities()
         return float(entropy(choice.mean(0)).sum() - entropy(choice).sum(-1).mean())
 
-    def choice(self) -> Tensor:
+    def routing_probabilities(self) -> Tensor:
         return self.logits.softmax(-1)
 
 
@@ -91,7 +91,7 @@ class CatalogGuide(RoutingGuide):
 
     Attributes:
         temperature_scale: T by which the posterior's logits are divided, 1 until it is fitted on held-out episodes
-            (:func:`pyro_smat.inference.temperature_scaling.calibrate_guide`).
+            (:func:`pyro_smat.inference.training.temperature_scaling.calibrate_guide`).
     """
 
     members: Tensor

@@ -2,7 +2,7 @@ r"""Concrete (Gumbel-softmax) routing: nearly discrete weights with a gradient.
 
 .. math:: w = \mathrm{softmax}((\ell(S) + G) / T(S)), \quad G_k \sim \mathrm{Gumbel}      (Bayes-routed SMAT, eq. 8)
 
-Sampled as contrasts, i.e. in log space, so that nothing underflows at low temperatures.
+Sampled as ILR coordinates, i.e. in log space, so that nothing underflows at low temperatures.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.distributions import ContrastConcrete
 from pyro_smat.encoders import SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.guides.simplex import SimplexPosterior, information, site_slices
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.routing import straight_through
+from pyro_smat.routing.distributions import ILRConcrete
 
 LOWEST_TEMPERATURE = 0.05
 
@@ -41,7 +41,7 @@ class ConcretePosterior(SimplexPosterior):
         for index, (name, part) in enumerate(site_slices(sources, logits.shape[-1] - sources).items()):
             values = logits[..., part].unsqueeze(1)
             own = temperature[:, min(index, temperature.shape[1] - 1)]
-            parts[name] = ContrastConcrete(values, own.reshape(-1, *(1,) * (values.ndim - 2)))
+            parts[name] = ILRConcrete(values, own.reshape(-1, *(1,) * (values.ndim - 2)))
         super().__init__(parts, sources, logits.shape[-1] - sources, logits, blocks)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_smat.distributions import ContrastDirichlet
 from pyro_smat.encoders import SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.guides.simplex import SimplexPosterior, site_slices
 from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.routing.distributions import ILRDirichlet
 
 LOWEST_CONCENTRATION = 0.1
 
@@ -28,7 +28,7 @@ class DirichletPosterior(SimplexPosterior):
         self.concentration = concentration
         experts = concentration.shape[-1] - sources
         parts = {
-            name: ContrastDirichlet(concentration[..., part].unsqueeze(1))
+            name: ILRDirichlet(concentration[..., part].unsqueeze(1))
             for name, part in site_slices(sources, experts).items()
         }
         blocks = concentration.shape[1] if concentration.ndim == 3 else 1

@@ -2,8 +2,8 @@ r"""Logistic-normal routing: amortised Gaussian logits over sources and experts.
 
 .. math:: u \sim N(\mu(S), \Sigma(S)), \quad w = \mathrm{softmax}(u_{1:R}), \quad \alpha = \mathrm{softmax}(u_{R+1:R+M})
 
-The sample sites are the contrasts of u (Bayes-routed SMAT, section 4, without the common shift of the logits, which
-softmax forgets).
+The sample sites are the ILR coordinates of u (Bayes-routed SMAT, section 4, without the common shift of the logits,
+which softmax forgets).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_smat.distributions import ContrastNormal
 from pyro_smat.encoders import SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.guides.simplex import SimplexPosterior, site_slices
 from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.routing.distributions import ILRNormal
 
 Covariance = Literal["diagonal", "low_rank", "full"]
 COVARIANCES: tuple[Covariance, ...] = ("diagonal", "low_rank", "full")
@@ -32,8 +32,8 @@ class LogisticNormalPosterior(SimplexPosterior):
         sources: R.
         factor: ``(B, [L,] R + M, k)`` or None; see ``covariance``.
         covariance: of the logits, "diagonal" :math:`D = \mathrm{diag}(s^2)` or "low_rank" :math:`D + F F^\top`; or of
-            their contrasts V'l, "full" :math:`\exp(V^\top (\log D + F_1 F_2^\top + F_2 F_1^\top) V)` with F_1, F_2
-            the halves of the factor: any covariance once k >= 2 R and 2 M.
+            their ILR coordinates V'l, "full" :math:`\exp(V^\top (\log D + F_1 F_2^\top + F_2 F_1^\top) V)` with F_1,
+            F_2 the halves of the factor: any covariance once k >= 2 R and 2 M.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class LogisticNormalPosterior(SimplexPosterior):
         for name, part in site_slices(sources, loc.shape[-1] - sources).items():
             location, spread = loc[..., part].unsqueeze(1), scale[..., part].unsqueeze(1)
             if covariance == "diagonal" or factor is None:
-                parts[name] = ContrastNormal.from_logits(location, spread)
+                parts[name] = ILRNormal.from_logits(location, spread)
                 continue
             columns = factor[..., part, :].unsqueeze(1)
             if covariance == "low_rank":
-                parts[name] = ContrastNormal.from_factor(location, spread, columns)
+                parts[name] = ILRNormal.from_factor(location, spread, columns)
             else:
                 first, second = columns.chunk(2, dim=-1)
                 product = first @ second.mT
                 log_covariance = torch.diag_embed(2 * spread.log()) + product + product.mT
-                parts[name] = ContrastNormal.from_log_covariance(location, log_covariance)
+                parts[name] = ILRNormal.from_log_covariance(location, log_covariance)
         super().__init__(parts, sources, loc.shape[-1] - sources, loc, loc.shape[1] if loc.ndim == 3 else 1)
 
 

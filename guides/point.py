@@ -14,7 +14,7 @@ from pyro_smat.guides.posterior import KLMethod, RoutingPosterior, keep_largest
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.guides.simplex import site_slices
 from pyro_smat.models.priors import RoutingPrior
-from pyro_smat.routing import contrast_basis
+from pyro_smat.routing import ilr_basis
 
 
 class PointPosterior(RoutingPosterior):
@@ -36,7 +36,7 @@ class PointPosterior(RoutingPosterior):
             name: self.logits[..., part].unsqueeze(1) for name, part in site_slices(self.sources, self.experts).items()
         }
         return {
-            name: dist.Delta(values @ contrast_basis(values.shape[-1], values), event_dim=event)
+            name: dist.Delta(values @ ilr_basis(values.shape[-1], values), event_dim=event)
             for name, values in logits.items()
         }
 
@@ -64,7 +64,7 @@ class PointPosterior(RoutingPosterior):
         """NaN: a point has no density."""
         return float("nan")
 
-    def choice(self) -> Tensor:
+    def routing_probabilities(self) -> Tensor:
         """The mixing weights themselves, read as probabilities: all that a point router can say of its doubt."""
         return self.source_weights
 

@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 from pyro_smat.models.priors import MixturePrior, RoutingPrior
 from pyro_smat.routing import CATALOG_SITE
 
-Uncertainty = Literal["confidence", "entropy", "variance", "prior", "discretised entropy"]
+Uncertainty = Literal["confidence", "entropy", "variance", "prior", "argmax entropy"]
 UNCERTAINTIES: tuple[Uncertainty, ...] = get_args(Uncertainty)
 UNCERTAINTY_DRAWS = 64
 KL_DRAWS = 256
@@ -63,10 +63,10 @@ class RoutingPosterior(ABC):
 
     @abstractmethod
     def log_prob(self, coefficients: Tensor) -> Tensor:
-        """Log density (contrast coordinates) or log mass of coefficients ``(*k, B, C)``, ``(*k, B)``, in nats."""
+        """Log density (ILR coordinates) or log mass of coefficients ``(*k, B, C)``, ``(*k, B)``, in nats."""
 
     @abstractmethod
-    def choice(self) -> Tensor:
+    def routing_probabilities(self) -> Tensor:
         """Probabilities ``(B, J)`` of what the posterior is torn between: rows of the catalog, or sources."""
 
     @property
@@ -77,7 +77,7 @@ class RoutingPosterior(ABC):
 
     def entropy(self) -> Tensor:
         """Shannon entropy of :meth:`choice`, ``(B,)`` in nats."""
-        return torch.special.entr(self.choice()).sum(-1)
+        return torch.special.entr(self.routing_probabilities()).sum(-1)
 
     @abstractmethod
     def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
@@ -162,10 +162,10 @@ class RoutingPosterior(ABC):
                 draws (mean over blocks); "prior" minus KL(q || prior), for which ``prior`` is needed; "discretised
                 entropy" of which source and expert weigh most in a draw, in nats (mean over blocks).
             prior: the routing prior.
-            generator: for "variance" and "discretised entropy".
+            generator: for "variance" and "argmax entropy".
         """
         if kind == "confidence":
-            return 1.0 - self.choice().amax(-1)
+            return 1.0 - self.routing_probabilities().amax(-1)
         if kind == "entropy":
             return self.entropy()
         if kind == "variance":
@@ -175,7 +175,7 @@ class RoutingPosterior(ABC):
             if prior is None:
                 raise ValueError("uncertainty kind 'prior' is minus KL(q || prior): pass the prior")
             return -self.kl(prior)
-        if kind == "discretised entropy":
+        if kind == "argmax entropy":
             drawn = self.sample(UNCERTAINTY_DRAWS, generator)
             cell, cells = drawn[..., : self.sources].argmax(-1), self.sources
             if self.experts:

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from pyro_smat.encoders import Encoding, EvidenceEncoder, SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
-from pyro_smat.local_module import LocalModule
 from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.routing.local_module import LocalModule
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RouterNetwork(nn.Module):
         encoder: of the support; default source evidence of width ``hidden``.
         hidden: width.
         columns: k of the factor.
-        scale: initial deviation of the logits.
+        scale: initial standard deviation of the logits.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class RoutingGuide(LocalModule):
         if self.prior is None:
             return 0.0
         with torch.no_grad():
-            return self.prior.log_weights_before_evidence().to(like)
+            return self.prior.base_logits().to(like)
 
     def anneal(self, progress: float) -> None:
         """Called by the trainer with the share of training that is done, 0 to 1; relaxed families cool down."""

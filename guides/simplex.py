@@ -1,7 +1,7 @@
 """SimplexPosterior: posteriors on the simplex of sources and that of experts, whatever their distribution.
 
-Every family is a pair of distributions over contrasts (:mod:`pyro_smat.distributions`), one for the sources and one for
-the experts, with batch shape ``(B, 1)``, or ``(B, 1, L)`` with blockwise mixing.
+Every family is a pair of distributions over ILR coordinates (:mod:`pyro_smat.routing.distributions`), one for the
+sources and one for the experts, with batch shape ``(B, 1)``, or ``(B, 1, L)`` with blockwise mixing.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_smat.distributions import ContrastDistribution
 from pyro_smat.guides.posterior import RoutingPosterior, keep_largest
-from pyro_smat.routing import EXPERT_SITE, SOURCE_SITE, contrast_basis, softmax_of_contrasts
+from pyro_smat.routing import EXPERT_SITE, SOURCE_SITE, ilr_basis, softmax_of_ilr
+from pyro_smat.routing.distributions import ILRDistribution
 
 
 class SimplexPosterior(RoutingPosterior):
-    """Independent distributions of the contrasts of sources and experts.
+    """Independent distributions of the ILR coordinates of sources and experts.
 
     Args:
-        parts: site -> distribution of its contrasts; a site with a single source or expert is left out.
+        parts: site -> distribution of its ILR coordinates; a site with a single source or expert is left out.
         sources, experts: R and M.
         like: gives the number of episodes (first dim), dtype and device.
         blocks: L.
     """
 
     def __init__(
-        self, parts: Mapping[str, ContrastDistribution], sources: int, experts: int, like: Tensor, blocks: int = 1
+        self, parts: Mapping[str, ILRDistribution], sources: int, experts: int, like: Tensor, blocks: int = 1
     ) -> None:
         self.parts = dict(parts)
         self.sources, self.experts, self.blocks = sources, experts, blocks
@@ -39,7 +39,7 @@ class SimplexPosterior(RoutingPosterior):
         return {name: part.to_event(1) if self.blocks > 1 else part for name, part in self.parts.items()}
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        return self._coefficients(lambda part: softmax_of_contrasts(part.rsample((count,), generator)), (count,))
+        return self._coefficients(lambda part: softmax_of_ilr(part.rsample((count,), generator)), (count,))
 
     @property
     def mean(self) -> Tensor:
@@ -47,7 +47,7 @@ class SimplexPosterior(RoutingPosterior):
 
     @property
     def mode(self) -> Tensor:
-        """The weights at the mode of the contrasts."""
+        """The weights at the mode of the ILR coordinates."""
         return self._coefficients(lambda part: part.mode_weights())
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
@@ -59,9 +59,9 @@ class SimplexPosterior(RoutingPosterior):
         total = coefficients.new_zeros(coefficients.shape[: -2 if self.blocks > 1 else -1])
         for name, distribution in self.sites().items():
             part = coefficients[..., : self.sources] if name == SOURCE_SITE else coefficients[..., self.sources :]
-            contrasts = part.clamp(min=1e-30).log() @ contrast_basis(part.shape[-1], part)
-            contrasts = contrasts.unsqueeze(-3 if self.blocks > 1 else -2)  # the dim of queries
-            total = total + distribution.log_prob(contrasts).squeeze(-1)
+            ilr = part.clamp(min=1e-30).log() @ ilr_basis(part.shape[-1], part)
+            ilr = ilr.unsqueeze(-3 if self.blocks > 1 else -2)  # the dim of queries
+            total = total + distribution.log_prob(ilr).squeeze(-1)
         return total
 
     @torch.no_grad()
@@ -72,11 +72,11 @@ class SimplexPosterior(RoutingPosterior):
             log_q.append(part.log_prob(drawn).flatten(3).sum(-1))
         return information(torch.stack(log_q).sum(0)) if log_q else 0.0
 
-    def choice(self) -> Tensor:
+    def routing_probabilities(self) -> Tensor:
         """Mean weights of the sources."""
         return self.source_weights
 
-    def _coefficients(self, weights: Callable[[ContrastDistribution], Tensor], leading: tuple[int, ...] = ()) -> Tensor:
+    def _coefficients(self, weights: Callable[[ILRDistribution], Tensor], leading: tuple[int, ...] = ()) -> Tensor:
         """Coefficients ``(*leading, B, [L,] C)`` from weights ``(*leading, B, 1, [L,] n)`` of every part."""
         blocks = (self.blocks,) if self.blocks > 1 else ()
         shape = (*leading, self._like.shape[0], *blocks)

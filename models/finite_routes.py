@@ -18,9 +18,9 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom, norm
 from torch import Tensor
 
-from pyro_smat.distributions.catalog import CatalogCategorical
-from pyro_smat.local_module import LocalModule
 from pyro_smat.routing import CATALOG_SITE
+from pyro_smat.routing.distributions.catalog import CatalogCategorical
+from pyro_smat.routing.local_module import LocalModule
 
 
 class FiniteRoutes(LocalModule):
@@ -28,24 +28,24 @@ class FiniteRoutes(LocalModule):
 
     Args:
         prior: ``(J,)`` probabilities of the routes.
-        laws: ``(J, V)``, row j is the distribution P_j of one observation.
+        likelihoods: ``(J, V)``, row j is the distribution P_j of one observation.
 
     Raises:
         ValueError: for rows that are no distributions.
     """
 
     prior: Tensor
-    laws: Tensor
+    likelihoods: Tensor
 
-    def __init__(self, prior: Tensor, laws: Tensor) -> None:
+    def __init__(self, prior: Tensor, likelihoods: Tensor) -> None:
         super().__init__()
-        for what, rows in (("prior", prior.unsqueeze(0)), ("laws", laws)):
+        for what, rows in (("prior", prior.unsqueeze(0)), ("likelihoods", likelihoods)):
             if rows.ndim != 2 or (rows < 0).any() or not torch.allclose(rows.sum(-1), rows.new_ones(len(rows))):
                 raise ValueError(f"{what} {tuple(rows.shape)} are no distributions; expected rows >= 0 that sum to 1")
-        if len(laws) != len(prior):
-            raise ValueError(f"got {len(laws)} laws for {len(prior)} routes; expected one each")
+        if len(likelihoods) != len(prior):
+            raise ValueError(f"got {len(likelihoods)} likelihoods for {len(prior)} routes; expected one each")
         self.register_buffer("prior", prior)
-        self.register_buffer("laws", laws)
+        self.register_buffer("likelihoods", likelihoods)
 
     def forward(self, observations: Tensor, mask: Tensor | None = None) -> Tensor:
         """Condition on observations ``(B, n)`` in [0, V), those where ``mask`` ``(B, n)`` is True.
@@ -56,43 +56,43 @@ class FiniteRoutes(LocalModule):
         with pyro.plate("episodes", episodes, dim=-2):
             route = pyro.sample(CATALOG_SITE, CatalogCategorical(self.prior.log()), infer={"enumerate": "parallel"})
             with pyro.plate("observations", count, dim=-1), pyro.poutine.mask(mask=True if mask is None else mask):
-                pyro.sample("x", dist.Categorical(route.to(self.laws) @ self.laws), obs=observations)
+                pyro.sample("x", dist.Categorical(route.to(self.likelihoods) @ self.likelihoods), obs=observations)
         return route
 
     def draw(self, episodes: int, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Routes ``(B,)`` and observations ``(B, n)``."""
         routes = torch.multinomial(self.prior, episodes, replacement=True, generator=generator)
-        return routes, torch.multinomial(self.laws[routes], count, replacement=True, generator=generator)
+        return routes, torch.multinomial(self.likelihoods[routes], count, replacement=True, generator=generator)
 
     def posterior(self, observations: Tensor, mask: Tensor | None = None) -> Tensor:
         """p(A | x) ``(B, J)`` by Bayes' rule; arguments as in :meth:`forward`."""
-        log_p = self.laws.log()[:, observations]  # (J, B, n)
+        log_p = self.likelihoods.log()[:, observations]  # (J, B, n)
         log_p = log_p if mask is None else log_p.masked_fill(~mask, 0.0)
         return (self.prior.log() + log_p.sum(-1).T).softmax(-1)
 
 
-def bhattacharyya_bound(prior: Tensor, laws: Tensor, count: int) -> float:
+def bhattacharyya_bound(prior: Tensor, likelihoods: Tensor, count: int) -> float:
     r"""An upper bound of the misrouting probability of the Bayes router after n observations.
 
     .. math:: \sum_{A < A'} \sqrt{\pi_A \pi_{A'}}\, BC(P_A, P_{A'})^n \le \frac{J - 1}{2} \max BC^n
 
     Args:
         prior: ``(J,)``.
-        laws: ``(J, V)``.
+        likelihoods: ``(J, V)``.
         count: n.
     """
-    affinity = laws.sqrt() @ laws.sqrt().T
+    affinity = likelihoods.sqrt() @ likelihoods.sqrt().T
     weights = (prior.unsqueeze(0) * prior.unsqueeze(1)).sqrt()
     return float((weights * affinity.pow(count)).triu(diagonal=1).sum())
 
 
-def chernoff_bound(prior: Tensor, laws: Tensor, count: int) -> float:
+def chernoff_bound(prior: Tensor, likelihoods: Tensor, count: int) -> float:
     r"""The same with the best exponent of every pair, :math:`\sum_{A < A'} \min_s \pi_A^s \pi_{A'}^{1-s}
     \bigl(\sum_v p_v^s q_v^{1-s}\bigr)^n`: never above the Bhattacharyya bound, which is s = 1/2."""
     total = 0.0
     for a in range(len(prior)):
         for b in range(a + 1, len(prior)):
-            p, q = laws[a].double(), laws[b].double()
+            p, q = likelihoods[a].double(), likelihoods[b].double()
 
             def log_term(s: float, p: Tensor = p, q: Tensor = q, a: int = a, b: int = b) -> float:
                 coefficient = float((p.pow(s) * q.pow(1 - s)).sum())

@@ -20,13 +20,13 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_smat.composition import TaskNetwork, compose
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.experts import ExpertBank
-from pyro_smat.heads import Metric, prototype_logits
-from pyro_smat.local_module import LocalModule
 from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.networks.composition import TaskNetwork, compose
+from pyro_smat.networks.experts import ExpertBank
+from pyro_smat.networks.heads import Metric, prototype_logits
 from pyro_smat.routing import straight_through
+from pyro_smat.routing.local_module import LocalModule
 from pyro_smat.sources import SourceLibrary
 
 

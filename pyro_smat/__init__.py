@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_smat.episodes import Episode, EpisodeBatch
     from pyro_smat.inference import RoutedClassifier
-    from pyro_smat.parameters import ParameterSpace
+    from pyro_smat.networks.parameters import ParameterSpace
     from pyro_smat.sources import SourceLibrary
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ if all(os.path.isfile(os.path.join(_CHECKOUT, *part)) for part in (("pyproject.t
 _HOMES = {
     "Episode": "pyro_smat.episodes",
     "EpisodeBatch": "pyro_smat.episodes",
-    "ParameterSpace": "pyro_smat.parameters",
+    "ParameterSpace": "pyro_smat.networks",
     "RoutedClassifier": "pyro_smat.inference",
     "SourceLibrary": "pyro_smat.sources",
 }

@@ -11,12 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_smat.composition import TaskNetwork
-from pyro_smat.data.pool import ImagePool
 from pyro_smat.encoders import EncoderKind, build_encoder
 from pyro_smat.episodes import Episode, EpisodeBatch
-from pyro_smat.experts import ExpertBank
-from pyro_smat.features import SourceFeatures
+from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.guides import (
     CatalogGuide,
     ConcreteGuide,
@@ -35,7 +32,10 @@ from pyro_smat.models.priors import (
     LogisticNormalPrior,
     RoutingPrior,
 )
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.experts import ExpertBank
+from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
 

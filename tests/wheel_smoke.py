@@ -21,16 +21,22 @@ from pyro_smat import ParameterSpace, RoutedClassifier, SourceLibrary
 from pyro_smat.models import RoutedModel
 from pyro_smat.guides import LogisticNormalGuide
 from pyro_smat.inference import CVaR_ELBO
-from pyro_smat.config import load_config
-from pyro_smat.inference.assembly import open_library
-from pyro_smat import alignment, certificates, cost, descriptors, solvers
+from pyro_smat.inference.runs.config import load_config
+from pyro_smat.inference.runs.assembly import open_library
+from pyro_smat import certificates, cost, metrics, networks, solvers
 from pyro_smat.inference import baselines, certification, refinement
 from pyro_smat.solvers.residual import METHODS
-from pyro_smat.sources.forms import sparse
+from pyro_smat.sources.codecs import sparse
 
 home = Path(pyro_smat.__file__).parent
 assert "site-packages" in str(home), home
-for name in ("py.typed", "report.html", "quickstart.toml", "weights/generalist.safetensors", "models/routed.py"):
+for name in (
+    "py.typed",
+    "report/report.html",
+    "cli/quickstart.toml",
+    "sources/glyphs/generalist.safetensors",
+    "models/routed.py",
+):
     assert (home / name).is_file(), name
 network, library = open_library(load_config(None))
 assert len(library) == 5 and torch.equal(library.one_hot(2) @ library.basis, library.basis[2])

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 
 from .finding import Finding, fitted, log_slope, mean_columns
 from .simplex import project_onto_simplex

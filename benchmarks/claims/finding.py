@@ -12,8 +12,8 @@ import pandas as pd
 from scipy.stats import beta
 from scipy.stats import t as student_t
 
-from pyro_smat.arrays import FloatArray
-from pyro_smat.intervals import Interval, episode_interval
+from pyro_smat.metrics.arrays import FloatArray
+from pyro_smat.metrics.intervals import Interval, episode_interval
 
 
 @dataclass(frozen=True)

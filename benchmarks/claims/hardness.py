@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 
 from .finding import Finding, rate_interval
 from .simplex import least_squares_by_faces

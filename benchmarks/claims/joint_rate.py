@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from pyro_smat.arrays import FloatArray, IntArray
+from pyro_smat.metrics.arrays import FloatArray, IntArray
 from pyro_smat.solvers import solve_composition
 
 from .exact_erm import Design

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 
 
 def project_onto_simplex(points: FloatArray) -> FloatArray:

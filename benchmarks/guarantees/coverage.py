@@ -15,9 +15,9 @@ from claims.finding import rate_interval
 from guarantees.losses import LOSSES
 from scipy.stats import norm
 
-from pyro_smat.arrays import FloatArray
 from pyro_smat.certificates import CVAR_METHODS, MEAN_METHODS, cvar_upper_bound, mean_upper_bound
-from pyro_smat.intervals import Interval
+from pyro_smat.metrics.arrays import FloatArray
+from pyro_smat.metrics.intervals import Interval
 
 COUNTS = (200, 1000, 5000)
 RHOS = (0.05, 0.1, 0.2)

@@ -13,9 +13,9 @@ import numpy as np
 from claims.finding import rate_interval
 from guarantees.coverage import rate_text
 
-from pyro_smat.arrays import FloatArray
 from pyro_smat.certificates import select_abstention_threshold
-from pyro_smat.drift import ConformalMartingale
+from pyro_smat.certificates.drift import ConformalMartingale
+from pyro_smat.metrics.arrays import FloatArray
 
 RISK = DELTA = 0.1
 ALARM_LEVELS = (0.1, 0.01)

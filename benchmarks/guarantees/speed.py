@@ -11,7 +11,7 @@ import torch
 
 from pyro_smat import metrics
 from pyro_smat.certificates import cvar_upper_bound, mean_p_value, mean_upper_bound
-from pyro_smat.risk import cvar
+from pyro_smat.metrics.risk import cvar
 
 WAY = 5
 REPEATS = 3

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from pyro_smat import Episode, EpisodeBatch, ParameterSpace, SourceLibrary
-from pyro_smat.composition import TaskNetwork
-from pyro_smat.experts import ExpertBank
-from pyro_smat.features import SourceFeatures
 from pyro_smat.guides import CatalogGuide
 from pyro_smat.models import RoutedModel
 from pyro_smat.models.priors import CatalogPrior, LogisticNormalPrior, RoutingPrior
+from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.experts import ExpertBank
+from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.routing import Catalog
 
 FOLDER = Path(__file__).parent

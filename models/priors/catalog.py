@@ -9,11 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.distributions.catalog import CatalogCategorical
 from pyro_smat.models.priors.cost_weight import CostWeight, solve_beta
 from pyro_smat.models.priors.prior import RoutingPrior
 from pyro_smat.models.priors.simplex_cost import check_costs
 from pyro_smat.routing import CATALOG_SITE, Catalog, routing_costs
+from pyro_smat.routing.distributions.catalog import CatalogCategorical
 
 
 class CatalogPrior(RoutingPrior):
@@ -62,7 +62,7 @@ class CatalogPrior(RoutingPrior):
         self._check_site(site)
         return CatalogCategorical(self.logits)
 
-    def log_weights_before_evidence(self) -> Tensor:
+    def base_logits(self) -> Tensor:
         return self.logits
 
     def coefficients_of(self, drawn: Mapping[str, Tensor]) -> Tensor:

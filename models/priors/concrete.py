@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_smat.distributions import ContrastConcrete
 from pyro_smat.models.priors.prior import SimplexPrior
+from pyro_smat.routing.distributions import ILRConcrete
 
 
 class ConcretePrior(SimplexPrior):
@@ -50,5 +50,5 @@ class ConcretePrior(SimplexPrior):
     def part_log_weights(self, part: slice) -> Tensor:
         return self.logits[part].log_softmax(-1)
 
-    def part_distribution(self, part: slice) -> ContrastConcrete:
-        return ContrastConcrete(self.logits[part], self.temperature)
+    def part_distribution(self, part: slice) -> ILRConcrete:
+        return ILRConcrete(self.logits[part], self.temperature)

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from pyro_smat.local_module import LocalModule
+from pyro_smat.routing.local_module import LocalModule
 
 
 class CostWeight(LocalModule):
@@ -70,15 +70,15 @@ def solve_beta(expected_cost: Callable[[float], float], cheapest: float, target:
     Raises:
         ValueError: for a target out of reach, naming what can be reached.
     """
-    dearest = expected_cost(0.0)
-    if math.isclose(target, dearest, rel_tol=1e-6, abs_tol=1e-9):
+    costliest = expected_cost(0.0)
+    if math.isclose(target, costliest, rel_tol=1e-6, abs_tol=1e-9):
         return 0.0
-    if not cheapest < target < dearest:
+    if not cheapest < target < costliest:
         raise ValueError(
-            f"target is {target}; expected a cost above {cheapest:g} (only the cheapest) and at most {dearest:g} "
+            f"target is {target}; expected a cost above {cheapest:g} (only the cheapest) and at most {costliest:g} "
             "(beta = 0): give one in that range"
         )
-    upper = 1.0 / (dearest - cheapest)
+    upper = 1.0 / (costliest - cheapest)
     while expected_cost(upper) > target:
         upper *= 2.0
     return float(brentq(lambda beta: expected_cost(beta) - target, 0.0, upper, xtol=1e-12, rtol=1e-12))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_smat.distributions import ContrastDirichlet
 from pyro_smat.models.priors.prior import SimplexPrior
+from pyro_smat.routing.distributions import ILRDirichlet
 
 
 class DirichletPrior(SimplexPrior):
@@ -36,5 +36,5 @@ class DirichletPrior(SimplexPrior):
             raise ValueError(f"concentration is {concentration.tolist()}; expected entries > 0")
         self.register_buffer("concentration", concentration)
 
-    def part_distribution(self, part: slice) -> ContrastDirichlet:
-        return ContrastDirichlet(self.concentration[part])
+    def part_distribution(self, part: slice) -> ILRDirichlet:
+        return ILRDirichlet(self.concentration[part])

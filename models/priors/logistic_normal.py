@@ -1,4 +1,4 @@
-"""Logistic-normal prior: Gaussian contrasts of the logits, softmax to the simplex."""
+"""Logistic-normal prior: Gaussian ILR coordinates of the logits, softmax to the simplex."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pyro_smat.distributions import ContrastNormal
 from pyro_smat.models.priors.prior import SimplexPrior
+from pyro_smat.routing.distributions import ILRNormal
 
 
 class LogisticNormalPrior(SimplexPrior):
@@ -17,7 +17,8 @@ class LogisticNormalPrior(SimplexPrior):
     Args:
         sources, experts, blocks: R, M and L of :class:`~pyro_smat.models.priors.SimplexPrior`.
         loc: ``(R + M,)`` logit means; default 0, which treats all alike ("uniform").
-        scale: deviation of every logit, > 0. About 2 is close to flat on a simplex of five; larger prefers its corners.
+        scale: standard deviation of every logit, > 0. About 2 is close to flat on a simplex of five; larger prefers
+        its corners.
 
     Raises:
         ValueError: for shapes or a scale that make no distribution.
@@ -32,7 +33,7 @@ class LogisticNormalPrior(SimplexPrior):
         super().__init__(sources, experts, blocks)
         size = sources + experts
         if not scale > 0:
-            raise ValueError(f"scale is {scale}; expected a deviation > 0")
+            raise ValueError(f"scale is {scale}; expected a standard deviation > 0")
         loc = torch.zeros(size) if loc is None else loc
         if loc.shape != (size,):
             raise ValueError(f"loc has shape {tuple(loc.shape)}; expected ({size},): one logit a source and expert")
@@ -59,5 +60,5 @@ class LogisticNormalPrior(SimplexPrior):
     def part_log_weights(self, part: slice) -> Tensor:
         return self.loc[part].log_softmax(-1)
 
-    def part_distribution(self, part: slice) -> ContrastNormal:
-        return ContrastNormal.from_logits(self.loc[part], self.scale[part])
+    def part_distribution(self, part: slice) -> ILRNormal:
+        return ILRNormal.from_logits(self.loc[part], self.scale[part])

@@ -10,11 +10,11 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_smat.distributions import ContrastMixture
-from pyro_smat.distributions.catalog import CatalogCategorical
 from pyro_smat.models.priors.catalog import CatalogPrior
 from pyro_smat.models.priors.prior import RoutingPrior, SimplexPrior
 from pyro_smat.routing import CATALOG_SITE
+from pyro_smat.routing.distributions import ILRMixture
+from pyro_smat.routing.distributions.catalog import CatalogCategorical
 
 
 class MixturePrior(RoutingPrior):
@@ -30,7 +30,7 @@ class MixturePrior(RoutingPrior):
             the KL is exact either way.
 
     One component is drawn for sources, experts and all blocks of a task together: with two parts the expert site is a
-    mixture whose weights are the responsibilities pi_j p_j(source contrasts) of the components.
+    mixture whose weights are the responsibilities pi_j p_j(source ILR coordinates) of the components.
 
     Example:
         Cheap against accurate, and one component for every domain that a source was trained on::
@@ -105,10 +105,10 @@ class MixturePrior(RoutingPrior):
         for before in self.site_names[: self.site_names.index(site)]:
             scores = [component.distribution(before, drawn).log_prob(drawn[before]) for component in self.components]
             log_weights = log_weights + torch.stack(scores, dim=-1)
-        return ContrastMixture(log_weights, each, bound=self.kl == "bound")
+        return ILRMixture(log_weights, each, bound=self.kl == "bound")
 
-    def log_weights_before_evidence(self) -> Tensor:
-        each = torch.stack([component.log_weights_before_evidence() for component in self.components], dim=-1)
+    def base_logits(self) -> Tensor:
+        each = torch.stack([component.base_logits() for component in self.components], dim=-1)
         return (each + self.log_weights).logsumexp(-1)
 
     def coefficients_of(self, drawn: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""RoutingPrior: the sites a prior samples and the coefficients they make; SimplexPrior: priors on contrasts.
+"""RoutingPrior: the sites a prior samples and the coefficients they make; SimplexPrior: priors on ILR coordinates.
 
 A model calls ``prior.hyperprior()`` outside its plates and ``prior()`` inside the episode plate. Guides, losses and
 diagnostics ask for ``site_names``, ``distribution`` and ``log_prob``.
@@ -13,9 +13,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_smat.distributions import ContrastDistribution
-from pyro_smat.local_module import LocalModule
-from pyro_smat.routing import EXPERT_SITE, SOURCE_SITE, softmax_of_contrasts
+from pyro_smat.routing import EXPERT_SITE, SOURCE_SITE, softmax_of_ilr
+from pyro_smat.routing.distributions import ILRDistribution
+from pyro_smat.routing.local_module import LocalModule
 
 
 class RoutingPrior(LocalModule):
@@ -63,9 +63,9 @@ class RoutingPrior(LocalModule):
         terms = [self.distribution(site, drawn).log_prob(drawn[site]) for site in self.site_names]
         return torch.stack(torch.broadcast_tensors(*terms)).sum(0) if terms else torch.zeros(())
 
-    def log_weights_before_evidence(self) -> Tensor:
+    def base_logits(self) -> Tensor:
         """Where a guide starts: ln p(A) ``(J,)`` over a catalog, ln E w ``([L,] C)`` (or the logits) on the simplex."""
-        raise self._missing("log_weights_before_evidence")
+        raise self._missing("base_logits")
 
     def hyper_log_densities(self) -> dict[str, Tensor]:
         """Log density of every hyper-parameter that has a hyperprior, by name, each 0-dim."""
@@ -85,14 +85,14 @@ class RoutingPrior(LocalModule):
 
 
 class SimplexPrior(RoutingPrior):
-    """Independent priors on the contrasts of the R source weights and of the M expert weights.
+    """Independent priors on the ILR coordinates of the R source weights and of the M expert weights.
 
     Args:
         sources: R >= 1.
         experts: M >= 0.
         blocks: L >= 1, the number of blocks with independent weights of the same distribution.
 
-    The sites are "source_contrasts" (when R > 1) and "expert_contrasts" (when M > 1), of event shape ``(n - 1,)``, or
+    The sites are "source_ilr" (when R > 1) and "expert_ilr" (when M > 1), of event shape ``(n - 1,)``, or
     ``(L, n - 1)`` when there are blocks. Subclasses say which distribution a part of the coefficients has.
 
     Raises:
@@ -122,8 +122,8 @@ class SimplexPrior(RoutingPrior):
     def site_names(self) -> tuple[str, ...]:
         return tuple(self.parts)
 
-    def part_distribution(self, part: slice) -> ContrastDistribution:
-        """The distribution of one block's contrasts of the coefficients in ``part``, batch shape ``()``."""
+    def part_distribution(self, part: slice) -> ILRDistribution:
+        """The distribution of one block's ILR coordinates of the coefficients in ``part``, batch shape ``()``."""
         raise self._missing("part_distribution")
 
     def distribution(self, site: str, drawn: Mapping[str, Tensor]) -> TorchDistribution:
@@ -131,7 +131,7 @@ class SimplexPrior(RoutingPrior):
         block = self.part_distribution(self.parts[site])
         return block if self.blocks == 1 else block.expand((self.blocks,)).to_event(1)
 
-    def log_weights_before_evidence(self) -> Tensor:
+    def base_logits(self) -> Tensor:
         like = next(self.buffers(), torch.empty(()))
         total = torch.zeros(self.size, dtype=like.dtype, device=like.device)
         for part in self.parts.values():
@@ -145,17 +145,17 @@ class SimplexPrior(RoutingPrior):
     def coefficients_of(self, drawn: Mapping[str, Tensor]) -> Tensor:
         if drawn:
             like = next(iter(drawn.values()))
-            return coefficients_from_contrasts(drawn, self.sources, self.experts, like)
+            return coefficients_from_ilr(drawn, self.sources, self.experts, like)
         like = next(self.buffers(), torch.empty(()))
         return like.new_ones((self.blocks,) * (self.blocks > 1) + (self.sources + self.experts,))
 
 
-def coefficients_from_contrasts(drawn: Mapping[str, Tensor], sources: int, experts: int, like: Tensor) -> Tensor:
+def coefficients_from_ilr(drawn: Mapping[str, Tensor], sources: int, experts: int, like: Tensor) -> Tensor:
     """Coefficients ``(*b, R + M)`` from the sites that were drawn; a lone source or expert has weight 1."""
     parts = []
     for site, size in ((SOURCE_SITE, sources), (EXPERT_SITE, experts)):
         if site in drawn:
-            parts.append(softmax_of_contrasts(drawn[site]))
+            parts.append(softmax_of_ilr(drawn[site]))
         elif size == 1:
             parts.append(like.new_ones(1))
     leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))

@@ -8,9 +8,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_smat.distributions import ContrastSimplexCost
 from pyro_smat.models.priors.cost_weight import CostWeight, solve_beta
 from pyro_smat.models.priors.prior import SimplexPrior
+from pyro_smat.routing.distributions import ILRSimplexCost
 
 
 class SimplexCostPrior(SimplexPrior):
@@ -77,8 +77,8 @@ class SimplexCostPrior(SimplexPrior):
         """0-dim."""
         return self.cost_weight.beta
 
-    def part_distribution(self, part: slice) -> ContrastSimplexCost:
-        return ContrastSimplexCost(self.costs[part], self.beta)
+    def part_distribution(self, part: slice) -> ILRSimplexCost:
+        return ILRSimplexCost(self.costs[part], self.beta)
 
     def expected_cost(self) -> Tensor:
         """E c . (w, alpha), 0-dim, in units of the costs; a lone source or expert costs its whole price."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 
 PRECISION = 1e-7  # of a bound, in units of the loss; bounds are rounded upwards
 

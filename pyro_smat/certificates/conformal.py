@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyro_smat.arrays import FloatArray, Numbers, float_array, probability_array, same_length
 from pyro_smat.certificates.mean import unit_losses
+from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, probability_array, same_length
 
 BoolArray = npt.NDArray[np.bool_]
 _TOLERANCE = 1e-9  # of sums of fractions that should be whole

@@ -24,12 +24,12 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from pyro_smat.arrays import FloatArray, Numbers, float_array
 from pyro_smat.certificates.betting import bets, highest_log_wealth, smallest_rejected
 from pyro_smat.certificates.certificate import Certificate, check_delta
 from pyro_smat.certificates.mean import betting_bound, shuffled, unit_losses
 from pyro_smat.certificates.order_statistics import cvar_of_band, equal_level_band
-from pyro_smat.risk import check_rho, cvar
+from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array
+from pyro_smat.metrics.risk import check_rho, cvar
 
 CVaRMethod = Literal["betting", "order-statistics", "dkw", "brown"]
 CVAR_METHODS: tuple[CVaRMethod, ...] = get_args(CVaRMethod)

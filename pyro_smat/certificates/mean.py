@@ -24,9 +24,9 @@ import numpy as np
 from scipy.special import xlogy
 from scipy.stats import beta, binom
 
-from pyro_smat.arrays import FloatArray, Numbers, float_array
 from pyro_smat.certificates.betting import bets, highest_log_wealth, smallest_rejected
 from pyro_smat.certificates.certificate import Certificate, check_delta
+from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array
 
 MeanMethod = Literal["betting", "clopper-pearson", "hoeffding", "hoeffding-bentkus", "empirical-bernstein"]
 MEAN_METHODS: tuple[MeanMethod, ...] = get_args(MeanMethod)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import beta
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 
 LARGEST_TAIL = 2000  # order statistics in the band: the recursion takes their square
 _NEGLIGIBLE = 1e-18

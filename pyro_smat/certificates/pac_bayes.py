@@ -20,10 +20,10 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import xlogy
 
-from pyro_smat.arrays import FloatArray, Numbers, float_array
 from pyro_smat.certificates.certificate import Certificate, check_delta
 from pyro_smat.certificates.mean import betting_bound
-from pyro_smat.risk import check_rho, cvar
+from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array
+from pyro_smat.metrics.risk import check_rho, cvar
 
 _THRESHOLDS = np.arange(20) / 20
 _NOTE = "PAC-Bayes over router parameters: looser than held-out episodes, and about a router drawn from Q"

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray, Numbers, float_array, same_length
 from pyro_smat.certificates.certificate import Certificate, check_delta
 from pyro_smat.certificates.mean import MeanMethod, mean_p_value, unit_losses
+from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, same_length
 
 GRID = np.arange(1, 41) / 40  # quantiles of the validation scores
 

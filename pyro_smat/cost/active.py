@@ -1,7 +1,7 @@
 r"""Composing one task from what it opens: only rows with a non-zero coefficient are read.
 
-:func:`pyro_smat.composition.compose` is one dense product over all rows, the best for many tasks, and its time does
-not fall with zeros. This is the other end: one task at deployment, whose time does.
+:func:`pyro_smat.networks.composition.compose` is one dense product over all rows, the best for many tasks, and its
+time does not fall with zeros. This is the other end: one task at deployment, whose time does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.parameters import ParameterSpace
 
 
 @torch.no_grad()
@@ -18,7 +18,8 @@ def compose_active(
 ) -> Tensor:
     r"""Task parameters :math:`\theta = \sum_{c_i \ne 0} c_i B_i` of one task, without gradient.
 
-    :func:`~pyro_smat.composition.compose` up to rounding; one-hot coefficients give their row bit for bit. A row costs
+    :func:`~pyro_smat.networks.composition.compose` up to rounding; one-hot coefficients give their row bit for bit. A
+    row costs
     a scaled addition in place (no copy of the open rows is made), so with more than about half of the rows open the
     dense product is faster.
 

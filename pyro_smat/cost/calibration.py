@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.composition import TaskNetwork
 from pyro_smat.cost.active import compose_active
 from pyro_smat.cost.model import CostModel
 from pyro_smat.cost.timing import Line, fit_line, median_times
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.parameters import ParameterSpace
 
 FORMAT = 1
 

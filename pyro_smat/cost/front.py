@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pyro_smat.arrays import Numbers, float_array, same_length
+from pyro_smat.metrics.arrays import Numbers, float_array, same_length
 
 
 def non_dominated(cost: Numbers, value: Numbers) -> npt.NDArray[np.bool_]:

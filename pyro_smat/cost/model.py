@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.parameters import ParameterSpace
 
 Unit = Literal["ms", "bytes", "abstract"]
 

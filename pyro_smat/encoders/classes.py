@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_smat.heads import class_sums
+from pyro_smat.networks.heads import class_sums
 
 
 @dataclass(frozen=True)

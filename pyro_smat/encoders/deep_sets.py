@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_smat.encoders.classes import directions, max_of_classes, mean_of_classes, shot_sizes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
-from pyro_smat.heads import class_sums
+from pyro_smat.networks.heads import class_sums
 
 
 class DeepSetsEncoder(SupportEncoder):

@@ -17,7 +17,7 @@ class DescribedEncoder(SupportEncoder):
 
     Args:
         encoder: of the support.
-        descriptors: ``(R, D)``, see :func:`pyro_smat.descriptors.source_descriptors`.
+        descriptors: ``(R, D)``, see :func:`pyro_smat.networks.descriptors.source_descriptors`.
 
     Raises:
         ValueError: for descriptors of another shape, or that are not finite.

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from pyro_smat.encoders.classes import shot_sizes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
-from pyro_smat.heads import leave_one_out_logits
+from pyro_smat.networks.heads import leave_one_out_logits
 
 EVIDENCE = (
     "leave-one-out loss / log way",
     "leave-one-out accuracy",
     "loss of the better half of the shots / log way",
-    "deviation of the loss / log way",
+    "standard deviation of the loss / log way",
     "margin of the own class",
     "entropy of the prediction / log way",
     "between-class share of the variance",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_smat.encoders.classes import class_statistics, mean_of_classes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
-from pyro_smat.heads import similarities
+from pyro_smat.networks.heads import similarities
 
 
 def similarity_moments(prototypes: Tensor, class_mask: Tensor) -> Tensor:

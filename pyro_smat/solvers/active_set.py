@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg.lapack import dpotri, dpstrf
 
-from pyro_smat.arrays import FloatArray, Numbers
-from pyro_smat.solvers.border import feasible_weights, finite_array
+from pyro_smat.metrics.arrays import FloatArray, Numbers
 from pyro_smat.solvers.face_guess import guess_face
+from pyro_smat.solvers.validation import feasible_weights, finite_array
 
 _EPSILON = float(np.finfo(np.float64).eps)
 _FLAT = 1e-12  # a face with less curvature than this, relative to the largest of gram, is walked off, not factorised

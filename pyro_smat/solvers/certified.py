@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pyro_smat.arrays import FloatArray, IntArray
+from pyro_smat.metrics.arrays import FloatArray, IntArray
 from pyro_smat.solvers.objectives import SimplexObjective
 
 BoolArray = npt.NDArray[np.bool_]

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray, Numbers
+from pyro_smat.metrics.arrays import FloatArray, Numbers
 from pyro_smat.solvers.few_sources import search_few_sources
 from pyro_smat.solvers.lower_bound import lower_bound
 from pyro_smat.solvers.problem import Indices, Problem

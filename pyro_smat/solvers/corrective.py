@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.active_set import solve_simplex_qp
 from pyro_smat.solvers.certified import Budget, Search, SimplexSolution, open_sources
 from pyro_smat.solvers.objectives import CurvedObjective

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg.lapack import dposv
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 
 _STEPS = 8  # pairwise, for every block
 _RIDGE = 1e-10  # relative to the largest diagonal entry

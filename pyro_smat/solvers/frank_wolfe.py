@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.certified import BoolArray, Budget, Search, SimplexSolution, open_sources
 from pyro_smat.solvers.objectives import SimplexObjective
 

@@ -15,7 +15,7 @@ from copy import copy
 import numpy as np
 from scipy.special import expit
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.problem import Blocks, Expansion, Gradient, Indices, Point, Problem
 
 _CHUNK = 2**22  # numbers at a time in the Hessians of all blocks

@@ -29,7 +29,7 @@ import time
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.problem import Point, Problem
 from pyro_smat.solvers.refit import Fit, refit
 

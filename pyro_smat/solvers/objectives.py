@@ -13,8 +13,8 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from pyro_smat.arrays import FloatArray, Numbers
-from pyro_smat.solvers.border import finite_array
+from pyro_smat.metrics.arrays import FloatArray, Numbers
+from pyro_smat.solvers.validation import finite_array
 
 _INDEFINITE = 1e-9  # rounding of a Gram matrix, relative to its largest diagonal entry
 

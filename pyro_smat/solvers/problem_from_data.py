@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray, Numbers
-from pyro_smat.solvers.border import finite_array
+from pyro_smat.metrics.arrays import FloatArray, Numbers
 from pyro_smat.solvers.logistic_problem import LogisticProblem
 from pyro_smat.solvers.problem import Blocks, Indices, Problem
 from pyro_smat.solvers.squared_problem import SquaredProblem
+from pyro_smat.solvers.validation import finite_array
 
 Loss = Literal["squared", "logistic"]
 

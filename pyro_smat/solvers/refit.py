@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_solve
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.active_set import solve_simplex_qp
 from pyro_smat.solvers.problem import Expansion, Indices, Point, Problem
 

@@ -11,8 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray, Numbers
-from pyro_smat.solvers.border import feasible_weights
+from pyro_smat.metrics.arrays import FloatArray, Numbers
 from pyro_smat.solvers.certified import Budget, SimplexSolution
 from pyro_smat.solvers.corrective import minimize_by_newton
 from pyro_smat.solvers.frank_wolfe import (
@@ -28,6 +27,7 @@ from pyro_smat.solvers.frank_wolfe import (
     vanilla,
 )
 from pyro_smat.solvers.objectives import CurvedObjective, QuadraticObjective, SimplexObjective
+from pyro_smat.solvers.validation import feasible_weights
 
 Method = Literal["corrective", "vanilla", "open-loop", "away", "pairwise", "blended"]
 

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.problem import Blocks, Expansion, Gradient, Indices, Point, Problem
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.parameters import ParameterSpace
 
 if TYPE_CHECKING:
     from pyro_smat.sources.library import SourceLibrary

@@ -13,12 +13,12 @@ from pathlib import Path
 from torch import nn
 
 from pyro_smat.sources.checkpoint import Checkpoint
-from pyro_smat.sources.findings import Finding, network_findings, source_findings, suggested_head, value_findings
+from pyro_smat.sources.issues import Issue, network_issues, source_issues, suggested_head, value_issues
 from pyro_smat.sources.layout import columns, readable_bytes
 from pyro_smat.sources.opening import Source, open_checkpoint
 from pyro_smat.sources.template import Template, matches
 
-_SHOWN = 3  # tensors of one kind of finding that a table names
+_SHOWN = 3  # tensors of one kind of issue that a table names
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,21 @@ class SourceVerdict:
     Attributes:
         name: of the source.
         checkpoint: the opened checkpoint.
-        findings: all of them.
+        issues: all of them.
         left_out: patterns of the head that match a tensor of the network or of this source.
         suggestion: patterns without which a source that does not fit would fit; () otherwise.
     """
 
     name: str
     checkpoint: Checkpoint
-    findings: tuple[Finding, ...]
+    issues: tuple[Issue, ...]
     left_out: tuple[str, ...] = ()
     suggestion: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
         """Whether it can be mixed, the head left out as was asked."""
-        return not any(finding.fatal for finding in self.findings)
+        return not any(issue.fatal for issue in self.issues)
 
     @property
     def verdict(self) -> str:
@@ -59,12 +59,12 @@ class CompatibilityReport:
 
     Attributes:
         template: what the network expects.
-        network: findings about the network itself.
+        network: issues about the network itself.
         sources: a verdict for every source, in order.
     """
 
     template: Template
-    network: tuple[Finding, ...]
+    network: tuple[Issue, ...]
     sources: tuple[SourceVerdict, ...]
 
     @property
@@ -81,12 +81,12 @@ class CompatibilityReport:
             *_grouped(self.network),
             _table(self.sources),
         ]
-        alike: dict[tuple[tuple[Finding, ...], tuple[str, ...]], list[str]] = {}
+        alike: dict[tuple[tuple[Issue, ...], tuple[str, ...]], list[str]] = {}
         for source in self.sources:
-            alike.setdefault((source.findings, source.suggestion), []).append(source.name)
-        for (findings, suggestion), names in alike.items():
-            if findings:
-                lines += [f"{', '.join(names)}:", *_grouped(findings)]
+            alike.setdefault((source.issues, source.suggestion), []).append(source.name)
+        for (issues, suggestion), names in alike.items():
+            if issues:
+                lines += [f"{', '.join(names)}:", *_grouped(issues)]
             if suggestion:
                 lines.append(f"  -> leave out the head: {suggestion}")
         return "\n".join(lines)
@@ -105,7 +105,7 @@ class CompatibilityReport:
             lines.append(
                 f"source {source.name!r} ({source.checkpoint.origin}) does not fit {self.template.title}{other}:"
             )
-            lines += _grouped([f for f in source.findings if f.fatal], shown=len(source.findings))
+            lines += _grouped([f for f in source.issues if f.fatal], shown=len(source.issues))
             if source.suggestion:
                 lines.append(f"  -> it fits without its head: head={source.suggestion}")
         raise ValueError("\n".join(lines))
@@ -160,14 +160,14 @@ def examine(template: Template, checkpoints: Mapping[str, Checkpoint], values: b
     """The report on opened checkpoints."""
     verdicts = []
     for name, checkpoint in checkpoints.items():
-        findings = source_findings(template, checkpoint)
-        suggestion = suggested_head(template, checkpoint, findings)
+        issues = source_issues(template, checkpoint)
+        suggestion = suggested_head(template, checkpoint, issues)
         if values:
-            findings += tuple(value_findings(template, checkpoint))
+            issues += tuple(value_issues(template, checkpoint))
         seen = (*checkpoint.names, *template.constants)
         left_out = tuple(pattern for pattern in template.head if any(matches(other, pattern) for other in seen))
-        verdicts.append(SourceVerdict(name, checkpoint, findings, left_out, suggestion))
-    return CompatibilityReport(template, network_findings(template), tuple(verdicts))
+        verdicts.append(SourceVerdict(name, checkpoint, issues, left_out, suggestion))
+    return CompatibilityReport(template, network_issues(template), tuple(verdicts))
 
 
 def refuse_idle_patterns(template: Template, checkpoints: Mapping[str, Checkpoint]) -> None:
@@ -202,15 +202,15 @@ def _table(sources: Sequence[SourceVerdict]) -> str:
     return columns(rows, right=(4, 5))
 
 
-def _grouped(findings: Sequence[Finding], shown: int = _SHOWN) -> list[str]:
-    """Lines: findings of one kind and remedy together, the first few by name, the remedy once."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        groups.setdefault((finding.kind, finding.remedy), []).append(finding)
+def _grouped(issues: Sequence[Issue], shown: int = _SHOWN) -> list[str]:
+    """Lines: issues of one kind and remedy together, the first few by name, the remedy once."""
+    groups: dict[tuple[str, str], list[Issue]] = {}
+    for issue in issues:
+        groups.setdefault((issue.kind, issue.remedy), []).append(issue)
     lines = []
     for (kind, remedy), alike in groups.items():
         named = alike[:shown] if alike[0].fatal else alike[:1]
-        lines += [f"  {finding}" for finding in named]
+        lines += [f"  {issue}" for issue in named]
         if len(alike) > len(named):
             lines.append(f"  {kind}: and {len(alike) - len(named)} more")
         lines.append(f"    -> {remedy}")

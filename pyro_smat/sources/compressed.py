@@ -1,6 +1,6 @@
 """Compressed checkpoints, reading: one tensor at a time is dequantised, or added to its base.
 
-A safetensors file whose metadata says, for every tensor, its form (pyro_smat/sources/forms), shape, dtype and the
+A safetensors file whose metadata says, for every tensor, its codec (pyro_smat/sources/codecs), shape, dtype and the
 digest of the base tensor that it is relative to. A base that is not the one it was compressed against is refused:
 names, shapes and dtypes when the file is opened, values tensor by tensor when they are read.
 """
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_smat.sources.checkpoint import Checkpoint, readable
+from pyro_smat.sources.codecs import CODECS
 from pyro_smat.sources.files import SafetensorsFile
-from pyro_smat.sources.forms import FORMS
 
 FORMAT = "pyro-smat compressed weights 1"
 DENSE = "dense"  # the tensor itself
@@ -28,12 +28,12 @@ class StoredTensor:
     """How a file stores one tensor.
 
     Attributes:
-        form: a key of ``FORMS``, or "dense".
+        codec: a key of ``CODECS``, or "dense".
         shape, dtype: of the tensor that reading gives.
         base_digest: of the base tensor that it is relative to; None where it needs none.
     """
 
-    form: str
+    codec: str
     shape: torch.Size
     dtype: torch.dtype
     base_digest: str | None = None
@@ -57,7 +57,7 @@ def describe(stored: Mapping[str, StoredTensor]) -> str:
     return json.dumps(
         {
             name: {
-                "form": entry.form,
+                "codec": entry.codec,
                 "shape": list(entry.shape),
                 "dtype": str(entry.dtype).removeprefix("torch."),
                 "base_digest": entry.base_digest,
@@ -94,7 +94,7 @@ class CompressedCheckpoint:
             self._stored = {name: _parse(entry) for name, entry in json.loads(metadata["tensors"]).items()}
             error = float(metadata["relative_error"])
             loss = "lossless" if metadata["lossless"] == "true" else f"error {100 * error:.2g}%"
-            self.format = f"{metadata['form']}, {loss}"
+            self.format = f"{metadata['codec']}, {loss}"
             base_name, base_digest = metadata.get("base", ""), metadata.get("base_digest", "")
         self.origin = file.origin
         self._file, self._base = file, base
@@ -140,9 +140,9 @@ class CompressedCheckpoint:
         parts = {part: self._file.read(f"{name}|{part}") for part in self._parts[name]}
         base = self._base_tensor(name, entry)
         with readable(self._file.path):
-            if entry.form == DENSE:
+            if entry.codec == DENSE:
                 return parts["values"]
-            return FORMS[entry.form].decode(parts, base).view(entry.shape).to(entry.dtype)
+            return CODECS[entry.codec].decode(parts, base).view(entry.shape).to(entry.dtype)
 
     def _base_tensor(self, name: str, entry: StoredTensor) -> Tensor:
         if entry.base_digest is None:
@@ -160,7 +160,12 @@ class CompressedCheckpoint:
 
 
 def _parse(entry: dict[str, object]) -> StoredTensor:
-    form, shape, dtype, base = entry["form"], entry["shape"], getattr(torch, str(entry["dtype"])), entry["base_digest"]
-    if form not in {*FORMS, DENSE} or not isinstance(dtype, torch.dtype) or not isinstance(shape, list):
-        raise ValueError(f"metadata says {entry}; expected a known form, a shape and a dtype")
-    return StoredTensor(str(form), torch.Size(shape), dtype, None if base is None else str(base))
+    codec, shape, dtype, base = (
+        entry["codec"],
+        entry["shape"],
+        getattr(torch, str(entry["dtype"])),
+        entry["base_digest"],
+    )
+    if codec not in {*CODECS, DENSE} or not isinstance(dtype, torch.dtype) or not isinstance(shape, list):
+        raise ValueError(f"metadata says {entry}; expected a known codec, a shape and a dtype")
+    return StoredTensor(str(codec), torch.Size(shape), dtype, None if base is None else str(base))

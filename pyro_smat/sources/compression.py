@@ -1,11 +1,11 @@
-r"""Compressing a source: each tensor in the smallest form that keeps a stated error.
+r"""Compressing a source: each tensor in the smallest codec that keeps a stated error.
 
 The error of a source theta that reads back as theta', relative to its base theta_0 (to zero where there is none), is
 
 .. math:: \|\theta' - \theta\|_2 \,/\, \|\theta - \theta_0\|_2
 
 the part of what fine-tuning changed that is lost. Every tensor keeps the tolerance by itself, so the whole does too; a
-tensor that a form cannot bring within it, or not make smaller, is stored as it is.
+tensor that a codec cannot bring within it, or not make smaller, is stored as it is.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_smat.sources.checkpoint import Checkpoint
+from pyro_smat.sources.codecs import CODECS, Parts
+from pyro_smat.sources.codecs.sparse import bits
 from pyro_smat.sources.compressed import DENSE, FORMAT, StoredTensor, describe, digest, joint_digest
-from pyro_smat.sources.forms import FORMS, Parts
-from pyro_smat.sources.forms.sparse import bits
 from pyro_smat.sources.opening import Source, open_checkpoint
 
 
@@ -36,22 +36,22 @@ class CompressionResult:
 
     Attributes:
         path: of the file.
-        form: that was asked for.
+        codec: that was asked for.
         bytes_before, bytes_after: of the source where it is stored and of the file (the base is not counted).
         relative_error: of the floating-point tensors, measured; the module says relative to what.
         max_error: largest absolute error of a weight.
         lossless: whether every tensor reads back bit for bit.
-        forms: form -> number of tensors; "dense" are those stored as they are.
+        codecs: codec -> number of tensors; "dense" are those stored as they are.
     """
 
     path: Path
-    form: str
+    codec: str
     bytes_before: int
     bytes_after: int
     relative_error: float
     max_error: float
     lossless: bool
-    forms: Mapping[str, int]
+    codecs: Mapping[str, int]
 
     @property
     def ratio(self) -> float:
@@ -61,9 +61,9 @@ class CompressionResult:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One tensor in one form, and what decoding it loses."""
+    """One tensor in one codec, and what decoding it loses."""
 
-    form: str
+    codec: str
     parts: Parts
     squared_error: float = 0.0
     max_error: float = 0.0
@@ -75,12 +75,12 @@ class _Encoded:
 
 
 def compress(
-    source: Source, path: str | Path, base: Source | None = None, form: str = "auto", tolerance: float = 0.0
+    source: Source, path: str | Path, base: Source | None = None, codec: str = "auto", tolerance: float = 0.0
 ) -> CompressionResult:
-    """Write a source in a small form; :func:`~pyro_smat.sources.opening.open_checkpoint` reads it back.
+    """Write a source in a small codec; :func:`~pyro_smat.sources.opening.open_checkpoint` reads it back.
 
     ========== =================================================================================== ========
-    form       stores                                                                              lossless
+    codec       stores                                                                              lossless
     ========== =================================================================================== ========
     sparse     the source's own values where they differ from the base                             yes
     truncated  as sparse, without the smallest differences                                         no
@@ -90,30 +90,30 @@ def compress(
     auto       for every tensor the smallest of these within the tolerance
     ========== =================================================================================== ========
 
-    Tensors that the chosen form does not suit are stored sparse or as they are, without loss. The compressed tensors
+    Tensors that the chosen codec does not suit are stored sparse or as they are, without loss. The compressed tensors
     are held in memory until the file is written; "low_rank" and "auto" decompose every matrix, which takes a while.
 
     Args:
         source: the checkpoint; ``base`` and it are not changed.
         path: of the ``.safetensors`` file to write; replaced as a whole when it exists.
-        base: usually theta_pre; the forms of differences need it, now and whenever the file is read.
-        form: one of the table.
-        tolerance: largest relative error of every tensor; 0 allows lossless forms only.
+        base: usually theta_pre; the codecs of differences need it, now and whenever the file is read.
+        codec: one of the table.
+        tolerance: largest relative error of every tensor; 0 allows lossless codecs only.
 
     Raises:
-        ValueError: for an unknown form, a lossy one without tolerance, one of differences without base, a base that
+        ValueError: for an unknown codec, a lossy one without tolerance, one of differences without base, a base that
             shares no tensor with the source, weights that are not finite, or a path that is the source's or the base's.
     """
     path = Path(path)
-    wanted = tuple(FORMS) if form == "auto" else (form,)
-    if form not in {"auto", *FORMS}:
-        raise ValueError(f"form is {form!r}; expected one of {['auto', *FORMS]}")
+    wanted = tuple(CODECS) if codec == "auto" else (codec,)
+    if codec not in {"auto", *CODECS}:
+        raise ValueError(f"codec is {codec!r}; expected one of {['auto', *CODECS]}")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; expected a relative error in [0, 1)")
-    if form != "auto" and not FORMS[form].lossless and not tolerance:
-        raise ValueError(f"form {form!r} loses something and tolerance is 0; expected a relative error, such as 0.01")
-    if form != "auto" and FORMS[form].relative and base is None:
-        raise ValueError(f"form {form!r} stores differences; expected the base that they are to")
+    if codec != "auto" and not CODECS[codec].lossless and not tolerance:
+        raise ValueError(f"codec {codec!r} loses something and tolerance is 0; expected a relative error, such as 0.01")
+    if codec != "auto" and CODECS[codec].relative and base is None:
+        raise ValueError(f"codec {codec!r} stores differences; expected the base that they are to")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: expected a name that ends in .safetensors")
     reference = None if base is None else open_checkpoint(base)
@@ -134,9 +134,9 @@ def compress(
         zero = reference.read(name) if reference is not None and name in comparable else None
         squared_norm += _squared_norm(checkpoint, name, tensor, zero)
         best = _smallest(tensor, zero, wanted, tolerance)
-        relative = best.form != DENSE and FORMS[best.form].relative
+        relative = best.codec != DENSE and CODECS[best.codec].relative
         stored[name] = StoredTensor(
-            best.form, tensor.shape, tensor.dtype, digest(zero) if relative and zero is not None else None
+            best.codec, tensor.shape, tensor.dtype, digest(zero) if relative and zero is not None else None
         )
         tensors |= {f"{name}|{part}": values for part, values in best.parts.items()}
         chosen.append(best)
@@ -146,7 +146,7 @@ def compress(
     lossless = all(best.exact for best in chosen)
     metadata = {
         "format": FORMAT,
-        "form": form,
+        "codec": codec,
         "tolerance": repr(tolerance),
         "lossless": str(lossless).lower(),
         "relative_error": repr(relative_error),
@@ -158,13 +158,13 @@ def compress(
     _write(path, tensors, metadata)
     return CompressionResult(
         path=path,
-        form=form,
+        codec=codec,
         bytes_before=checkpoint.stored_bytes,
         bytes_after=path.stat().st_size,
         relative_error=relative_error,
         max_error=max_error,
         lossless=lossless,
-        forms=MappingProxyType(Counter(best.form for best in chosen)),
+        codecs=MappingProxyType(Counter(best.codec for best in chosen)),
     )
 
 
@@ -187,30 +187,30 @@ def _squared_norm(checkpoint: Checkpoint, name: str, tensor: Tensor, base: Tenso
 
 
 def _smallest(tensor: Tensor, base: Tensor | None, wanted: tuple[str, ...], tolerance: float) -> _Encoded:
-    """The tensor in the smallest of the wanted forms; where none of them suits, sparse or as it is.
+    """The tensor in the smallest of the wanted codecs; where none of them suits, sparse or as it is.
 
     Integers, which are constants, are stored as they are: then a base of weights alone is enough.
     """
     dense = _Encoded(DENSE, {"values": tensor})
     if not tensor.is_floating_point():
         return dense
-    tried = [name for name in dict.fromkeys(("sparse", *wanted)) if FORMS[name].lossless or tolerance]
+    tried = [name for name in dict.fromkeys(("sparse", *wanted)) if CODECS[name].lossless or tolerance]
     encoded = [_encode(tensor, base, name, tolerance) for name in tried]
     smaller = [one for one in encoded if one is not None and one.bytes < dense.bytes]
-    asked = [one for one in smaller if one.form in wanted]
+    asked = [one for one in smaller if one.codec in wanted]
     return min(asked or smaller, key=lambda one: one.bytes, default=dense)
 
 
 def _encode(tensor: Tensor, base: Tensor | None, name: str, tolerance: float) -> _Encoded | None:
-    """One form of a tensor, with its error measured by decoding; None where it does not suit or exceeds it."""
-    form = FORMS[name]
-    if form.relative and base is None:
+    """One codec of a tensor, with its error measured by decoding; None where it does not suit or exceeds it."""
+    codec = CODECS[name]
+    if codec.relative and base is None:
         return None
-    origin = base if form.relative and base is not None else torch.zeros(())
-    parts = form.encode(tensor, origin, tolerance)
+    origin = base if codec.relative and base is not None else torch.zeros(())
+    parts = codec.encode(tensor, origin, tolerance)
     if parts is None:
         return None
-    decoded = form.decode(parts, origin).to(tensor.dtype)
+    decoded = codec.decode(parts, origin).to(tensor.dtype)
     if torch.equal(bits(decoded), bits(tensor)):
         return _Encoded(name, parts)
     error = (decoded.double() - tensor.double()).abs()

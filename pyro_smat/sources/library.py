@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.parameters import Entry, ParameterSpace
+from pyro_smat.networks.parameters import Entry, ParameterSpace
 from pyro_smat.sources.checkpoint import Checkpoint, TensorsInMemory
 from pyro_smat.sources.comparison import compare
 from pyro_smat.sources.compatibility import examine, open_all, refuse_idle_patterns
-from pyro_smat.sources.findings import is_finite
+from pyro_smat.sources.issues import is_finite
 from pyro_smat.sources.opening import Source, open_checkpoint
 from pyro_smat.sources.template import Template, space_without
 
@@ -163,7 +163,8 @@ class SourceLibrary:
     def compose(self, coefficients: Tensor) -> Tensor:
         """Task parameters ``theta = c B`` straight from the checkpoints.
 
-        What ``pyro_smat.composition.compose(c, basis, space)`` gives, without a basis: beside the result there is never
+        What ``pyro_smat.networks.composition.compose(c, basis, space)`` gives, without a basis: beside the result
+        there is never
         more in memory than one tensor of every source that has weight. Other sources are not read. One-hot coefficients
         reproduce their source bit for bit.
 

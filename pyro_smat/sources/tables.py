@@ -39,19 +39,19 @@ def comparison_table(library: SourceLibrary) -> str:
 
 
 def compression_table(results: Mapping[str, CompressionResult]) -> str:
-    """A line for every compressed source: bytes before and after, what is lost, and the forms of its tensors."""
-    rows = [("source", "form", "before", "after", "smaller", "error", "largest error", "tensors")]
+    """A line for every compressed source: bytes before and after, what is lost, and the codecs of its tensors."""
+    rows = [("source", "codec", "before", "after", "smaller", "error", "largest error", "tensors")]
     for name, result in results.items():
         rows.append(
             (
                 name,
-                result.form,
+                result.codec,
                 readable_bytes(result.bytes_before),
                 readable_bytes(result.bytes_after),
                 f"{result.ratio:.2f} x",
                 "lossless" if result.lossless else f"{100 * result.relative_error:.2g}%",
                 "0" if result.lossless else f"{result.max_error:.2g}",
-                ", ".join(f"{count} {form}" for form, count in sorted(result.forms.items())),
+                ", ".join(f"{count} {codec}" for codec, count in sorted(result.codecs.items())),
             )
         )
     before = sum(result.bytes_before for result in results.values())

@@ -1,7 +1,7 @@
 """Template: what a network expects of its checkpoints, and which of its tensors are mixed.
 
-Parameters and floating-point persistent buffers are mixed (see :mod:`pyro_smat.parameters`). Integer buffers and
-buffers that are not persistent are constants of the network. A **head** is left out by patterns: a tensor of the
+Parameters and floating-point persistent buffers are mixed (see :mod:`pyro_smat.networks.parameters`). Integer buffers
+and buffers that are not persistent are constants of the network. A **head** is left out by patterns: a tensor of the
 network whose name matches one is a constant too, it is not in the parameter space and keeps the network's own values;
 a tensor of a checkpoint whose name matches one is not looked at.
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.parameters import ParameterSpace
 
 _HEAD = "(head)"
 
@@ -87,7 +87,7 @@ def space_without(module: nn.Module, blocks: Mapping[str, str] | None, head: Seq
 
     Args:
         module: the network.
-        blocks: as :meth:`~pyro_smat.parameters.ParameterSpace.from_module` takes them; the head needs none.
+        blocks: as :meth:`~pyro_smat.networks.parameters.ParameterSpace.from_module` takes them; the head needs none.
         head: patterns of the names that are left out.
 
     Raises:

@@ -14,7 +14,7 @@ import certificates
 from guarantees import coverage, decisions, speed
 
 from pyro_smat.certificates import cvar_upper_bound, select_abstention_threshold
-from pyro_smat.risk import cvar
+from pyro_smat.metrics.risk import cvar
 
 
 def test_a_false_method_is_refuted_and_a_valid_one_is_not() -> None:

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.stats import binomtest, linregress
 from typer.testing import CliRunner
 
-from pyro_smat.intervals import Interval
+from pyro_smat.metrics.intervals import Interval
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from pyro_smat.arrays import FloatArray
 from pyro_smat.certificates import LabelSetThreshold, label_set_threshold, risk_controlled_threshold
+from pyro_smat.metrics.arrays import FloatArray
 
 # Risk control
 

@@ -10,11 +10,11 @@ import torch
 from guarantees.losses import LOSSES
 from scipy.stats import beta
 
-from pyro_smat.arrays import FloatArray
 from pyro_smat.certificates import CVAR_METHODS, cvar_upper_bound, mean_upper_bound
 from pyro_smat.certificates.cvar import running_thresholds
 from pyro_smat.certificates.order_statistics import crossing_probability, cvar_of_band, equal_level_band
-from pyro_smat.risk import cvar
+from pyro_smat.metrics.arrays import FloatArray
+from pyro_smat.metrics.risk import cvar
 
 CERTIFIED = [m for m in CVAR_METHODS if m != "brown"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_smat.composition import compose
 from pyro_smat.cost import compose_active, open_entries_of
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.composition import compose
+from pyro_smat.networks.parameters import ParameterSpace
 
 SPACE = ParameterSpace.from_module(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), {"a": "0", "b": "1"})
 FLAT = ParameterSpace.from_module(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)))

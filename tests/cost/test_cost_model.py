@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_smat.cost import CostModel, open_entries_of
 from pyro_smat.models.priors import CostAwareCatalogPrior, SimplexCostPrior
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.routing import Catalog, routing_costs
 
 MODEL = CostModel(mix=(1.0, 10.0), residual=(100.0, 1000.0), entry=0.5, fixed=7.0, unit="ms")

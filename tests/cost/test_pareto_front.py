@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_smat.cost import non_dominated
-from pyro_smat.cost.figure import pareto_figure
+from pyro_smat.report.cost_figure import pareto_figure
 
 SMALL_NUMBERS = st.integers(0, 4).map(float)  # ties on purpose
 

@@ -13,12 +13,12 @@ from small_posteriors import random_posterior, small_catalog
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from pyro_smat.distributions.catalog import CatalogCategorical, RelaxedCatalog
 from pyro_smat.guides import CatalogGuide, CatalogPosterior
 from pyro_smat.guides.catalog import ESTIMATORS
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.models.priors import CatalogPrior, CostAwareCatalogPrior
 from pyro_smat.routing import CATALOG_SITE, Catalog
+from pyro_smat.routing.distributions.catalog import CatalogCategorical, RelaxedCatalog
 
 TINY = Catalog.k_hot(("a", "b"), max_sources=2)
 
@@ -38,7 +38,7 @@ def test_catalog_is_a_categorical() -> None:
     prior = CostAwareCatalogPrior(catalog, torch.arange(1.0, 6.0), 0.4).double()
     torch.testing.assert_close(q.kl(prior), kl_divergence(reference, Categorical(logits=prior.logits)))
     torch.testing.assert_close(q.entropy(), reference.entropy())
-    torch.testing.assert_close(q.choice(), reference.probs)
+    torch.testing.assert_close(q.routing_probabilities(), reference.probs)
     rows = torch.tensor([[0, 4, 2], [7, 11, 1]])
     torch.testing.assert_close(q.log_prob(q.coefficients[rows]), reference.log_prob(rows))
     expected = sum(reference.probs[:, j, None] * q.coefficients[j] for j in range(len(catalog)))
@@ -54,13 +54,13 @@ def test_draws_have_the_probabilities(blocks: int) -> None:
     draws = q.sample(20_000, torch.Generator().manual_seed(0)).flatten(2)
     for j, row in enumerate(q.coefficients.flatten(1)):
         share = (draws == row).all(-1).double().mean(0)
-        torch.testing.assert_close(share, q.choice()[:, j], rtol=0, atol=0.02)
+        torch.testing.assert_close(share, q.routing_probabilities()[:, j], rtol=0, atol=0.02)
 
 
 def test_a_repeated_row_adds_its_probabilities() -> None:
     catalog = Catalog(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), ("a", "b", "a again"))
     q = CatalogPosterior(torch.tensor([[0.1, 0.7, -0.4]]), catalog, 2)
-    p = q.choice()[0]
+    p = q.routing_probabilities()[0]
     torch.testing.assert_close(q.log_prob(torch.tensor([[1.0, 0.0]])).exp()[0], p[0] + p[2])
 
 
@@ -71,11 +71,11 @@ def test_top(k: int) -> None:
     assert coefficients.shape == (min(k, len(catalog)), 3, 5)
     torch.testing.assert_close(weights.sum(0), torch.ones(3, dtype=torch.float64))
     for i in range(3):
-        order = sorted(range(len(catalog)), key=lambda j: -q.choice()[i, j].item())[:k]
-        total = sum(q.choice()[i, j] for j in order)
+        order = sorted(range(len(catalog)), key=lambda j: -q.routing_probabilities()[i, j].item())[:k]
+        total = sum(q.routing_probabilities()[i, j] for j in order)
         for slot, j in enumerate(order):
             assert torch.equal(coefficients[slot, i], q.coefficients[j])
-            torch.testing.assert_close(weights[slot, i], q.choice()[i, j] / total)
+            torch.testing.assert_close(weights[slot, i], q.routing_probabilities()[i, j] / total)
 
 
 def test_kl_to_a_steep_prior_in_float32() -> None:
@@ -173,7 +173,7 @@ def exact_losses(router: Any) -> Tensor:
     for j, row in enumerate(q.coefficients):
         logits = router.model.logits(row.expand(len(router.batch), *row.shape), router.batch)
         nll = -Categorical(logits=logits).log_prob(router.batch.query_labels) * router.batch.query_mask
-        total = total + q.choice()[:, j] * nll.sum(-1)
+        total = total + q.routing_probabilities()[:, j] * nll.sum(-1)
     return total
 
 

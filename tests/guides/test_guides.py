@@ -154,9 +154,9 @@ def test_routings_of_sources_are_equivariant(family: str, encoder: str, blocks: 
     """Permuted sources, permuted probabilities of the routings of a catalog of sources."""
     order = [1, 2, 0]
     router = make_router(family, experts=0, encoder=encoder, blocks=blocks)
-    probabilities = router.guide.posterior(router.batch).choice()
+    probabilities = router.guide.posterior(router.batch).routing_probabilities()
     features = router.batch.support_features[:, order]
-    moved = router.guide.posterior(router.batch.with_features(features)).choice()
+    moved = router.guide.posterior(router.batch.with_features(features)).routing_probabilities()
     rows = router.guide.catalog.coefficients
     for j, row in enumerate(rows):
         old = torch.zeros_like(row)

@@ -29,7 +29,9 @@ def test_logits_are_the_chain_rule(blocks: int, make_router: Callable) -> None:
     ).softmax(-1)
     torch.testing.assert_close(q.family_probabilities(), of_family)
     for f, rows in enumerate(groups):
-        torch.testing.assert_close(q.choice()[:, rows], of_family[:, f, None] * members[:, rows].softmax(-1))
+        torch.testing.assert_close(
+            q.routing_probabilities()[:, rows], of_family[:, f, None] * members[:, rows].softmax(-1)
+        )
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
@@ -41,7 +43,7 @@ def test_entropy_decomposes(blocks: int) -> None:
     torch.testing.assert_close(families.sum(-1), torch.ones(2, dtype=torch.float64))
     total = torch.special.entr(families).sum(-1)
     for f in range(families.shape[1]):
-        inside = q.choice()[:, q.families == f]
+        inside = q.routing_probabilities()[:, q.families == f]
         torch.testing.assert_close(inside.sum(-1), families[:, f])
         total = total + families[:, f] * torch.special.entr(inside / families[:, f, None]).sum(-1)
     torch.testing.assert_close(q.entropy(), total)
@@ -57,7 +59,7 @@ def test_kl_to_a_hierarchical_prior_decomposes() -> None:
     mine, theirs = q.family_probabilities(), family_logits.double().softmax(-1)
     total = (mine * (mine.log() - theirs.log())).sum(-1)
     for f in range(6):
-        inside = q.choice()[:, q.families == f] / mine[:, f, None]
+        inside = q.routing_probabilities()[:, q.families == f] / mine[:, f, None]
         other = member_logits.double()[q.families == f].softmax(-1)
         total = total + mine[:, f] * (inside * (inside.log() - other.log())).sum(-1)
     torch.testing.assert_close(q.kl(prior), total, rtol=1e-6, atol=1e-6)
@@ -89,12 +91,18 @@ def test_one_family_is_the_catalog_guide(make_router: Callable) -> None:
     single = HierarchicalGuide(catalog, 3, families=[0] * 12, hidden=8).double()
     flat = CatalogGuide(catalog, 3, hidden=8).double()
     flat.load_state_dict({k: v for k, v in single.state_dict().items() if not k.startswith("family_score")})
-    torch.testing.assert_close(single.posterior(batch).choice(), flat.posterior(batch).choice())
+    torch.testing.assert_close(
+        single.posterior(batch).routing_probabilities(), flat.posterior(batch).routing_probabilities()
+    )
     apart = HierarchicalGuide(catalog, 3, families=range(12), hidden=8).double()
     apart.load_state_dict(single.state_dict())
     flat.score.load_state_dict(single.family_score.state_dict())
-    torch.testing.assert_close(apart.posterior(batch).choice(), flat.posterior(batch).choice())
-    assert (apart.posterior(batch).choice() - single.posterior(batch).choice()).abs().max() > 1e-3
+    torch.testing.assert_close(
+        apart.posterior(batch).routing_probabilities(), flat.posterior(batch).routing_probabilities()
+    )
+    assert (
+        apart.posterior(batch).routing_probabilities() - single.posterior(batch).routing_probabilities()
+    ).abs().max() > 1e-3
 
 
 def test_temperature_scale_divides_the_logits(make_router: Callable) -> None:
@@ -103,7 +111,9 @@ def test_temperature_scale_divides_the_logits(make_router: Callable) -> None:
         before = router.guide.posterior(router.batch)
         router.guide.temperature_scale.fill_(2.5)
         after = router.guide.posterior(router.batch)
-        torch.testing.assert_close(after.choice(), (before.choice().log() / 2.5).softmax(-1))
+        torch.testing.assert_close(
+            after.routing_probabilities(), (before.routing_probabilities().log() / 2.5).softmax(-1)
+        )
         assert torch.equal(after.mode, before.mode)
         assert router.guide.state_dict()["temperature_scale"] == 2.5
 

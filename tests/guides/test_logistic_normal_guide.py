@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_smat.guides import LogisticNormalGuide, LogisticNormalPosterior
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.models.priors import LogisticNormalPrior
-from pyro_smat.routing import contrast_basis
+from pyro_smat.routing import ilr_basis
 
 COVARIANCES = ("diagonal", "low_rank", "full")
 
@@ -32,8 +32,8 @@ def prior_of(sources: int, experts: int, scale: float = 1.3) -> LogisticNormalPr
     return LogisticNormalPrior(sources, experts, loc, scale).double()
 
 
-def contrast_kl(mu: Tensor, s: Tensor, mu0: Tensor, s0: Tensor) -> Tensor:
-    """KL of the softmaxes of N(mu, diag s^2) and N(mu0, diag s0^2), without any basis of contrasts.
+def ilr_kl(mu: Tensor, s: Tensor, mu0: Tensor, s0: Tensor) -> Tensor:
+    """KL of the softmaxes of N(mu, diag s^2) and N(mu0, diag s0^2), without any basis of ILR coordinates.
 
     P0 = S0^-1 - S0^-1 1 1' S0^-1 / (1' S0^-1 1);
     KL = [tr(P0 S) + (mu - mu0)' P0 (mu - mu0) - (n - 1) + ln(det S0 1'S0^-1 1 / (det S 1'S^-1 1))] / 2.
@@ -49,13 +49,13 @@ def contrast_kl(mu: Tensor, s: Tensor, mu0: Tensor, s0: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("sources", "experts"), SHAPES)
-def test_kl_is_the_contrast_formula(sources: int, experts: int) -> None:
+def test_kl_is_the_ilr_formula(sources: int, experts: int) -> None:
     q, p = normal(sources, experts), prior_of(sources, experts)
     for i in range(2):
         expected = torch.zeros((), dtype=torch.float64)
         for part in (slice(0, sources), slice(sources, None)):
             if len(q.loc[i, part]) > 1:
-                expected += contrast_kl(q.loc[i, part], q.scale[i, part], p.loc[part], p.scale[part])
+                expected += ilr_kl(q.loc[i, part], q.scale[i, part], p.loc[part], p.scale[part])
         torch.testing.assert_close(q.kl(p)[i], expected, rtol=1e-10, atol=1e-10)
 
 
@@ -82,7 +82,7 @@ def test_kl_by_monte_carlo(sources: int, experts: int) -> None:
 
 def test_log_prob_is_normalised_for_two_sources() -> None:
     q = normal(2, 0, episodes=1)
-    basis = contrast_basis(2, q.loc)
+    basis = ilr_basis(2, q.loc)
 
     def density(u: float) -> float:
         weights = (torch.tensor([u], dtype=torch.float64) @ basis.mT).softmax(-1)
@@ -94,8 +94,8 @@ def test_log_prob_is_normalised_for_two_sources() -> None:
 def test_log_prob_is_normalised_for_three_sources() -> None:
     q = normal(3, 0, episodes=1)
     grid = torch.linspace(-12, 12, 481, dtype=torch.float64)
-    contrasts = torch.cartesian_prod(grid, grid)
-    weights = (contrasts @ contrast_basis(3, q.loc).mT).softmax(-1)
+    ilr = torch.cartesian_prod(grid, grid)
+    weights = (ilr @ ilr_basis(3, q.loc).mT).softmax(-1)
     density = q.log_prob(weights.unsqueeze(1)).exp().squeeze(1).view(481, 481).numpy()
     total = np.trapezoid(np.trapezoid(density, grid.numpy()), grid.numpy())
     assert total == pytest.approx(1.0, abs=1e-6)
@@ -116,9 +116,9 @@ def test_mean_leaves_the_global_generator_alone_and_has_a_gradient() -> None:
 
 
 def stated_covariance(q: LogisticNormalPosterior, factor: Tensor, kind: str, part: slice) -> Tensor:
-    """Of the contrasts of one part of episode 0, as the docstring says, with scipy's matrix exponential."""
+    """Of the ILR coordinates of one part of episode 0, as the docstring says, with scipy's matrix exponential."""
     scale, columns = q.scale[0, part], factor[0, part]
-    basis = contrast_basis(len(scale), scale).numpy()
+    basis = ilr_basis(len(scale), scale).numpy()
     diagonal = np.diag(scale.numpy() ** 2)
     if kind == "diagonal":
         return torch.from_numpy(basis.T @ diagonal @ basis)
@@ -140,14 +140,14 @@ def test_covariance_is_as_stated(kind: str, blocks: int) -> None:
     q = LogisticNormalPosterior(loc, scale, 3, factor, kind)  # type: ignore[arg-type]
     first = (slice(None),) if blocks == 1 else (slice(None), 1)
     flat = LogisticNormalPosterior(loc[first], scale[first], 3)
-    for name, part in (("source_contrasts", slice(0, 3)), ("expert_contrasts", slice(3, 5))):
+    for name, part in (("source_ilr", slice(0, 3)), ("expert_ilr", slice(3, 5))):
         site = q.parts[name]
         found = site.covariance_matrix[0, 0] if blocks == 1 else site.covariance_matrix[0, 0, 1]  # type: ignore[attr-defined]
         torch.testing.assert_close(found, stated_covariance(flat, factor[first], kind, part))
     draws = q.sample(100_000, torch.Generator().manual_seed(3))[(slice(None), 0, *first[1:])][:, :3]
-    contrasts = draws.log() @ contrast_basis(3, draws)
+    ilr = draws.log() @ ilr_basis(3, draws)
     expected = stated_covariance(flat, factor[first], kind, slice(0, 3))
-    torch.testing.assert_close(contrasts.T.cov(), expected, rtol=0.03, atol=0.02)
+    torch.testing.assert_close(ilr.T.cov(), expected, rtol=0.03, atol=0.02)
 
 
 @pytest.mark.parametrize("kind", COVARIANCES)
@@ -179,8 +179,8 @@ def _router(kind: str, make_router: Callable, sources: int = 3) -> tuple:
 
 def _difference_variances(q: LogisticNormalPosterior) -> Tensor:
     """Var(l_i - l_j), ``(B, R, R)``."""
-    covariance = q.parts["source_contrasts"].covariance_matrix[:, 0]  # type: ignore[attr-defined]
-    basis = contrast_basis(q.sources, covariance)
+    covariance = q.parts["source_ilr"].covariance_matrix[:, 0]  # type: ignore[attr-defined]
+    basis = ilr_basis(q.sources, covariance)
     full = basis @ covariance @ basis.mT
     variance = full.diagonal(dim1=-2, dim2=-1)
     return variance.unsqueeze(-1) + variance.unsqueeze(-2) - 2 * full

@@ -10,7 +10,7 @@ from small_posteriors import SHAPES, prior_of_sites
 
 from pyro_smat.guides import LogisticNormalPosterior, PointPosterior
 from pyro_smat.models.priors import DirichletPrior, LogisticNormalPrior
-from pyro_smat.routing import contrast_basis
+from pyro_smat.routing import ilr_basis
 
 
 @pytest.mark.parametrize(("sources", "experts"), SHAPES)
@@ -51,7 +51,7 @@ def test_kl_is_minus_the_log_density_of_a_dirichlet(blocks: int) -> None:
 def test_the_site_is_the_contrasts_of_the_logits() -> None:
     logits = torch.tensor([[1.0, -2.0, 0.5, 3.0, 1.0]], dtype=torch.float64)
     sites = PointPosterior(logits, 3).sites()
-    expected = logits[:, :3] @ contrast_basis(3, logits)
-    torch.testing.assert_close(sites["source_contrasts"].v, expected.unsqueeze(1))
+    expected = logits[:, :3] @ ilr_basis(3, logits)
+    torch.testing.assert_close(sites["source_ilr"].v, expected.unsqueeze(1))
     shifted = PointPosterior(logits + 7.0, 3).sites()
-    torch.testing.assert_close(shifted["source_contrasts"].v, expected.unsqueeze(1))
+    torch.testing.assert_close(shifted["source_ilr"].v, expected.unsqueeze(1))

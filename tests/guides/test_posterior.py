@@ -47,7 +47,7 @@ def test_shapes_and_simplices(family: str, sources: int, experts: int, blocks: i
     assert q.log_prob(draws).shape == (7, 2)
     assert q.log_prob(draws.unsqueeze(1).expand(7, 3, *draws.shape[1:])).shape == (7, 3, 2)
     assert q.log_prob(q.mode).shape == (2,)
-    torch.testing.assert_close(q.choice().sum(-1), ONES.expand(2))
+    torch.testing.assert_close(q.routing_probabilities().sum(-1), ONES.expand(2))
     weights = q.mean[..., :sources]
     torch.testing.assert_close(q.source_weights, weights if blocks == 1 else weights.mean(1))
 
@@ -155,7 +155,7 @@ def _slice(family: str, q: RoutingPosterior, where: tuple, part: int | None) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_uncertainty(family: str, blocks: int) -> None:
     q, prior = random_posterior(family, 3, 2, blocks), prior_of_sites(family, 3, 2, blocks)
-    choice = q.choice()
+    choice = q.routing_probabilities()
     torch.testing.assert_close(q.uncertainty("confidence"), 1 - choice.max(-1).values)
     entropy = -(choice * choice.clamp(min=1e-300).log()).sum(-1)
     torch.testing.assert_close(q.entropy(), entropy)
@@ -176,9 +176,9 @@ def test_uncertainty(family: str, blocks: int) -> None:
 def test_sources_are_the_choice_on_the_simplex_and_rows_over_a_catalog(family: str) -> None:
     q = random_posterior(family, 3, 2)
     if isinstance(q, CatalogPosterior):
-        assert q.choice().shape == (2, len(small_catalog(3, 2)))
+        assert q.routing_probabilities().shape == (2, len(small_catalog(3, 2)))
     else:
-        torch.testing.assert_close(q.choice(), q.mean[:, :3])
+        torch.testing.assert_close(q.routing_probabilities(), q.mean[:, :3])
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -242,7 +242,7 @@ EXTREME: dict[str, RoutingPosterior] = {
 def test_extreme_logits_stay_finite(name: str) -> None:
     """Nearly certain routers in float32: nothing becomes NaN."""
     q = EXTREME[name]
-    for values in (q.mean, q.mode, q.entropy(), q.choice()):
+    for values in (q.mean, q.mode, q.entropy(), q.routing_probabilities()):
         assert torch.isfinite(values).all()
     draws = q.sample(500, torch.Generator().manual_seed(0))
     assert torch.isfinite(draws).all()

@@ -28,9 +28,9 @@ def all_supports(count: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(3), repeat=count)))
 
 
-def exact_error(count: int, prior: Tensor = PRIOR, laws: Tensor = LAWS) -> float:
+def exact_error(count: int, prior: Tensor = PRIOR, likelihoods: Tensor = LAWS) -> float:
     """1 - sum over all supports of max_A p(A, x)."""
-    joint = prior * laws[:, all_supports(count)].prod(-1).T
+    joint = prior * likelihoods[:, all_supports(count)].prod(-1).T
     return float(1 - joint.amax(1).sum())
 
 
@@ -85,8 +85,8 @@ def test_curves_against_enumeration_and_simulation() -> None:
 
 
 def test_what_is_no_distribution_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"laws .* sum to 1"):
+    with pytest.raises(ValueError, match=r"likelihoods .* sum to 1"):
         FiniteRoutes(PRIOR, 2 * LAWS)
-    with pytest.raises(ValueError, match="4 laws for 2 routes"):
+    with pytest.raises(ValueError, match="4 likelihoods for 2 routes"):
         FiniteRoutes(torch.tensor([0.5, 0.5], dtype=torch.float64), LAWS)
     assert math.isfinite(chernoff_bound(PRIOR, torch.eye(4, dtype=torch.float64), 2))

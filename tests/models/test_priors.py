@@ -16,8 +16,6 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_smat.distributions import ContrastConcrete, ContrastDirichlet, ContrastNormal, ContrastSimplexCost
-from pyro_smat.local_module import LocalModule
 from pyro_smat.models.priors import (
     CatalogPrior,
     ConcretePrior,
@@ -29,7 +27,9 @@ from pyro_smat.models.priors import (
     RoutingPrior,
     SimplexCostPrior,
 )
-from pyro_smat.routing import CATALOG_SITE, EXPERT_SITE, SOURCE_SITE, Catalog, contrast_basis
+from pyro_smat.routing import CATALOG_SITE, EXPERT_SITE, SOURCE_SITE, Catalog, ilr_basis
+from pyro_smat.routing.distributions import ILRConcrete, ILRDirichlet, ILRNormal, ILRSimplexCost
+from pyro_smat.routing.local_module import LocalModule
 
 CATALOG = Catalog.k_hot(("a", "b", "c"), 2, max_sources=2)
 COSTS = torch.tensor([0.0, 1.0, 2.5, 0.5, 3.0])
@@ -209,12 +209,12 @@ def test_mixture_of_catalogs_mixes_probabilities() -> None:
 
 
 def test_logistic_normal_draws_are_softmaxes_of_independent_logits() -> None:
-    """Contrasts of the drawn weights have the mean and covariance of contrasts of N(loc, scale^2) logits."""
+    """ILR coordinates of drawn weights have the mean and covariance of those of N(loc, scale^2) logits."""
     loc = torch.tensor([1.0, -0.5, 0.2, 0.7, -0.7], dtype=torch.float64)
     drawn = draw(LogisticNormalPrior(3, 2, loc, scale=0.8).double(), 100_000)
     logits = loc + 0.8 * torch.randn(100_000, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for part in (slice(0, 3), slice(3, 5)):
-        v = contrast_basis(len(loc[part]), loc)
+        v = ilr_basis(len(loc[part]), loc)
         found, expected = drawn[:, part].log() @ v, logits[:, part] @ v
         torch.testing.assert_close(found.mean(0), expected.mean(0), rtol=0, atol=0.02)
         torch.testing.assert_close(found.T.cov(), expected.T.cov(), rtol=0.03, atol=0.02)
@@ -338,7 +338,7 @@ def test_mixture_draws_sources_and_experts_of_one_component() -> None:
 
 def test_mixture_kl_is_sampled_or_bounded() -> None:
     parts = [DirichletPrior(3, 0, 0.5), SimplexCostPrior(3, 0, COSTS[:3], 2.0)]
-    q = ContrastDirichlet(torch.tensor([[1.0, 2.0, 3.0]]))
+    q = ILRDirichlet(torch.tensor([[1.0, 2.0, 3.0]]))
     with pytest.raises(NotImplementedError, match="KL to a mixture has no closed form"):
         kl_divergence(q, MixturePrior(parts).distribution(SOURCE_SITE, {}))
     bound = kl_divergence(q, MixturePrior(parts, [0.3, 0.7], kl="bound").distribution(SOURCE_SITE, {}))
@@ -349,10 +349,10 @@ def test_mixture_kl_is_sampled_or_bounded() -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("logistic_normal", ContrastNormal),
-        ("concrete", ContrastConcrete),
-        ("dirichlet", ContrastDirichlet),
-        ("cost", ContrastSimplexCost),
+        ("logistic_normal", ILRNormal),
+        ("concrete", ILRConcrete),
+        ("dirichlet", ILRDirichlet),
+        ("cost", ILRSimplexCost),
     ],
 )
 def test_sites_have_distributions_whose_kl_is_known(name: str, kind: type) -> None:
@@ -365,9 +365,9 @@ def guide_sites(name: str) -> dict[str, dist.TorchDistribution]:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(5, 1, 5, generator=generator)
     make: Callable[[Tensor], dist.TorchDistribution] = {
-        "normal": lambda x: ContrastNormal.from_logits(x, torch.full_like(x, 0.7)),
-        "concrete": lambda x: ContrastConcrete(x, 1.2),
-        "dirichlet": lambda x: ContrastDirichlet((1.0 + 0.5 * x).exp()),
+        "normal": lambda x: ILRNormal.from_logits(x, torch.full_like(x, 0.7)),
+        "concrete": lambda x: ILRConcrete(x, 1.2),
+        "dirichlet": lambda x: ILRDirichlet((1.0 + 0.5 * x).exp()),
     }[name]
     return {SOURCE_SITE: make(logits[..., :3]), EXPERT_SITE: make(logits[..., 3:])}
 
@@ -546,7 +546,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: DirichletPrior(2, 1, blocks=0), r"blocks is 0; expected at least 1 \(1 mixes whole networks\)"),
     (lambda: DirichletPrior(2, 1, torch.ones(2)), r"concentration has shape \(2,\); expected a number or \(3,\)"),
     (lambda: DirichletPrior(2, 1, 0.0), r"concentration is \[0.0, 0.0, 0.0\]; expected entries > 0"),
-    (lambda: LogisticNormalPrior(2, 1, scale=0.0), r"scale is 0.0; expected a deviation > 0"),
+    (lambda: LogisticNormalPrior(2, 1, scale=0.0), r"scale is 0.0; expected a standard deviation > 0"),
     (lambda: LogisticNormalPrior(2, 1, scale=math.nan), r"scale is nan"),
     (lambda: LogisticNormalPrior(2, 1, loc=torch.zeros(2)), r"loc has shape \(2,\); expected \(3,\)"),
     (lambda: LogisticNormalPrior.cost_aware(3, 2, COSTS, beta=-1.0), r"beta is -1.0; expected >= 0"),

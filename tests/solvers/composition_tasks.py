@@ -9,7 +9,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.problem import Problem
 from pyro_smat.solvers.problem_from_data import build_problem
 from pyro_smat.solvers.refit import Fit, refit

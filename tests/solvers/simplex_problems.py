@@ -7,7 +7,7 @@ import cvxpy as cp
 import numpy as np
 from scipy import sparse
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 
 
 def regression(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simplex_problems import cvxpy_cross_entropy, cvxpy_squared_loss, frank_wolfe_gap, regression, squared_loss
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.objectives import LogisticObjective, QuadraticObjective
 from pyro_smat.solvers.simplex import Method, minimize_on_simplex
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from simplex_problems import cross_entropy, regression, squared_loss
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.objectives import CurvedObjective, LogisticObjective, QuadraticObjective
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simplex_problems import clarabel_weights, frank_wolfe_gap, regression
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.active_set import solve_simplex_qp
 
 

@@ -1,4 +1,4 @@
-"""The compatibility report: every kind of finding, every verdict, and nothing read."""
+"""The compatibility report: every kind of issue, every verdict, and nothing read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from tiny_sources import WatchedCheckpoint, network, weights
 from torch import Tensor, nn
 
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources import SourceLibrary, check_compatibility
 from pyro_smat.sources.compatibility import SourceVerdict
 
@@ -31,16 +31,16 @@ class Language(nn.Module):
 
 def only(module: nn.Module, state: State, **options: object) -> SourceVerdict:
     report = check_compatibility(module, {"x": state}, **options)  # type: ignore[arg-type]
-    assert all(finding.remedy for source in report.sources for finding in source.findings)
+    assert all(issue.remedy for source in report.sources for issue in source.issues)
     return report.sources[0]
 
 
 def fatal(verdict: SourceVerdict) -> set[tuple[str, str]]:
-    return {(finding.kind, finding.tensor) for finding in verdict.findings if finding.fatal}
+    return {(issue.kind, issue.tensor) for issue in verdict.issues if issue.fatal}
 
 
 def notes(verdict: SourceVerdict) -> set[tuple[str, str]]:
-    return {(finding.kind, finding.tensor) for finding in verdict.findings if not finding.fatal}
+    return {(issue.kind, issue.tensor) for issue in verdict.issues if not issue.fatal}
 
 
 def test_a_checkpoint_of_the_network_fits_and_nothing_is_read() -> None:
@@ -52,14 +52,14 @@ def test_a_checkpoint_of_the_network_fits_and_nothing_is_read() -> None:
     assert fatal(report.sources[0]) == set()
     text = str(report)
     assert "8 tensors are mixed" in text
-    assert text.count("num_batches_tracked") == 1  # the same finding of all sources is said once
+    assert text.count("num_batches_tracked") == 1  # the same issue of all sources is said once
     report.raise_unless_fits()
 
 
 def test_integer_buffers_are_constants_whether_the_file_has_them_or_not() -> None:
     state = weights(1)
     del state["1.num_batches_tracked"]
-    assert only(network(), state).findings == ()
+    assert only(network(), state).issues == ()
     state["ids"] = torch.arange(3)
     assert notes(only(network(), state)) == {("integer buffer", "ids")}
 
@@ -135,7 +135,7 @@ def test_prefixes_are_one_finding_with_the_remedy(prefix: str) -> None:
     state = {prefix + name: tensor for name, tensor in weights(1).items()}
     verdict = only(network(), state)
     assert {kind for kind, _ in fatal(verdict)} == {"prefix"}
-    assert "without_wrappers" in next(f.remedy for f in verdict.findings if f.kind == "prefix")
+    assert "without_wrappers" in next(f.remedy for f in verdict.issues if f.kind == "prefix")
     assert verdict.verdict == "does not fit"
     del state[prefix + "3.bias"]
     assert fatal(only(network(), state)) >= {("missing", "3.bias")}
@@ -145,7 +145,7 @@ def test_prefixes_are_one_finding_with_the_remedy(prefix: str) -> None:
 def test_a_wrapped_network_is_told_apart_from_wrapped_checkpoints() -> None:
     verdict = only(nn.ModuleDict({"module": network()}), weights(1))
     assert {kind for kind, _ in fatal(verdict)} == {"prefix"}
-    assert "inside the wrapper" in verdict.findings[0].remedy
+    assert "inside the wrapper" in verdict.issues[0].remedy
 
 
 def test_tied_tensors_of_the_network_are_named_and_a_file_may_have_them_once() -> None:
@@ -155,7 +155,7 @@ def test_tied_tensors_of_the_network_are_named_and_a_file_may_have_them_once() -
     assert [(f.kind, f.tensor, f.detail) for f in report.network] == [
         ("tied", "lm_head.weight", "is the same tensor as embed.weight")
     ]
-    assert report.sources[0].findings == ()
+    assert report.sources[0].issues == ()
     assert not report.fits
     assert "untie" in str(report)
     with pytest.raises(ValueError, match=r"Language cannot be composed:\n  tied: lm_head\.weight"):
@@ -172,7 +172,7 @@ def test_other_vocabularies_and_position_tables_are_called_that() -> None:
         ("vocabulary", "lm_head.weight"),
     }
     assert verdict.verdict == "does not fit"  # an embedding is no head
-    by_kind = {finding.kind: finding.remedy for finding in verdict.findings}
+    by_kind = {issue.kind: issue.remedy for issue in verdict.issues}
     assert "tokenizer" in by_kind["vocabulary"]
     assert "interpolate" in by_kind["positions"]
     wider = Language().state_dict() | {"pos_embedding": torch.zeros(1, 5, 6)}

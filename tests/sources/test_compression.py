@@ -15,15 +15,15 @@ from tiny_sources import WatchedCheckpoint, network, same_bits
 from torch import Tensor, nn
 
 from pyro_smat.sources import SourceLibrary, compress, load_weights, open_checkpoint
+from pyro_smat.sources.codecs import CODECS
 from pyro_smat.sources.compressed import CompressedCheckpoint
-from pyro_smat.sources.forms import FORMS
 
-LOSSY = [name for name, form in FORMS.items() if not form.lossless]
+LOSSY = [name for name, codec in CODECS.items() if not codec.lossless]
 State = dict[str, Tensor]
 
 
 def base_state() -> State:
-    """Large enough for forms to pay: a convolution, a matrix, vectors, integers."""
+    """Large enough for codecs to pay: a convolution, a matrix, vectors, integers."""
     generator = torch.Generator().manual_seed(0)
     return {
         "conv.weight": torch.randn(16, 8, 3, 3, generator=generator),
@@ -78,16 +78,16 @@ def relative_error(found: State, state: State, base: State | None) -> float:
     return math.sqrt(lost / whole)
 
 
-@pytest.mark.parametrize("form", ["sparse", "auto"])
+@pytest.mark.parametrize("codec", ["sparse", "auto"])
 @pytest.mark.parametrize("kind", ["sparse", "low_rank", "dense", "same"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_lossless_forms_are_lossless_bit_for_bit(tmp_path: Path, form: str, kind: str, dtype: torch.dtype) -> None:
+def test_lossless_forms_are_lossless_bit_for_bit(tmp_path: Path, codec: str, kind: str, dtype: torch.dtype) -> None:
     base, state = (
         {k: v.to(dtype) if v.is_floating_point() else v for k, v in s.items()} for s in (base_state(), tuned(kind))
     )
     state["fc.bias"][:5] = torch.tensor([-0.0, 0.0, 1e-44, -1e-40, 1.0]).to(dtype)
     base["fc.bias"][:5] = torch.tensor([0.0, -0.0, 0.0, -1e-40, 1.0]).to(dtype)
-    result = compress(state, tmp_path / "c.safetensors", base, form)
+    result = compress(state, tmp_path / "c.safetensors", base, codec)
     assert result.lossless
     assert (result.relative_error, result.max_error) == (0.0, 0.0)
     assert bitwise(read_back(tmp_path / "c.safetensors", base), state)
@@ -102,9 +102,9 @@ def test_one_hot_through_every_lossless_form_is_the_source(tmp_path: Path) -> No
     sources = {"whole": dict(module.state_dict()), "few": sparse, "same": dict(pre.state_dict())}
     save_file(sources["whole"], files["whole"])
     for name, state in sources.items():
-        for form in ("sparse", "auto"):
-            files[f"{name} {form}"] = tmp_path / f"{name}-{form}.safetensors"
-            assert compress(state, files[f"{name} {form}"], files["pre"], form).lossless
+        for codec in ("sparse", "auto"):
+            files[f"{name} {codec}"] = tmp_path / f"{name}-{codec}.safetensors"
+            assert compress(state, files[f"{name} {codec}"], files["pre"], codec).lossless
     library = SourceLibrary.from_files(network(9), files)
     for name in files:
         if name == "pre":
@@ -117,12 +117,14 @@ def test_one_hot_through_every_lossless_form_is_the_source(tmp_path: Path) -> No
     assert library.stored_bytes["same sparse"] == files["same sparse"].stat().st_size
 
 
-@pytest.mark.parametrize("form", [*LOSSY, "auto"])
+@pytest.mark.parametrize("codec", [*LOSSY, "auto"])
 @pytest.mark.parametrize("kind", ["sparse", "low_rank", "dense"])
 @pytest.mark.parametrize("tolerance", [0.2, 0.02, 1e-4])
-def test_the_error_is_measured_and_within_the_tolerance(tmp_path: Path, form: str, kind: str, tolerance: float) -> None:
+def test_the_error_is_measured_and_within_the_tolerance(
+    tmp_path: Path, codec: str, kind: str, tolerance: float
+) -> None:
     base, state, path = base_state(), tuned(kind), tmp_path / "c.safetensors"
-    result = compress(state, path, base, form, tolerance)
+    result = compress(state, path, base, codec, tolerance)
     found = read_back(path, base)
     error = relative_error(found, state, base)
     assert error <= tolerance
@@ -172,8 +174,8 @@ def test_low_rank_finds_the_rank_and_leaves_full_ranks_as_they_are(tmp_path: Pat
     result = compress(tuned("low_rank"), path, base, "low_rank", 1e-3)
     assert parts_of(path, "fc.weight")["left"].shape == (40, 2)
     assert parts_of(path, "conv.weight")["right"].shape == (2, 72)
-    assert result.forms == {"low_rank": 2, "dense": 2}
-    assert compress(tuned("dense"), path, base, "low_rank", 1e-3).forms == {"dense": 4}
+    assert result.codecs == {"low_rank": 2, "dense": 2}
+    assert compress(tuned("dense"), path, base, "low_rank", 1e-3).codecs == {"dense": 4}
     singular = np.linalg.svd((tuned("dense")["fc.weight"] - base["fc.weight"]).numpy(), compute_uv=False)
     compress(tuned("dense"), path, base, "low_rank", 0.8)
     rank = parts_of(path, "fc.weight")["left"].shape[1]
@@ -181,15 +183,15 @@ def test_low_rank_finds_the_rank_and_leaves_full_ranks_as_they_are(tmp_path: Pat
     assert tail[1] <= 0.8 < tail[0]
 
 
-@pytest.mark.parametrize("form", ["int8", "int8_delta"])
-def test_int8_is_within_half_a_step_of_every_channel(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("codec", ["int8", "int8_delta"])
+def test_int8_is_within_half_a_step_of_every_channel(tmp_path: Path, codec: str) -> None:
     base, state, path = base_state(), tuned("dense"), tmp_path / "c.safetensors"
-    state["fc.weight"][3] = base["fc.weight"][3] if form == "int8_delta" else 0.0  # a channel without any step
-    result = compress(state, path, base, form, 0.5)
+    state["fc.weight"][3] = base["fc.weight"][3] if codec == "int8_delta" else 0.0  # a channel without any step
+    result = compress(state, path, base, codec, 0.5)
     found = read_back(path, base)
-    assert result.forms[form] == 2
+    assert result.codecs[codec] == 2
     for name in ("conv.weight", "fc.weight"):
-        zero = base[name] if form == "int8_delta" else torch.zeros_like(base[name])
+        zero = base[name] if codec == "int8_delta" else torch.zeros_like(base[name])
         step = (state[name] - zero).flatten(1).abs().amax(1, keepdim=True) / 127
         assert ((found[name] - state[name]).flatten(1).abs() <= 0.5 * step + 1e-6).all()
         assert parts_of(path, name)["levels"].dtype == torch.int8
@@ -199,13 +201,13 @@ def test_int8_is_within_half_a_step_of_every_channel(tmp_path: Path, form: str) 
 
 def test_int8_alone_needs_no_base_and_its_error_is_of_the_weights(tmp_path: Path) -> None:
     state, path = tuned("dense"), tmp_path / "c.safetensors"
-    result = compress(state, path, form="int8", tolerance=0.01)
+    result = compress(state, path, codec="int8", tolerance=0.01)
     assert relative_error(read_back(path, None), state, None) == pytest.approx(result.relative_error, rel=1e-6)
     assert 0 < result.relative_error < 0.01
     assert load_weights(path).keys() == state.keys()  # any reader of ours opens it
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    assert (metadata["form"], metadata["tolerance"], metadata["lossless"]) == ("int8", "0.01", "false")
+    assert (metadata["codec"], metadata["tolerance"], metadata["lossless"]) == ("int8", "0.01", "false")
     assert float(metadata["relative_error"]) == result.relative_error
     assert "base_digest" not in metadata
 
@@ -220,8 +222,8 @@ def test_auto_is_the_smallest(tmp_path: Path, kind: str, tolerance: float) -> No
     def stored(path: Path) -> int:
         return sum(part.numel() * part.element_size() for part in load_file(path).values())
 
-    for name, form in FORMS.items():
-        if tolerance or form.lossless:
+    for name, codec in CODECS.items():
+        if tolerance or codec.lossless:
             compress(state, tmp_path / "one.safetensors", base, name, tolerance)
             assert stored(tmp_path / "auto.safetensors") <= stored(tmp_path / "one.safetensors")
 
@@ -230,14 +232,14 @@ def test_half_precision_sources_come_back_in_half_precision(tmp_path: Path) -> N
     base = {k: v.half() if v.is_floating_point() else v for k, v in base_state().items()}
     state = {k: v.half() if v.is_floating_point() else v for k, v in tuned("low_rank").items()}
     path = tmp_path / "c.safetensors"
-    for form in [*LOSSY, "auto"]:
-        compress(state, path, base, form, 0.05)
+    for codec in [*LOSSY, "auto"]:
+        compress(state, path, base, codec, 0.05)
         found = read_back(path, base)
         assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in state.items()}
         assert relative_error(found, state, base) <= 0.05
-    # a base in another precision serves the forms that add
+    # a base in another precision serves the codecs that add
     result = compress(state, path, base_state(), "int8_delta", 0.05)
-    assert result.forms["int8_delta"] == 2
+    assert result.codecs["int8_delta"] == 2
     assert relative_error(read_back(path, base_state()), state, base_state()) <= 0.05
 
 
@@ -304,7 +306,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"c\.safetensors: format is 'pyro-smat compressed weights 9'; expected"):
         rewritten(format="pyro-smat compressed weights 9")
-    for broken in ("{", "{}", '{"fc.weight": {"form": "magic"}}', metadata["tensors"].replace("int8_delta", "magic")):
+    for broken in ("{", "{}", '{"fc.weight": {"codec": "magic"}}', metadata["tensors"].replace("int8_delta", "magic")):
         with pytest.raises(ValueError, match=r"c\.safetensors: "):
             rewritten(tensors=broken)
     del parts["fc.weight|scales"]
@@ -320,7 +322,7 @@ def test_refused_requests(tmp_path: Path) -> None:
     base, state, path = base_state(), tuned("dense"), tmp_path / "c.safetensors"
     pre = tmp_path / "pre.safetensors"
     save_file(base, pre)
-    with pytest.raises(ValueError, match="form is 'zip'; expected one of"):
+    with pytest.raises(ValueError, match="codec is 'zip'; expected one of"):
         compress(state, path, base, "zip")
     for tolerance in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match="tolerance is"):

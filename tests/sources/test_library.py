@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tiny_sources import WatchedCheckpoint, network, same_bits, weights
 from torch import nn
 
-from pyro_smat.composition import TaskNetwork, compose
-from pyro_smat.parameters import ParameterSpace
+from pyro_smat.networks.composition import TaskNetwork, compose
+from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources import SourceLibrary
 from pyro_smat.sources import library as library_module
 

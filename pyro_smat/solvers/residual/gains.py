@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.problem import Problem
 from pyro_smat.solvers.refit import Fit
 

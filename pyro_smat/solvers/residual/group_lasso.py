@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.problem import Blocks, Indices, Point, Problem
 from pyro_smat.solvers.refit import Fit, fit_weights, refit
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pyro_smat.gates import hard_concrete, open_probability
+from pyro_smat.networks.gates import hard_concrete, open_probability
 from pyro_smat.solvers.problem import Point, Problem
 from pyro_smat.solvers.refit import Fit, refit
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.problem import Indices, Point, Problem
 from pyro_smat.solvers.refit import Fit, fit_weights
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pyro_smat.arrays import FloatArray
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.problem import Point, Problem
 from pyro_smat.solvers.refit import Fit, fit_weights
 from pyro_smat.solvers.residual.iht import threshold, thresholded_point

@@ -1,0 +1,144 @@
+"""What a baseline is and what it is made of: a source library, the network that runs it, and a prototype head.
+
+Library -> a baseline's task parameters -> class probabilities of the queries. Every baseline is a function from a batch
+to probabilities, so :func:`pyro_smat.inference.evaluation.evaluation.evaluate` runs it beside the router on the same
+episodes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.inference.objective.reference import PRETRAINED_SCALE, query_losses
+from pyro_smat.models import RoutedModel
+from pyro_smat.models.priors import LogisticNormalPrior
+from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.heads import Metric, leave_one_out_loss, prototype_logits
+from pyro_smat.sources import SourceLibrary
+
+Objective = Callable[[Tensor], Tensor]  # task parameters (B, d) -> losses (B,), each of its own row only
+
+
+@dataclass(frozen=True)
+class ComposedLibrary:
+    """A library with the network and the head that run whatever is composed from it.
+
+    Attributes:
+        network: runs task parameters.
+        library: the R sources; source 0 is the fallback.
+        metric, scale: of the prototype head; by default as sources are pretrained.
+        device: where sources and batches are.
+    """
+
+    network: TaskNetwork
+    library: SourceLibrary
+    metric: Metric = "cosine"
+    scale: float = PRETRAINED_SCALE
+    device: torch.device | str = "cpu"
+
+    @cached_property
+    def sources(self) -> Tensor:
+        """``(R, d)`` on the device."""
+        return self.library.basis.to(self.device)
+
+    @cached_property
+    def trainable(self) -> Tensor:
+        """``(d,)`` bool on the device: False at running statistics, which no baseline extrapolates or fits."""
+        return self.network.space.trainable().to(self.device)
+
+    @cached_property
+    def model(self) -> RoutedModel:
+        """The library as a model without experts, which the objectives of Frank-Wolfe are made of."""
+        blocks = len(self.network.space.block_names)
+        model = RoutedModel(
+            self.network,
+            self.library,
+            LogisticNormalPrior(len(self.library), blocks=blocks),
+            metric=self.metric,
+            scale=self.scale,
+            compute_dtype=self.library.basis.dtype,
+        )
+        return model.to(self.device).eval()
+
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Features ``(B, n, f)`` of images ``(B, n, *input)`` under task parameters ``(B, d)``."""
+        features = self.network(theta, images)
+        return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    def logits(self, theta: Tensor, batch: EpisodeBatch) -> Tensor:
+        """Class logits ``(B, Q, W)`` of the queries under task parameters ``(B, d)``."""
+        shots = batch.support_images.shape[1]
+        features = self.features(theta, torch.cat([batch.support_images, batch.query_images], dim=1))
+        return prototype_logits(
+            features[:, :shots],
+            batch.support_labels,
+            batch.support_mask,
+            features[:, shots:],
+            batch.class_mask,
+            self.scale,
+            self.metric,
+        )
+
+    def support_loss(self, theta: Tensor, batch: EpisodeBatch) -> Tensor:
+        """Leave-one-out prototype loss of the support, ``(B,)`` in nats per shot."""
+        return leave_one_out_loss(
+            self.features(theta, batch.support_images),
+            batch.support_labels,
+            batch.support_mask,
+            batch.class_mask,
+            self.scale,
+            self.metric,
+        )
+
+    def query_loss(self, theta: Tensor, batch: EpisodeBatch) -> Tensor:
+        """Mean cross-entropy of the queries, ``(B,)`` in nats: for hindsight and for validation episodes only."""
+        return query_losses(self.logits(theta, batch), batch)
+
+
+class Baseline(ABC):
+    """Something else that a user could do with the same library; a function from episodes to probabilities.
+
+    Attributes:
+        name: its row in tables.
+    """
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, batch: EpisodeBatch) -> Tensor:
+        """Class probabilities ``(B, Q, W)`` of a batch with ``support_features``."""
+
+
+@dataclass(frozen=True)
+class ParameterBaseline(Baseline):
+    """A baseline that makes one network of each episode.
+
+    Attributes:
+        composed: the library.
+    """
+
+    composed: ComposedLibrary = field(repr=False)
+
+    @abstractmethod
+    def parameters(self, batch: EpisodeBatch) -> Tensor:
+        """Task parameters ``(B, d)``, without gradient."""
+
+    @torch.no_grad()
+    def __call__(self, batch: EpisodeBatch) -> Tensor:
+        return self.composed.logits(self.parameters(batch), batch).softmax(-1)
+
+
+def value_and_gradient(objective: Objective, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses ``(B,)`` of task parameters ``(B, d)`` and the gradient ``(B, d)`` of each; works under no_grad too."""
+    with torch.enable_grad():
+        leaf = theta.detach().requires_grad_()
+        losses = objective(leaf)
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    return losses.detach(), gradient

@@ -1,0 +1,103 @@
+"""What the sources can do on their own: baselines, and the reference of regret.
+
+From cached features of support and queries, without running a network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.inference.objective.episode_loss import EPISODE_LOSSES, EpisodeLoss, loss_of_points
+from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.networks.heads import Metric, leave_one_out_loss, prototype_logits
+
+PRETRAINED_SCALE = 10.0
+
+
+def source_logits(
+    features: SourceFeatures, batch: EpisodeBatch, scale: Tensor | float = PRETRAINED_SCALE, metric: Metric = "cosine"
+) -> Tensor:
+    """Logits of every source by itself, ``(B, R, Q, W)``."""
+    support = features.of(batch.support_images, batch.support_index).float()
+    queries = features.of(batch.query_images, batch.query_index).float()
+    return prototype_logits(
+        support,
+        batch.support_labels.unsqueeze(1),
+        batch.support_mask.unsqueeze(1),
+        queries,
+        batch.class_mask.unsqueeze(1),
+        scale,
+        metric,
+    )
+
+
+def support_losses(batch: EpisodeBatch, metric: Metric = "cosine") -> Tensor:
+    """Leave-one-out support loss of every source, ``(B, R)`` in nats: choosing its minimum is the strong baseline.
+
+    From the ``support_features`` that :meth:`SourceFeatures.attach` put into the batch.
+    """
+    if batch.support_features is None:
+        raise ValueError("the batch has no support_features; call SourceFeatures(...).attach(batch) first")
+    return leave_one_out_loss(
+        batch.support_features.float(),
+        batch.support_labels.unsqueeze(1),
+        batch.support_mask.unsqueeze(1),
+        batch.class_mask.unsqueeze(1),
+        PRETRAINED_SCALE,
+        metric,
+    )
+
+
+class SourceReference:
+    """Reference loss of every episode for regret: the best source in hindsight, or the fallback.
+
+    Args:
+        features: of the pool that episodes come from.
+        kind: "best_source" takes the minimum over the R sources of the query loss; "fallback" the loss of source 0.
+        episode_loss: the loss of the objective, by name or hook.
+        metric: of the prototype head.
+    """
+
+    def __init__(
+        self,
+        features: SourceFeatures,
+        kind: str = "best_source",
+        *,
+        episode_loss: str | EpisodeLoss = "nll",
+        metric: Metric = "cosine",
+    ) -> None:
+        if kind not in ("best_source", "fallback"):
+            raise ValueError(f"reference is {kind!r}; expected 'best_source' or 'fallback'")
+        self.features, self.kind, self.metric = features, kind, metric
+        self.episode_loss = EPISODE_LOSSES[episode_loss] if isinstance(episode_loss, str) else episode_loss
+
+    def __call__(self, batch: EpisodeBatch) -> Tensor:
+        """``(B,)``, in the units of the episode loss."""
+        logits = source_logits(self.features, batch, metric=self.metric)
+        labels = batch.query_labels.unsqueeze(1).expand(logits.shape[:-1])
+        mask = batch.query_mask.unsqueeze(1).expand(logits.shape[:-1])
+        fn = Categorical(logits=logits)
+        log_p = fn.log_prob(labels)
+        site = {
+            "name": "labels",
+            "fn": fn,
+            "value": labels,
+            "unscaled_log_prob": log_p,
+            "log_prob": log_p * mask,
+            "mask": mask,
+            "scale": 1.0,
+        }
+        losses = loss_of_points(self.episode_loss, site, (-1,), lambda points: points).sum(-1)  # (B, R)
+        return losses.amin(1) if self.kind == "best_source" else losses[:, 0]
+
+
+def query_losses(logits: Tensor, batch: EpisodeBatch) -> Tensor:
+    """Mean cross-entropy of the queries of every episode, ``(B, *k)`` in nats, from logits ``(B, *k, Q, W)``."""
+    extra = (1,) * (logits.ndim - 3)
+    labels = batch.query_labels.view(len(batch), *extra, -1).expand(logits.shape[:-1])
+    mask = batch.query_mask.view(len(batch), *extra, -1).expand(logits.shape[:-1])
+    losses = -torch.gather(logits.log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1) * mask
+    return losses.sum(-1) / mask.sum(-1).clamp(min=1)

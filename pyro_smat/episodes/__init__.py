@@ -1,0 +1,8 @@
+"""Episodes: folders, tables, data sets and glyphs in; batches of supports and queries out.
+
+Add a corruption by one file in ``corruptions/``, a reader by one in ``readers/``.
+"""
+
+from pyro_smat.episodes.episode import UNKNOWN, Episode, EpisodeBatch, check_images
+
+__all__ = ["UNKNOWN", "Episode", "EpisodeBatch", "check_images"]

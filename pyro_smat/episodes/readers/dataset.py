@@ -1,0 +1,130 @@
+"""Any torch Dataset of (image, integer label) to an ImagePool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.episodes.readers.decode import check_form, stack_pixels, to_pixels
+
+
+def read_dataset(dataset: Dataset[Any], size: int | None = None, channels: int = 3) -> ImagePool:
+    """Read every item of a dataset, each once, however many episodes are drawn later.
+
+    An image is a PIL image, a uint8 or floating-point tensor ``(C, H, W)`` or ``(H, W)``, or an array ``(H, W, C)`` or
+    ``(H, W)``; C is 1, 3 or 4 (RGBA). Floating-point images are in [0, 1]: leave out ``Normalize`` transforms. Images
+    are kept in memory: N x channels x H x W bytes.
+
+    Args:
+        dataset: yields (image, label); the label is an int, or a tensor or array of one.
+        size: side in pixels of the square images that are wanted: the centre is cropped and scaled (bilinear). None
+            keeps the items' own size, which must then be the same for all.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        A pool with the one attribute ``"class"``. Class names are ``dataset.classes`` where there are such (also those
+        under ``torch.utils.data.Subset``), else the labels that occur, as text.
+
+    Raises:
+        ValueError: for an empty dataset, an item that is not such a pair, NaN, infinite or unscaled floating-point
+            images, labels that are not integers or that ``classes`` does not have, or mixed sizes; names the item.
+    """
+    check_form(size, channels)
+    labels: list[int] = []
+    count = len(dataset) if hasattr(dataset, "__len__") else None
+    pixels = _items(dataset, count, labels, size, channels)
+    if count is None:
+        kept = list(pixels)
+        pixels, count = iter(kept), len(kept)
+    if count == 0:
+        raise ValueError(f"{type(dataset).__name__} is empty; expected at least one (image, label)")
+    images = stack_pixels(pixels, count)
+    names = _class_names(dataset)
+    if names is None:
+        found, codes = np.unique(labels, return_inverse=True)
+        names, labels = [str(k) for k in found], codes.tolist()
+    elif max(labels) >= len(names):
+        i = int(np.argmax(labels))
+        raise ValueError(
+            f"item {i} has label {labels[i]}; expected one below {len(names)}, the length of dataset.classes"
+        )
+    return ImagePool(
+        images=images,
+        labels=torch.tensor(labels)[:, None],
+        attributes=("class",),
+        class_names=(tuple(names),),
+        domain=torch.zeros(count, dtype=torch.long),
+    )
+
+
+def _items(
+    dataset: Any, count: int | None, labels: list[int], size: int | None, channels: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, pixels) of every item; appends the labels."""
+    source = iter(dataset) if count is None else (dataset[i] for i in range(count))
+    for i, item in enumerate(source):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise ValueError(f"item {i} is {_describe(item)}; expected a pair (image, label)")
+        labels.append(_label(item[1], i))
+        yield f"item {i}", to_pixels(_picture(item[0], i), size, channels)
+
+
+def _picture(image: Any, i: int) -> Image.Image:
+    if isinstance(image, Image.Image):
+        if image.mode != "F":
+            return image
+        image = np.asarray(image)
+    if isinstance(image, Tensor):
+        array = image.detach().cpu().numpy()
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+        layout = "(C, H, W)"
+    elif isinstance(image, np.ndarray):
+        array, layout = image, "(H, W, C)"
+    else:
+        raise ValueError(f"item {i}: image is {_describe(image)}; expected a PIL image, a tensor or an array")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ValueError(f"item {i}: image is {_describe(image)}; expected {layout} with C of 1, 3 or 4")
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise ValueError(f"item {i}: image holds NaN or infinite values; expected finite pixels in [0, 1]")
+        low, high = array.min(), array.max()
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"item {i}: image is floating point from {low:.4g} to {high:.4g}; expected [0, 1] (divide 0-255 images "
+                "by 255, leave out Normalize)"
+            )
+        array = np.floor(array * 255.0 + 0.5)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"item {i}: image is {_describe(image)}; expected uint8, or floating point in [0, 1]")
+    return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+
+
+def _label(label: Any, i: int) -> int:
+    value = label.item() if isinstance(label, Tensor | np.ndarray) and np.prod(label.shape) == 1 else label
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"item {i}: label is {_describe(label)}; expected an integer of at least 0")
+    return int(value)
+
+
+def _class_names(dataset: Any) -> list[str] | None:
+    while not hasattr(dataset, "classes") and isinstance(dataset, torch.utils.data.Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    return None if names is None else [str(name) for name in names]
+
+
+def _describe(thing: Any) -> str:
+    if isinstance(thing, Tensor | np.ndarray) and len(thing.shape):
+        return f"{thing.dtype} {tuple(thing.shape)}"
+    if isinstance(thing, tuple | list):
+        return f"a {type(thing).__name__} of {len(thing)}"
+    return f"{type(thing).__name__} {str(thing)[:60]}"

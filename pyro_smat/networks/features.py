@@ -1,0 +1,80 @@
+"""SourceFeatures: images as every frozen source sees them, cached by pool row.
+
+Sits between the sampler and the guide: fills ``EpisodeBatch.support_features``. Sources never change, so each image
+of a pool is embedded once per source, however often it is drawn.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.networks.composition import TaskNetwork
+
+BATCH_IMAGES = 64  # small enough that a CPU keeps the activations in cache
+
+
+class SourceFeatures:
+    """Features under R frozen networks, rows of a basis.
+
+    Args:
+        network: runs a row of the basis.
+        basis: ``(R, d)``, the frozen sources.
+        pool: when given, all its images are embedded at the first use and looked up afterwards (memory: images x R x f
+            values in the dtype of the basis). Always in the same batches, so a resumed run sees the same bits.
+        progress: show a bar while the pool is embedded.
+    """
+
+    def __init__(
+        self, network: TaskNetwork, basis: Tensor, pool: ImagePool | None = None, *, progress: bool = False
+    ) -> None:
+        self.network = network
+        self.basis = basis.detach()
+        self.pool = pool
+        self.progress = progress
+        self._cache: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features ``(n, R, f)`` of images ``(n, C, H, W)``."""
+        images = images.to(self.basis.device)
+        parts = [
+            torch.stack([self.network(row, part) for row in self.basis], dim=1) for part in images.split(BATCH_IMAGES)
+        ]
+        return torch.cat(parts)
+
+    def attach(self, batch: EpisodeBatch) -> EpisodeBatch:
+        """The batch with ``support_features`` ``(B, R, S, f)``.
+
+        Raises:
+            ValueError: when there is a pool and a support image is not one of its rows.
+        """
+        foreign = batch.support_mask & ((batch.support_index < 0) | (batch.support_index >= len(self.pool or ())))
+        if self.pool is not None and foreign.any():
+            raise ValueError(
+                f"{int(foreign.sum())} support images have no row in the pool of {len(self.pool)} images; expected "
+                "episodes drawn from this pool: build SourceFeatures without a pool to embed the images themselves"
+            )
+        return batch.with_features(self.of(batch.support_images, batch.support_index))
+
+    def of(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Features ``(B, R, n, f)`` of images ``(B, n, C, H, W)`` that are the pool's ``rows`` ``(B, n)``.
+
+        Rows of -1 are padding; without a pool the images themselves are embedded.
+        """
+        if self.pool is None:
+            features = self(images.flatten(0, 1))
+        else:
+            if self._cache is None:
+                self._cache = self._embed_pool(self.pool)
+            features = self._cache[rows.flatten().clamp(min=0).to(self._cache.device)]
+        return features.unflatten(0, rows.shape).transpose(1, 2)
+
+    def _embed_pool(self, pool: ImagePool) -> Tensor:
+        starts = range(0, len(pool), BATCH_IMAGES)
+        bar = tqdm(starts, desc=f"embedding {len(pool):,} images", leave=False, disable=not self.progress)
+        rows = torch.arange(len(pool), device=pool.images.device)
+        return torch.cat([self(pool.at(rows[start : start + BATCH_IMAGES])) for start in bar])

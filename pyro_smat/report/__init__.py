@@ -1,0 +1,1 @@
+"""Reports: evaluations in; tables, figures and one self-contained HTML page out."""

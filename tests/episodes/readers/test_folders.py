@@ -1,0 +1,114 @@
+"""Folder layouts: written here, read back, compared with the pixels that were written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_smat.episodes.readers.folders import read_folder
+from pyro_smat.episodes.sampler import EpisodeSampler
+
+
+def plant(root, write_image, tree: dict[str, int]) -> dict[str, object]:
+    """``{"cat": 2}`` writes cat/0.png and cat/1.png; returns the pixels by path."""
+    written, seed = {}, 0
+    for folder, count in tree.items():
+        for i in range(count):
+            written[f"{folder}/{i}.png"] = torch.from_numpy(write_image(root / folder / f"{i}.png", seed)).permute(
+                2, 0, 1
+            )
+            seed += 1
+    return written
+
+
+def test_classes(tmp_path, write_image):
+    written = plant(tmp_path, write_image, {"dog": 2, "cat": 3})
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "__MACOSX" / "x").mkdir(parents=True)
+    (tmp_path / "readme.txt").write_text("hello")
+    (tmp_path / "cat" / ".DS_Store").write_text("junk")
+    (tmp_path / "cat" / "notes.txt").write_text("junk")
+    pool = read_folder(str(tmp_path))
+    assert (pool.attributes, pool.class_names, pool.domain_names) == (("class",), (("cat", "dog"),), ("all",))
+    assert pool.labels.tolist() == [[0], [0], [0], [1], [1]]
+    assert pool.domain.tolist() == [0] * 5
+    expected = [written[f"{name}.png"] for name in ("cat/0", "cat/1", "cat/2", "dog/0", "dog/1")]
+    assert torch.equal(pool.images, torch.stack(expected))
+    assert read_folder(tmp_path, size=4, channels=1).images.shape == (5, 1, 4, 4)
+
+
+@pytest.mark.parametrize("spelling", ["val", "valid", "validation", "VAL"])
+def test_splits(tmp_path, write_image, spelling):
+    written = plant(tmp_path, write_image, {"train/a": 1, "train/b": 1, "validation/c": 1, "test/d": 2})
+    pool = read_folder(tmp_path, split=spelling)
+    assert pool.class_names == (("c",),)
+    assert torch.equal(pool.images[0], written["validation/c/0.png"])
+    assert read_folder(tmp_path, split="test").labels.tolist() == [[0], [0]]
+
+
+def test_domains_share_classes(tmp_path, write_image):
+    written = plant(tmp_path, write_image, {"photo/cat": 1, "photo/dog": 2, "sketch/cat": 1, "sketch/ant": 1})
+    pool = read_folder(tmp_path)
+    assert pool.class_names == (("ant", "cat", "dog"),)
+    assert pool.domain_names == ("photo", "sketch")
+    assert pool.labels.flatten().tolist() == [1, 2, 2, 0, 1]
+    assert pool.domain.tolist() == [0, 0, 0, 1, 1]
+    assert torch.equal(pool.images[3], written["sketch/ant/0.png"])
+
+
+def test_splits_of_domains_and_names_that_only_look_like_splits(tmp_path, write_image):
+    plant(tmp_path / "a", write_image, {"train/photo/x": 1, "train/sketch/x": 1, "test/photo/y": 1})
+    assert read_folder(tmp_path / "a", split="train").domain_names == ("photo", "sketch")
+    plant(tmp_path / "b", write_image, {"train": 1, "test": 2})  # vehicles and exams: classes with images in them
+    assert read_folder(tmp_path / "b").class_names == (("test", "train"),)
+    plant(tmp_path / "c", write_image, {"train/x": 1, "sketch/x": 1})
+    assert read_folder(tmp_path / "c").domain_names == ("sketch", "train")
+
+
+def test_a_folder_feeds_the_sampler(tmp_path, write_image):
+    plant(tmp_path, write_image, {"photo/a": 4, "photo/b": 4, "sketch/a": 4, "sketch/b": 4})
+    batch = EpisodeSampler(read_folder(tmp_path), way=2, shot=2, query=2, seed=0).sample(3)
+    assert batch.support_images.shape == (3, 4, 3, 6, 6)
+    assert torch.equal(batch.route, batch.domain)
+
+
+def test_refusals(tmp_path, write_image):
+    def refused(message: str, root=tmp_path, **options) -> None:
+        with pytest.raises(ValueError, match=message):
+            read_folder(root, **options)
+
+    refused("nowhere is not there; expected a folder", tmp_path / "nowhere")
+    refused("is empty; expected a folder for each class")
+    write_image(tmp_path / "loose.png")
+    refused("is a file; expected a folder", tmp_path / "loose.png")
+    refused("holds images such as loose.png; expected a folder for each class")
+    (tmp_path / "loose.png").unlink()
+    write_image(tmp_path / "cat" / "0.png")
+    (tmp_path / "dog").mkdir()
+    refused("class folder .*dog has no images; expected png")
+    refused(r"split is 'test', but .* holds \['cat', 'dog'\]", split="test")
+    write_image(tmp_path / "dog" / "x" / "0.png")
+    refused("dog holds folders but .*cat does not; expected all folders")
+    (tmp_path / "cat" / "y").mkdir()
+    refused("cat holds images beside folders, such as 0.png")
+
+    deep = tmp_path / "deep"
+    write_image(deep / "photo" / "cat" / "more" / "0.png")
+    refused("class folder .*cat holds folders such as more", deep)
+
+    splits = tmp_path / "splits"
+    write_image(splits / "train" / "cat" / "0.png")
+    (splits / "val").mkdir()
+    refused(r"has the splits \['train', 'val'\]; expected split=", splits)
+    refused(r"split 'tset' fits \[\] of \['train', 'val'\]", splits, split="tset")
+    refused("val is empty", splits, split="valid")
+    (splits / "valid").mkdir()
+    refused(r"split 'val' fits \['val', 'valid'\]", splits, split="val")
+
+    write_image(deep / "photo" / "dog" / "0.png")
+    (deep / "photo" / "cat" / "more" / "0.png").rename(deep / "photo" / "cat" / "0.png")
+    (deep / "photo" / "cat" / "more").rmdir()
+    write_image(deep / "photo" / "dog" / "1.png", size=9)
+    refused(r"cat.0.png is 6 x 6 and .*dog.1.png is 9 x 9", deep)
+    (deep / "photo" / "dog" / "1.png").write_bytes(b"GIF89a")
+    refused("1.png cannot be read as an image", deep, size=4)

@@ -1,0 +1,122 @@
+"""Decision rules against explicit loops over routings and episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_smat.inference.decision.rules import RULES, Rule, predict, routings
+
+FAMILIES = ("logistic_normal", "catalog", "hierarchical", "concrete", "dirichlet", "point")
+
+
+def network_probabilities(router, coefficients: Tensor, i: int) -> Tensor:  # type: ignore[no-untyped-def]
+    """Softmax of the deployed network with these coefficients on episode i, ``(queries, way)``, by hand."""
+    batch, model = router.batch, router.model
+    theta = coefficients @ torch.cat([router.library.basis, model.experts.masks() * model.experts.delta])
+    weight, bias = theta[:20].view(5, 4), theta[20:]
+
+    def features(images: Tensor) -> Tensor:
+        return torch.tanh(images.flatten(1) @ weight.T + bias)
+
+    shots = batch.support_mask[i]
+    support, labels = features(batch.support_images[i][shots]), batch.support_labels[i][shots]
+    centres = torch.stack([support[labels == k].mean(0) for k in range(int(batch.way[i]))])
+    queries = features(batch.query_images[i][batch.query_mask[i]])
+    return (model.scale * torch.cosine_similarity(queries[:, None], centres[None], dim=-1)).softmax(-1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_by_loop(family: str, rule: Rule, make_router: Callable) -> None:
+    router = make_router(family)
+    router.model.eval()
+    posterior = router.guide.posterior(router.batch)
+    coefficients, weights = routings(posterior, rule, 5, 2, torch.Generator().manual_seed(1))
+    assert coefficients.shape[1:] == (4, 5)
+    assert weights.shape == coefficients.shape[:2]
+    torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]))
+    torch.testing.assert_close(coefficients[..., :3].sum(-1), torch.ones_like(weights))
+    found = predict(
+        router.model, posterior, router.batch, rule, draws=5, k=2, generator=torch.Generator().manual_seed(1)
+    )
+    assert not found.requires_grad
+    torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]))
+    for i in range(4):
+        way, queries = int(router.batch.way[i]), int(router.batch.query_mask[i].sum())
+        expected = sum(
+            weights[k, i] * network_probabilities(router, coefficients[k, i], i) for k in range(len(coefficients))
+        )
+        torch.testing.assert_close(found[i, :queries, :way], expected)
+        assert (found[i, :, way:] == 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_each_rule_evaluates(family: str, make_router: Callable) -> None:
+    router = make_router(family)
+    posterior = router.guide.posterior(router.batch)
+    seeded = torch.Generator().manual_seed
+    assert torch.equal(routings(posterior, "mean")[0], posterior.mean[None])
+    assert torch.equal(routings(posterior, "map")[0], posterior.mode[None])
+    assert torch.equal(routings(posterior, "fallback")[0], torch.eye(5, dtype=torch.float64)[0].expand(1, 4, 5))
+    assert torch.equal(routings(posterior, "gibbs", 7, generator=seeded(3))[0], posterior.sample(1, seeded(3)))
+    assert torch.equal(routings(posterior, "ensemble", 7, generator=seeded(3))[0], posterior.sample(7, seeded(3)))
+    again = routings(posterior, "ensemble", 7, generator=seeded(3))[0]
+    other = routings(posterior, "ensemble", 7, generator=seeded(4))[0]
+    assert torch.equal(again, posterior.sample(7, seeded(3)))
+    assert torch.equal(again, other) == (family == "point")
+    assert torch.equal(routings(posterior, "top-k", k=2)[0], posterior.top(2)[0])
+
+
+def test_catalog_ensemble_tends_to_the_exact_mixture(make_router: Callable) -> None:
+    """top-k with all J routings is the exact posterior predictive; a large ensemble comes near it."""
+    router = make_router("catalog")
+    router.model.eval()
+    posterior = router.guide.posterior(router.batch)
+    exact = predict(router.model, posterior, router.batch, "top-k", k=10_000)
+    drawn = predict(router.model, posterior, router.batch, draws=4000, generator=torch.Generator().manual_seed(0))
+    assert (exact - drawn).abs().max() < 0.04
+    by_hand = sum(
+        posterior.routing_probabilities()[:, j, None, None]
+        * router.model.logits(row.expand(4, -1), router.batch).softmax(-1)
+        for j, row in enumerate(posterior.coefficients)
+    )
+    torch.testing.assert_close(exact, by_hand)
+
+
+def test_fallback_is_source_zero(make_router: Callable) -> None:
+    router = make_router()
+    router.model.eval()
+    found = predict(router.model, router.guide.posterior(router.batch), router.batch, "fallback")
+    alone = router.model.logits(router.library.one_hot(0, 2).double().expand(4, -1), router.batch)
+    assert torch.equal(found, alone.softmax(-1))
+
+
+@pytest.mark.parametrize("rule", ["mean", "ensemble"])
+def test_masks_are_averaged_after_the_softmax(rule: Rule, make_router: Callable) -> None:
+    router = make_router()
+    router.model.eval()
+    posterior = router.guide.posterior(router.batch)
+    bases = router.model.basis(3, torch.Generator().manual_seed(0))
+    assert not torch.equal(bases[0], bases[1])
+
+    def of(basis: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return predict(router.model, posterior, router.batch, rule, basis=basis, generator=generator)
+
+    torch.testing.assert_close(of(bases), torch.stack([of(basis) for basis in bases]).mean(0))
+
+
+def test_bad_arguments(make_router: Callable) -> None:
+    posterior = make_router().guide.posterior(make_router().batch)
+    with pytest.raises(ValueError, match="rule is 'vote'; expected one of"):
+        routings(posterior, "vote")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="draws is 0 and k is 2; expected at least 1"):
+        routings(posterior, "ensemble", 0)
+    with pytest.raises(ValueError, match="draws is 8 and k is 0; expected at least 1"):
+        routings(posterior, "top-k", k=0)
+    assert get_args(Rule) == RULES

@@ -1,0 +1,298 @@
+"""Episode losses and hooks: what counts of an observed site, by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pyro import poutine
+from sklearn.metrics import brier_score_loss
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.inference import CVaR_ELBO
+from pyro_smat.inference.objective.episode_loss import EPISODE_LOSSES, ClippedNLL
+from pyro_smat.inference.objective.reference import SourceReference, source_logits
+
+LOGITS = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LABELS = torch.tensor([[0, 1, 2], [3, 4, 0], [1, 1, 1], [2, 0, 4]])
+MASK = torch.tensor([[True, True, True], [True, False, False], [True, True, False], [False, False, False]])
+NLL = F.cross_entropy(LOGITS.flatten(0, 1), LABELS.flatten(), reduction="none").view(4, 3)
+
+
+def model(mask: Tensor | bool | None = None, scale: float = 1.0) -> Callable[[], None]:
+    def program() -> None:
+        with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1), poutine.scale(scale=scale):
+            if mask is None:
+                pyro.sample("y", dist.Categorical(logits=LOGITS), obs=LABELS)
+            else:
+                with poutine.mask(mask=mask):
+                    pyro.sample("y", dist.Categorical(logits=LOGITS), obs=LABELS)
+
+    return program
+
+
+def no_guide() -> None:
+    pass
+
+
+def losses(program: Callable[[], None], episode_loss: str | Callable) -> Tensor:
+    return CVaR_ELBO(rho=1.0, episode_loss=episode_loss).terms(program, no_guide).episode_losses
+
+
+def by_hand(mask: Tensor, values: Tensor, mean: bool) -> Tensor:
+    rows = []
+    for row, shown in zip(values, mask, strict=True):
+        kept = [v for v, m in zip(row.tolist(), shown.tolist(), strict=True) if m]
+        rows.append(sum(kept) / (max(len(kept), 1) if mean else 1))
+    return torch.tensor(rows, dtype=values.dtype)
+
+
+PROBS = LOGITS.softmax(-1)
+BRIER = 0.5 * (PROBS - F.one_hot(LABELS, 5)).square().sum(-1)
+POINTWISE = {
+    "nll": (NLL, False),
+    "mean_nll": (NLL, True),
+    "expected_error": (1 - (-NLL).exp(), True),
+    "clipped_nll": (NLL.clamp(max=5.0) / 5.0, True),
+    "brier": (BRIER, True),
+}
+
+
+@pytest.mark.parametrize("mask", [None, True, MASK, MASK[0], MASK[:, :1], torch.tensor(True)])
+@pytest.mark.parametrize("name", POINTWISE)
+def test_losses_by_hand(name: str, mask: Tensor | bool | None) -> None:
+    values, mean = POINTWISE[name]
+    full = torch.ones(4, 3, dtype=torch.bool) if mask is None or mask is True else torch.as_tensor(mask).expand(4, 3)
+    torch.testing.assert_close(losses(model(mask), name), by_hand(full, values, mean))
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_everything_masked_is_zero(name: str) -> None:
+    assert losses(model(mask=False), name).abs().max() == 0
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_constant_scale_multiplies_the_loss(name: str) -> None:
+    torch.testing.assert_close(losses(model(MASK, scale=3.0), name), 3.0 * losses(model(MASK), name))
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_masked_points_of_zero_probability_cost_nothing(name: str) -> None:
+    """A masked point may be impossible: neither the value nor the gradient may become NaN."""
+    logits = LOGITS.clone()
+    logits[1, 2, 0] = -math.inf  # the label there is 0, and masked
+    logits.requires_grad_()
+
+    def program() -> None:
+        with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1), poutine.mask(mask=MASK):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=LABELS)
+
+    terms = CVaR_ELBO(rho=1.0, episode_loss=name).terms(program, no_guide)
+    values, mean = POINTWISE[name]
+    torch.testing.assert_close(terms.episode_losses, by_hand(MASK, values, mean))
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_without_an_inner_plate_every_episode_is_one_point(name: str) -> None:
+    """Nothing to average over inside an episode; in particular not over the episodes."""
+
+    def program() -> None:
+        with pyro.plate("episodes", 4, dim=-1):
+            pyro.sample("y", dist.Categorical(logits=LOGITS[:, 0]), obs=LABELS[:, 0])
+
+    torch.testing.assert_close(losses(program, name), POINTWISE[name][0][:, 0])
+
+
+def test_mean_does_not_depend_on_padding(make_router: Callable) -> None:
+    """An episode alone and the same one padded next to a larger one."""
+    for name in ("mean_nll", "expected_error"):
+        router = make_router("catalog")
+        router.model.eval()
+        elbo = CVaR_ELBO(rho=1.0, episode_loss=name)
+        together = elbo.terms(router.model, router.guide, router.batch).episode_losses
+        assert not router.batch.query_mask.all()
+        for i in range(len(router.batch)):
+            queries, shots = router.batch.query_mask[i].sum(), router.batch.support_mask[i].sum()
+            one = router.batch[i : i + 1]
+            one = type(one)(
+                **vars(one)
+                | {
+                    "query_images": one.query_images[:, :queries],
+                    "query_labels": one.query_labels[:, :queries],
+                    "query_mask": one.query_mask[:, :queries],
+                    "support_images": one.support_images[:, :shots],
+                    "support_labels": one.support_labels[:, :shots],
+                    "support_mask": one.support_mask[:, :shots],
+                    "support_features": one.support_features[:, :, :shots],
+                }
+            )
+            alone = elbo.terms(router.model, router.guide, one).episode_losses
+            torch.testing.assert_close(alone[0], together[i])
+
+
+def test_custom_hook_sees_the_site_and_its_inner_dims() -> None:
+    seen = []
+
+    def worst_point(site: dict, inner: tuple[int, ...]) -> Tensor:
+        """Max over the points, put where the first point stands; the ELBO sums."""
+        seen.append((site["name"], inner))
+        worst = -site["log_prob"].amin(inner, keepdim=True)
+        first = torch.zeros_like(site["log_prob"])
+        first[..., 0] = 1.0
+        return worst * first
+
+    torch.testing.assert_close(losses(model(), worst_point), NLL.amax(-1))
+    assert seen == [("y", (-1,))]
+
+
+@pytest.mark.parametrize("clip", [0.7, 2.0])
+def test_clipping_bounds_the_loss_and_its_gradient(clip: float) -> None:
+    """min(nll, c) / c by point: a point above c pulls at nothing."""
+    shift = torch.zeros(4, 3, 1, dtype=torch.float64, requires_grad=True)
+
+    def program() -> None:
+        with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
+            pyro.sample("y", dist.Categorical(logits=LOGITS * (1 + shift)), obs=LABELS)
+
+    terms = CVaR_ELBO(rho=1.0, episode_loss=ClippedNLL(clip)).terms(program, no_guide)
+    torch.testing.assert_close(terms.episode_losses, (NLL.clamp(max=clip) / clip).mean(-1))
+    terms.loss.backward()
+    assert shift.grad is not None
+    above = NLL.gt(clip)
+    assert 0 < above.sum() < above.numel()
+    assert torch.equal(shift.grad.squeeze(-1) == 0, above)
+    for wrong in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=r"clip is .*; expected a bound > 0, in nats"):
+            ClippedNLL(wrong)
+
+
+@pytest.mark.parametrize("name", ["brier", "clipped_nll", "expected_error"])
+@given(
+    arrays(np.float64, (4, 3, 5), elements=st.floats(-300, 300)),
+    arrays(np.int64, (4, 3), elements=st.integers(0, 4)),
+    arrays(np.bool_, (4, 3)),
+)
+@settings(max_examples=25, deadline=None)
+def test_bounded_losses_are_bounded(name: str, logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> None:
+    def program() -> None:
+        fn = dist.Categorical(logits=torch.from_numpy(logits))
+        shown = poutine.mask(mask=torch.from_numpy(mask))
+        with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1), shown:
+            pyro.sample("y", fn, obs=torch.from_numpy(labels))
+
+    found = losses(program, name)
+    assert (found >= -1e-12).all()
+    assert (found <= 1 + 1e-12).all()
+
+
+def test_brier_is_half_the_brier_score() -> None:
+    """Against sklearn, by episode, and for the same coins as Bernoulli, Categorical and one-hot observations."""
+    p = PROBS[..., 0]
+    labels = (LABELS % 2).double()
+    both = torch.stack([1 - p, p], -1)
+    one_hot = F.one_hot(labels.long(), 2).double()
+
+    def program(fn: dist.Distribution, obs: Tensor) -> Callable[[], None]:
+        def run() -> None:
+            with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
+                pyro.sample("y", fn, obs=obs)
+
+        return run
+
+    expected = torch.tensor([brier_score_loss(y, q) for y, q in zip(labels.numpy(), p.numpy(), strict=True)])
+    for fn, obs in (
+        (dist.Bernoulli(p), labels),
+        (dist.Categorical(both), labels),
+        (dist.OneHotCategorical(both), one_hot),
+    ):
+        torch.testing.assert_close(losses(program(fn, obs), "brier"), expected.to(p))
+
+
+@pytest.mark.parametrize(
+    ("fn", "kind"),
+    [
+        (dist.Normal(LABELS.double(), 1.0), "Normal"),
+        (dist.Bernoulli(PROBS).to_event(1), "Independent"),
+        (dist.Categorical(PROBS).mask(MASK), "MaskedDistribution"),
+    ],
+)
+def test_brier_refuses_what_it_does_not_know(fn: dist.TorchDistribution, kind: str) -> None:
+    def program() -> None:
+        with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
+            pyro.sample("label", fn, obs=fn.sample())
+
+    with pytest.raises(ValueError, match=f"'brier' at site 'label': the Brier score of a {kind} is not known"):
+        losses(program, "brier")
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+@pytest.mark.parametrize("dim", [-2, -1])
+def test_expectation_over_enumerated_choices(name: str, dim: int) -> None:
+    """The loss of a choice, averaged with its probability; queries right or left of the episodes."""
+    table = torch.stack([LOGITS, LOGITS.flip(-1), 2.0 * LOGITS])  # (3, 4, 3, 5)
+    q_logits = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+    q = q_logits.softmax(-1)
+
+    def turned(values: Tensor) -> Tensor:
+        return values if dim == -2 else values.transpose(0, 1)
+
+    def program() -> None:
+        with pyro.plate("episodes", 4, dim=dim):
+            k = pyro.sample("k", dist.Categorical(torch.ones(3, dtype=torch.float64) / 3))
+            with pyro.plate("queries", 3, dim=-3 - dim), poutine.mask(mask=turned(MASK)):
+                rows = turned(torch.arange(4).unsqueeze(1))
+                logits = table[k, rows, turned(torch.arange(3).unsqueeze(0))]
+                pyro.sample("y", dist.Categorical(logits=logits), obs=turned(LABELS))
+
+    def guide() -> None:
+        with pyro.plate("episodes", 4, dim=dim):
+            logits = q_logits.unsqueeze(1) if dim == -2 else q_logits
+            pyro.sample("k", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+    expected = torch.zeros(4, dtype=torch.float64)
+    for j, logits in enumerate(table):
+        nll = F.cross_entropy(logits.flatten(0, 1), LABELS.flatten(), reduction="none").view(4, 3)
+        half = 0.5 * (logits.softmax(-1) - F.one_hot(LABELS, 5)).square().sum(-1)
+        points = {"expected_error": 1 - (-nll).exp(), "clipped_nll": nll.clamp(max=5.0) / 5.0, "brier": half}
+        expected = expected + q[:, j] * by_hand(MASK, points.get(name, nll), POINTWISE[name][1])
+    elbo = CVaR_ELBO(rho=1.0, episode_loss=name, max_plate_nesting=2)
+    torch.testing.assert_close(elbo.terms(program, guide).episode_losses, expected)
+
+
+class Pixels:
+    """Stands for cached features: two "sources" that see the pixels, and their squares."""
+
+    def of(self, images: Tensor, index: Tensor) -> Tensor:
+        return torch.stack([images.flatten(2), images.flatten(2).square()], 1)
+
+
+@pytest.mark.parametrize("name", EPISODE_LOSSES)
+def test_reference_of_regret_is_the_loss_of_a_source(name: str, make_episode: Callable) -> None:
+    """In the units of the objective: the same number as the ELBO of a model that always uses that source."""
+    shapes = [(5, 2, 3), (3, 1, 4), (4, 3, 2)]
+    batch = EpisodeBatch.collate([make_episode(*shape, seed, torch.float32) for seed, shape in enumerate(shapes)])
+    features: Any = Pixels()
+    logits = source_logits(features, batch)
+
+    def program(source: int) -> Callable[[], None]:
+        def run() -> None:
+            queries = pyro.plate("queries", batch.query_labels.shape[1], dim=-1)
+            with pyro.plate("episodes", 3, dim=-2), queries, poutine.mask(mask=batch.query_mask):
+                pyro.sample("labels", dist.Categorical(logits=logits[:, source]), obs=batch.query_labels)
+
+        return run
+
+    each = torch.stack([losses(program(source), name) for source in (0, 1)])
+    for kind, expected in (("fallback", each[0]), ("best_source", each.amin(0))):
+        torch.testing.assert_close(SourceReference(features, kind, episode_loss=name)(batch), expected)

@@ -1,0 +1,279 @@
+"""Meta-training: resuming is bit for bit, other settings are refused, broken losses are said."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_run
+import torch
+from tiny_run import CASES, CHECKPOINT_EVERY, STEPS, VALIDATE_EVERY, build_trainer
+
+from pyro_smat.episodes.sampler import EpisodeSampler
+from pyro_smat.inference.training.checkpoint import load_state, save_state
+from pyro_smat.inference.training.trainer import CHECKPOINT, MetaTrainer
+
+
+def stop_after(trainer: MetaTrainer, step: int) -> None:
+    """An interruption that the trainer knows nothing of."""
+    original: Callable[[], dict[str, float]] = trainer.training_step
+
+    def training_step() -> dict[str, float]:
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return original()
+
+    trainer.training_step = training_step  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(progress=False)
+
+
+def assert_same_run(found: MetaTrainer, expected: MetaTrainer) -> None:
+    """Every parameter, buffer and optimizer state bit for bit, and the history but for the speed."""
+    for a, b in ((found.model, expected.model), (found.guide, expected.guide)):
+        states = a.state_dict(), b.state_dict()
+        assert list(states[0]) == list(states[1])
+        for name in states[0]:
+            assert torch.equal(states[0][name], states[1][name]), name
+    moments = found.optimizer.state_dict()["state"], expected.optimizer.state_dict()["state"]
+    assert moments[0].keys() == moments[1].keys()
+    for key, state in moments[0].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(moments[1][key][name])), (key, name)
+    assert found.sampler.state_dict() == expected.sampler.state_dict()
+    assert_same_state(found.elbo.state_dict(), expected.elbo.state_dict())
+    assert (found.elbo.kl_weight, found.elbo.entropy_weight) == (expected.elbo.kl_weight, expected.elbo.entropy_weight)
+    frames = [pd.DataFrame(t.history).drop(columns="images_per_second") for t in (found, expected)]
+    pd.testing.assert_frame_equal(*frames, check_exact=True)
+    assert found.step == expected.step == STEPS
+
+
+def assert_same_state(found: Any, expected: Any) -> None:
+    """Nested dicts of tensors and numbers, bit for bit."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_same_state(found[key], expected[key])
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    else:
+        assert found == expected
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, MetaTrainer]:
+    runs = {}
+    for case in CASES:
+        runs[case] = build_trainer(None, case)
+        runs[case].fit(progress=False)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("case", "step"), [(case, 5) for case in CASES] + [("logistic_normal", 3), ("learned_threshold", 8)]
+)
+def test_resumed_run_is_the_uninterrupted_one(
+    case: str, step: int, tmp_path: Path, uninterrupted: dict[str, MetaTrainer]
+) -> None:
+    stop_after(build_trainer(tmp_path, case), step)
+    assert load_state(tmp_path / CHECKPOINT)["step"] == step // CHECKPOINT_EVERY * CHECKPOINT_EVERY
+    torch.manual_seed(12345)  # the process that resumes has drawn other numbers
+    resumed = build_trainer(tmp_path, case)
+    torch.rand(17)
+    history = resumed.fit(resume=True, progress=False)
+    assert history["step"].tolist() == list(range(1, STEPS + 1))
+    assert_same_run(resumed, uninterrupted[case])
+
+
+def test_thresholds_baselines_and_temperatures_are_in_the_checkpoint(
+    tmp_path: Path, uninterrupted: dict[str, MetaTrainer]
+) -> None:
+    """What a resumed run must not start anew is there, and is no constant."""
+    states = {}
+    for case, trainer in uninterrupted.items():
+        trainer.save(tmp_path / case)
+        states[case] = load_state(tmp_path / case)
+    assert len(states["score_function"]["elbo"]["threshold"]["recent"]) == 10 * STEPS
+    assert states["score_function"]["elbo"]["baselines"]["routing"].abs().sum() > 0
+    assert states["learned_threshold"]["elbo"]["threshold"]["seen"] == 10 * STEPS
+    assert states["learned_threshold"]["model"]["experts.multipliers"].abs().sum() > 0
+    assert states["concrete"]["guide"]["temperature"].item() == pytest.approx(0.3)
+    assert states["concrete"]["model"]["experts.progress"].item() == 1.0
+
+
+def test_run_killed_by_the_system_resumes(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    """SIGKILL after step 7 leaves the checkpoint of step 6."""
+    command = [sys.executable, str(Path(tiny_run.__file__)), str(tmp_path), "7"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "waiting\n"
+        finally:
+            process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert load_state(tmp_path / CHECKPOINT)["step"] == 6
+    resumed = build_trainer(tmp_path)
+    resumed.fit(resume=True, progress=False)
+    assert_same_run(resumed, uninterrupted["logistic_normal"])
+
+
+def test_twice_interrupted(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    stop_after(build_trainer(tmp_path), 4)
+    again = build_trainer(tmp_path)
+    again.load(tmp_path / CHECKPOINT)
+    stop_after(again, 7)
+    last = build_trainer(tmp_path)
+    last.fit(resume=True, progress=False)
+    assert_same_run(last, uninterrupted["logistic_normal"])
+
+
+def test_finished_run_resumes_to_itself(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    build_trainer(tmp_path).fit(progress=False)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    resumed = build_trainer(tmp_path)
+    resumed.fit(resume=True, progress=False)
+    assert_same_run(resumed, uninterrupted["logistic_normal"])
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_without_a_checkpoint_resume_starts(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    trainer = build_trainer(tmp_path / "new" / "folder")
+    trainer.fit(resume=True, progress=False)
+    assert_same_run(trainer, uninterrupted["logistic_normal"])
+
+
+def test_without_resume_the_checkpoint_is_not_read(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
+    stop_after(build_trainer(tmp_path), 4)
+    trainer = build_trainer(tmp_path)
+    trainer.fit(progress=False)
+    assert_same_run(trainer, uninterrupted["logistic_normal"])
+
+
+def test_crash_while_writing_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build_trainer(tmp_path)
+    replace, calls = os.replace, []
+
+    def dying_replace(source: str, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dying_replace)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(progress=False)
+    assert load_state(tmp_path / CHECKPOINT)["step"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_history(uninterrupted: dict[str, MetaTrainer]) -> None:
+    for trainer in uninterrupted.values():
+        frame = pd.DataFrame(trainer.history)
+        assert frame["step"].tolist() == list(range(1, STEPS + 1))
+        columns = {"loss", "episode_loss", "cvar", "threshold", "kl", "negative_elbo", "sparsity", "images_per_second"}
+        assert columns | {"entropy", "variance", "mutual_information"} <= set(frame)
+        assert frame.drop(columns=[c for c in frame if c.startswith("validation")]).notna().all(axis=None)
+        validated = frame["validation_accuracy"].notna()
+        expected = [s % VALIDATE_EVERY == 0 or s == STEPS for s in range(1, STEPS + 1)]
+        assert validated.tolist() == expected
+        assert frame["validation_accuracy"].dropna().between(0, 1).all()
+        assert (frame["validation_cvar"].dropna() >= frame["validation_loss"].dropna() - 1e-6).all()
+    for case in ("logistic_normal", "catalog"):  # in the others the KL counts less, or is split
+        # per-episode units: the tail over regret and the KL add up to the loss
+        frame = pd.DataFrame(uninterrupted[case].history)
+        np.testing.assert_allclose(frame["loss"], frame["cvar"] + frame["kl"], rtol=1e-5)
+        assert (frame["kl"] >= 0).all()
+
+
+@pytest.mark.parametrize("case", ["logistic_normal", "catalog"])
+def test_training_lowers_the_loss_of_new_episodes(case: str) -> None:
+    mean = ("objective.rho=1.0", "objective.reference=none", "objective.kl_weight=0.01")
+    rates = {"learning_rate": 3e-2, "delta_learning_rate": 3e-2}
+    trainer = build_trainer(None, case, mean, steps=25, validate_every=0, **rates)
+    assert trainer.features.pool is not None
+    fixed = EpisodeSampler(trainer.features.pool, 3, 3, 3, seed=5).sample(40)
+    trainer.validation = [trainer.features.attach(fixed)]
+    before = trainer.validate()["validation_loss"]
+    history = trainer.fit(progress=False)
+    assert "validation_loss" not in history
+    assert trainer.validate()["validation_loss"] < 0.975 * before
+
+
+def test_learning_rates_warm_up_and_fall() -> None:
+    trainer = build_trainer(None, steps=12, warmup=4, learning_rate=1e-3)
+    rates = []
+    for _ in range(12):
+        trainer.training_step()
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+    factors = [row[0] / 1e-3 for row in rates]
+    expected = [0.25, 0.5, 0.75, 1.0] + [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
+    assert factors == pytest.approx(expected)
+    base = (1e-3, 1e-3, 1e-3, 5e-2)
+    assert all(row == pytest.approx([b * f for b in base]) for row, f in zip(rates, factors, strict=True))
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    for case in CASES:
+        trainer = build_trainer(None, case)
+        grouped = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
+        everything = [id(p) for module in (trainer.model, trainer.guide) for p in module.parameters()]
+        assert len(grouped) == len(set(grouped))
+        assert set(grouped) == set(everything)
+        decaying = [p for g in trainer.optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]]
+        assert all(p.ndim > 1 for p in decaying)
+        assert all(p is not trainer.model.experts.delta for p in decaying)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"), [({"learning_rate": 0.5}, "learning_rate"), ({"steps": 20, "warmup": 7}, "steps, warmup")]
+)
+def test_other_settings_are_refused_by_name(changed: dict, names: str, tmp_path: Path) -> None:
+    build_trainer(tmp_path, steps=3).save(tmp_path / CHECKPOINT)
+    trainer = build_trainer(tmp_path, **{"steps": 3, **changed})
+    with pytest.raises(
+        ValueError, match=rf"{CHECKPOINT}: written with other settings \({names}\); resume with the same"
+    ):
+        trainer.fit(resume=True, progress=False)
+
+
+def test_another_guide_is_refused(tmp_path: Path) -> None:
+    build_trainer(tmp_path).save(tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match=r"does not fit this model and guide (.|\n)*resume with the same config"):
+        build_trainer(tmp_path, "catalog").fit(resume=True, progress=False)
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT
+    build_trainer(tmp_path).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        build_trainer(tmp_path).fit(resume=True, progress=False)
+    save_state(path, {"step": 3})
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors: .*expected a checkpoint of MetaTrainer"):
+        build_trainer(tmp_path).fit(resume=True, progress=False)
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    for value in (math.nan, math.inf):
+        trainer = build_trainer(tmp_path)
+        trainer.fit(progress=False)
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.elbo.episode_loss = lambda site, inner, value=value: site["log_prob"] * value  # type: ignore[misc]
+        with pytest.raises(ValueError, match=rf"the loss is (nan|-?inf) at step {STEPS + 1}; .* lower learning_rate"):
+            trainer.training_step()
+        assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))

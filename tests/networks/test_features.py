@@ -1,0 +1,123 @@
+"""SourceFeatures: the cache against direct computation, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_smat.episodes import Episode, EpisodeBatch
+from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.networks import features as module_under_test
+from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.networks.parameters import ParameterSpace
+
+SOURCES = 3
+
+
+def networks() -> list[nn.Module]:
+    made = []
+    for seed in range(SOURCES):
+        torch.manual_seed(seed)
+        made.append(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval())
+    return made
+
+
+def pool(count: int = 23) -> ImagePool:
+    images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count).remainder(3).unsqueeze(1)
+    return ImagePool(images, labels, ("class",), (("a", "b", "c"),), torch.zeros(count, dtype=torch.long))
+
+
+class CountingNetwork(TaskNetwork):
+    """Counts the images that go through."""
+
+    seen = 0
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        self.seen += x.shape[len(theta.shape) - 1]
+        return super().__call__(theta, x)
+
+
+def world(with_pool: bool = True) -> tuple[SourceFeatures, CountingNetwork, list[nn.Module], ImagePool]:
+    modules, images = networks(), pool()
+    space = ParameterSpace.from_module(modules[0])
+    network = CountingNetwork(modules[0], space)
+    basis = torch.stack([space.flatten(m.state_dict()) for m in modules]).requires_grad_()
+    return SourceFeatures(network, basis, images if with_pool else None), network, modules, images
+
+
+def batch_from(images: ImagePool, with_index: bool = True) -> EpisodeBatch:
+    """Two episodes of 4 and 3 shots, so one padded row."""
+    episodes = []
+    for support, query in (([3, 22, 7, 0], [1, 2]), ([5, 6, 3], [9])):
+        s, q = torch.tensor(support), torch.tensor(query)
+        episodes.append(
+            Episode(
+                images.at(s),
+                torch.arange(len(s)).remainder(2),
+                images.at(q),
+                torch.zeros(len(q), dtype=torch.long),
+                2,
+                support_index=s if with_index else None,
+                query_index=q if with_index else None,
+            )
+        )
+    return EpisodeBatch.collate(episodes)
+
+
+@pytest.mark.parametrize("with_pool", [True, False])
+def test_features_are_those_of_the_plain_modules(with_pool: bool) -> None:
+    features, _, modules, images = world(with_pool)
+    batch = features.attach(batch_from(images))
+    found = batch.support_features
+    assert found is not None
+    assert found.shape == (2, SOURCES, 4, 5)
+    assert not found.requires_grad
+    with torch.no_grad():
+        for b in range(2):
+            for r, module in enumerate(modules):
+                expected = module(batch.support_images[b][batch.support_mask[b]])
+                torch.testing.assert_close(found[b, r][batch.support_mask[b]], expected, rtol=1e-5, atol=1e-6)
+    assert torch.isfinite(found).all()  # the padded row too
+
+
+def test_the_pool_is_embedded_once_and_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_under_test, "BATCH_IMAGES", 5)  # 23 images: the last part is smaller
+    features, network, modules, images = world()
+    assert network.seen == 0
+    batch = batch_from(images)
+    first = features.attach(batch).support_features
+    assert network.seen == SOURCES * len(images)
+    again = features.of(batch.query_images, batch.query_index)
+    assert torch.equal(features.attach(batch).support_features, first)  # type: ignore[arg-type]
+    assert network.seen == SOURCES * len(images)
+    with torch.no_grad():
+        everything = torch.stack([m(images.at(torch.arange(23))) for m in modules])
+    looked_up = features.of(torch.zeros(1, 23, 1, 8, 8), torch.arange(23).unsqueeze(0))[0]
+    torch.testing.assert_close(looked_up, everything, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(again[0, :, 0], everything[:, 1], rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_a_direct_computation_join_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, _, _, images = world(with_pool=False)
+    whole = features(images.at(torch.arange(23)))
+    assert whole.shape == (23, SOURCES, 5)
+    monkeypatch.setattr(module_under_test, "BATCH_IMAGES", 4)
+    torch.testing.assert_close(features(images.at(torch.arange(23))), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_support_images_that_are_not_of_the_pool_are_refused() -> None:
+    """Row -1 is also what an episode without a pool has; looked up, it would get another image's features."""
+    features, network, _, images = world()
+    with pytest.raises(ValueError, match="7 support images have no row in the pool of 23 images"):
+        features.attach(batch_from(images, with_index=False))
+    batch = batch_from(images)
+    beyond = batch.support_index.clone()
+    beyond[0, 1] = 23
+    with pytest.raises(ValueError, match="1 support images have no row"):
+        features.attach(replace(batch, support_index=beyond))
+    assert network.seen == 0

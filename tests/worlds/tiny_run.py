@@ -1,0 +1,135 @@
+"""A meta-training run of a second, for the tests of training; also a program that can be killed.
+
+``python tiny_run.py FOLDER STEP`` trains into FOLDER, says so after every step, and waits for ever after STEP.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.episodes.sampler import EpisodeSampler
+from pyro_smat.inference.runs.assembly import Router, build_elbo, build_router, build_sampler, training_settings
+from pyro_smat.inference.runs.config import RunConfig, load_config
+from pyro_smat.inference.training.trainer import MetaTrainer
+from pyro_smat.networks.parameters import ParameterSpace
+from pyro_smat.sources import SourceLibrary
+
+STEPS = 10
+CHECKPOINT_EVERY = 3
+VALIDATE_EVERY = 4
+SETTINGS = (
+    "data.size=8",
+    "episodes.way=[2, 4]",
+    "episodes.shot=[2, 3]",
+    "episodes.query=2",
+    "episodes.corruption.label_noise=0.3",
+    "episodes.corruption.label_noise_probability=0.5",
+    "experts.count=2",
+    "experts.sparsity=0.6",
+    "guide.hidden=8",
+    "objective.rho=0.5",
+    "objective.tail_weight=1.0",
+    "objective.episode_loss=mean_nll",
+    "objective.num_particles=2",
+    f"training.steps={STEPS}",
+    "training.episodes=10",
+    "training.warmup=2",
+    f"training.checkpoint_every={CHECKPOINT_EVERY}",
+    f"training.validate_every={VALIDATE_EVERY}",
+    "training.validation_episodes=4",
+)
+CASES: dict[str, tuple[str, ...]] = {
+    "logistic_normal": (),
+    "catalog": ("guide.family=catalog",),
+    "concrete": ("guide.family=concrete", "training.kl_warmup=3", "training.kl_cycles=2", "experts.ramp=0.8"),
+    "score_function": (
+        "guide.family=catalog",
+        "guide.estimator=score_function",
+        "objective.baseline=decaying_average",
+        "objective.threshold=queue",
+    ),
+    "learned_threshold": ("objective.threshold=learned", "experts.budget=primal_dual", "objective.entropy_weight=0.5"),
+}
+
+
+def tiny_config(overrides: Sequence[str] = ()) -> RunConfig:
+    return load_config(None, [*SETTINGS, *overrides])
+
+
+def tiny_pool(seed: int = 0) -> ImagePool:
+    """540 images of 8 x 8 pixels: six colours (upper half) times six shapes (lower half), with noise."""
+    cells = torch.tensor([cell for cell in itertools.product(range(6), range(6)) for _ in range(15)])
+    means = torch.rand(2, 6, 2, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.stack([means[0][cells[:, 0]], means[1][cells[:, 1]]], 1).unsqueeze(1)
+    large = pixels.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    noisy = (large + 0.2 * torch.randn(large.shape, generator=generator)).clamp(0, 1)
+    return ImagePool(
+        images=(noisy * 255).to(torch.uint8),
+        labels=cells,
+        attributes=("colour", "shape"),
+        class_names=(tuple(f"colour{i}" for i in range(6)), tuple(f"shape{i}" for i in range(6))),
+        domain=torch.zeros(len(cells), dtype=torch.long),
+    )
+
+
+def tiny_sources(config: RunConfig, count: int = 3) -> tuple[torch.nn.Module, SourceLibrary]:
+    """One layer with an activation, 325 weights, and random sources."""
+    with torch.random.fork_rng(devices=[]):
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.Tanh())
+    space = ParameterSpace.from_module(network, config.sources.blocks or None)
+    generator = torch.Generator().manual_seed(0)
+    basis = 0.25 * torch.randn(count, space.dim, generator=generator)
+    return network, SourceLibrary(("a", "b", "c")[:count], basis, space)
+
+
+def tiny_router(config: RunConfig, **options: Any) -> Router:
+    return build_router(config, torch.device("cpu"), tiny_sources(config), **options)
+
+
+def build_trainer(
+    folder: Path | None, case: str = "logistic_normal", overrides: Sequence[str] = (), **changed: Any
+) -> MetaTrainer:
+    """New objects every time, always the same; ``changed`` are settings of the trainer."""
+    settings = [f"training.{name}={value}" for name, value in changed.items()]
+    config = tiny_config([*CASES[case], *settings, *overrides])
+    router = tiny_router(config)
+    features = router.features(tiny_pool())
+    held_out = EpisodeSampler(features.pool, 3, 2, 2, seed=2)
+    torch.manual_seed(0)
+    return MetaTrainer(
+        router.model,
+        router.guide,
+        build_elbo(config, features, router),
+        build_sampler(config, features.pool, seed=1),
+        features,
+        training_settings(config),
+        validation=[features.attach(held_out.sample(4))],
+        folder=folder,
+    )
+
+
+class TalkingTrainer(MetaTrainer):
+    """Says every step, and stops for ever after one."""
+
+    last: int
+
+    def training_step(self) -> dict[str, float]:
+        if self.step == self.last:
+            print("waiting", flush=True)
+            sys.stdin.read()
+        return super().training_step()
+
+
+if __name__ == "__main__":
+    trainer = build_trainer(Path(sys.argv[1]))
+    trainer.__class__ = TalkingTrainer
+    trainer.last = int(sys.argv[2])  # type: ignore[attr-defined]
+    trainer.fit(progress=False)
