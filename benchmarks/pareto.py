@@ -89,7 +89,7 @@ def main() -> None:
     batches = draw_episodes(classifier, arguments.split, arguments.episodes, TEST_SEED)
     validation = draw_episodes(classifier, "validation", 48, VALIDATION_SEED)
 
-    images = int((batches[0].support_mask.sum() + batches[0].query_mask.sum()) // len(batches[0]))
+    images = int((batches[0].support.mask.sum() + batches[0].query.mask.sum()) // len(batches[0]))
     prices = calibrate_router(classifier, images)
     prices.save(arguments.output / "cost.json")
     print(prices, end="\n\n")

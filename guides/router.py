@@ -91,9 +91,9 @@ class RouterNetwork(nn.Module):
         Raises:
             ValueError: when the batch has no support features.
         """
-        if batch.support_features is None:
-            raise ValueError("the batch has no support_features; call SourceFeatures(...).attach(batch) first")
-        return self.encoder(batch.support_features, batch.support_labels, batch.support_mask, batch.class_mask)
+        if batch.support.features is None:
+            raise ValueError("the support has no features; call SourceFeatures(...).attach(batch) first")
+        return self.encoder(batch.support.features, batch.support.labels, batch.support.mask, batch.class_mask)
 
     def forward(self, batch: EpisodeBatch) -> RoutingLogits:
         """The logits of a batch's episodes."""

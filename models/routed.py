@@ -123,8 +123,8 @@ class RoutedModel(LocalModule):
                 coefficients ``(K, *k, B, C)``.
         """
         theta = self._compose(coefficients, self.basis() if basis is None else basis)
-        shots = batch.support_images.shape[1]
-        images = torch.cat([batch.support_images, batch.query_images], dim=1)
+        shots = batch.support.images.shape[1]
+        images = torch.cat([batch.support.images, batch.query.images], dim=1)
         if theta.shape[-2] == 1 and len(batch) > 1:
             features = self.network.shared(theta.squeeze(-2), images.flatten(0, 1))
             features = features.unflatten(-2, images.shape[:2])
@@ -133,8 +133,8 @@ class RoutedModel(LocalModule):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         return prototype_logits(
             features[..., :shots, :],
-            batch.support_labels,
-            batch.support_mask,
+            batch.support.labels,
+            batch.support.mask,
             features[..., shots:, :],
             batch.class_mask,
             self.scale,
@@ -143,7 +143,7 @@ class RoutedModel(LocalModule):
 
     def forward(self, batch: EpisodeBatch) -> Tensor:
         """Sample routings and score the queries; returns logits ``(*k, B, Q, W)``."""
-        episodes, queries = batch.query_labels.shape
+        episodes, queries = batch.query.labels.shape
         self.prior.hyperprior()  # outside the plates: all episodes share it
         with pyro.plate("episodes", episodes, dim=-2):
             coefficients = self.prior()  # (*k, B, 1, [L,] C), 1 for B where the episodes share it
@@ -154,8 +154,8 @@ class RoutedModel(LocalModule):
             coefficients = pyro.deterministic("coefficients", coefficients, event_dim=event).squeeze(-1 - event)
             logits = self.logits(coefficients, batch, self._separate_basis(coefficients))
             logits = track_provenance(logits, get_provenance(coefficients))  # for pyro.render_model: vmap drops it
-            with pyro.plate("queries", queries, dim=-1), poutine.mask(mask=batch.query_mask):
-                pyro.sample("labels", self.likelihood(logits, batch), obs=batch.query_labels)
+            with pyro.plate("queries", queries, dim=-1), poutine.mask(mask=batch.query.mask):
+                pyro.sample("labels", self.likelihood(logits, batch), obs=batch.query.labels)
         return logits
 
     def likelihood(self, logits: Tensor, batch: EpisodeBatch) -> dist.TorchDistribution:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.encoders import EncoderKind, build_encoder
-from pyro_smat.episodes import Episode, EpisodeBatch
+from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.guides import (
     CatalogGuide,
@@ -132,7 +132,9 @@ def random_episode(way: int, shot: int, query: int, seed: int, dtype: torch.dtyp
         return (centres.repeat_interleave(count, 0) + 0.7 * noise).to(dtype)
 
     labels = torch.arange(way)
-    return Episode(images(shot), labels.repeat_interleave(shot), images(query), labels.repeat_interleave(query), way)
+    return Episode(
+        Labelled(images(shot), labels.repeat_interleave(shot)), Labelled(images(query), labels.repeat_interleave(query))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pyro_smat import Episode, EpisodeBatch, ParameterSpace, SourceLibrary
+from pyro_smat.episodes import Labelled
 from pyro_smat.guides import CatalogGuide
 from pyro_smat.models import RoutedModel
 from pyro_smat.models.priors import CatalogPrior, LogisticNormalPrior, RoutingPrior
@@ -45,7 +46,7 @@ def tiny_model(prior: RoutingPrior, blocks: Mapping[str, str] | None = None) -> 
 def tiny_batch(model: RoutedModel) -> EpisodeBatch:
     """Two episodes for a tiny model, with the features that guides look at."""
     images, labels = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 0, 1, 1])
-    batch = EpisodeBatch.collate([Episode(images, labels, images, labels, way=2)] * 2)
+    batch = EpisodeBatch.collate([Episode(Labelled(images, labels), Labelled(images, labels))] * 2)
     return SourceFeatures(model.network, model.sources).attach(batch)
 
 

@@ -78,9 +78,9 @@ def composed_support_loss(model: RoutedModel, coefficients: Tensor, batch: Episo
         basis: ``(C, d)``.
     """
     theta = compose(coefficients, basis, model.network.space)
-    features = model.network(theta, batch.support_images).float()
+    features = model.network(theta, batch.support.images).float()
     return leave_one_out_loss(
-        features, batch.support_labels, batch.support_mask, batch.class_mask, model.scale, model.metric
+        features, batch.support.labels, batch.support.mask, batch.class_mask, model.scale, model.metric
     )
 
 

@@ -133,9 +133,9 @@ class AdaptedTask:
 
     def _check_queries(self, images: Tensor) -> None:
         check_images(images, "query")
-        if images.shape[1:] != self._batch.support_images.shape[2:]:
+        if images.shape[1:] != self._batch.support.images.shape[2:]:
             raise ValueError(
-                f"images are {tuple(images.shape[1:])}; the support is {tuple(self._batch.support_images.shape[2:])}"
+                f"images are {tuple(images.shape[1:])}; the support is {tuple(self._batch.support.images.shape[2:])}"
             )
 
     def _member_probabilities(self, composed: tuple[Tensor, Tensor, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ class AdaptedTask:
         queries = model.network(theta, images.expand(len(theta), *images.shape)).float()
         batch = self._batch
         logits = prototype_logits(
-            support, batch.support_labels, batch.support_mask, queries, batch.class_mask, model.scale, model.metric
+            support, batch.support.labels, batch.support.mask, queries, batch.class_mask, model.scale, model.metric
         )
         return weights, logits.softmax(-1)
 
@@ -225,7 +225,7 @@ class AdaptedTask:
     def _compose_all(
         self, coefficients: Tensor, weights: Tensor, bases: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        router, images = self._owner.router, self._batch.support_images[0]
+        router, images = self._owner.router, self._batch.support.images[0]
         theta = torch.cat([compose(coefficients, basis, router.library.space) for basis in bases])
         support = router.model.network(theta, images.expand(len(theta), *images.shape)).float()
         return theta, support, weights.repeat(len(bases)) / len(bases)

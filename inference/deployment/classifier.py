@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from pyro_smat.episodes import Episode, EpisodeBatch, check_images
+from pyro_smat.episodes import Episode, EpisodeBatch, Labelled, check_images
 from pyro_smat.inference.decision.abstention import ALWAYS_ROUTE, AbstentionRule
 from pyro_smat.inference.decision.fallback import fallback_coefficients
 from pyro_smat.inference.deployment.adapted_task import AdaptedTask
@@ -237,7 +237,7 @@ class RoutedClassifier:
     ) -> AdaptedTask:
         names = tuple(str(c) for c in classes)
         target = torch.tensor([classes.index(v) for v in values])
-        episode = Episode(images, target, images[:1], target[:1], len(classes), names)
+        episode = Episode(Labelled(images, target), class_names=names)
         batch = EpisodeBatch.collate([episode]).to(self.router.device)
         batch = self.router.features().attach(batch)
         posterior = self.router.guide.posterior(batch)

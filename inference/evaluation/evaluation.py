@@ -352,10 +352,10 @@ def _evaluate_batch(
     for name, baseline in (baselines or {}).items():
         probabilities[name] = baseline(batch)
 
-    mask = batch.query_mask.float()
+    mask = batch.query.mask.float()
     scores = support_scores(model, posterior, batch, basis, generator)
-    scores |= query_scores(by_rule["ensemble"], chosen["ensemble"][1], batch.query_mask)
-    own = batch.query_labels[:, None, :, None].expand(*alone.shape[:-1], 1)
+    scores |= query_scores(by_rule["ensemble"], chosen["ensemble"][1], batch.query.mask)
+    own = batch.query.labels[:, None, :, None].expand(*alone.shape[:-1], 1)
     losses = -alone.clamp(min=1e-12).log().gather(-1, own).squeeze(-1)
     source_loss = (losses * mask.unsqueeze(1)).sum(-1) / mask.sum(-1, keepdim=True)
     return _Part(probabilities, batch, scores, posterior.source_weights, support_loss, source_loss)
@@ -374,17 +374,17 @@ def _join(parts: Sequence[_Part], source_of_route: Sequence[int], source_names: 
         method: numbers(
             [
                 torch.nn.functional.pad(part.probabilities[method], (0, widest - part.batch.max_way))[
-                    part.batch.query_mask
+                    part.batch.query.mask
                 ]
                 for part in parts
             ]
         )
         for method in parts[0].probabilities
     }
-    counts = np.concatenate([part.batch.query_mask.sum(-1).cpu().numpy() for part in parts])
+    counts = np.concatenate([part.batch.query.mask.sum(-1).cpu().numpy() for part in parts])
     return Evaluation(
         probabilities=probabilities,
-        labels=integers([part.batch.query_labels[part.batch.query_mask] for part in parts]),
+        labels=integers([part.batch.query.labels[part.batch.query.mask] for part in parts]),
         episode=np.repeat(np.arange(len(counts)), counts),
         scores={name: numbers([part.scores[name] for part in parts]) for name in parts[0].scores},
         weights=numbers([part.weights for part in parts]),
@@ -395,6 +395,6 @@ def _join(parts: Sequence[_Part], source_of_route: Sequence[int], source_names: 
         corrupted_labels=integers([part.batch.corrupted_labels for part in parts]),
         confounded_with=integers([part.batch.confounded_with for part in parts]),
         way=integers([part.batch.way for part in parts]),
-        shots=integers([part.batch.support_mask.sum(-1) for part in parts]),
+        shots=integers([part.batch.support.mask.sum(-1) for part in parts]),
         source_names=source_names,
     )

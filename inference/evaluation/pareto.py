@@ -178,7 +178,7 @@ def _evaluate(
     routes = [setting.route(posterior, batch) for setting in settings]
     # All settings in one forward: their networks are particles of one composed batch.
     drawn = class_probabilities(router.model, torch.cat([c.to(basis.dtype) for c, _ in routes]), batch, basis)
-    mask, labels = batch.query_mask, batch.query_labels
+    mask, labels = batch.query.mask, batch.query.labels
     parts = []
     pieces = drawn.split([len(c) for c, _ in routes])
     for setting, (coefficients, weights), own in zip(settings, routes, pieces, strict=True):
@@ -221,8 +221,8 @@ def _latencies(
     for setting in settings:
         coefficients, _ = setting.route(posterior, batch)
         for task in range(tasks):
-            support = batch.support_images[task][batch.support_mask[task]]
-            images = torch.cat([support, batch.query_images[task][batch.query_mask[task]]])
+            support = batch.support.images[task][batch.support.mask[task]]
+            images = torch.cat([support, batch.query.images[task][batch.query.mask[task]]])
             composing.append(partial(compose_all, coefficients[:, task]))
             running.append(partial(whole, coefficients[:, task], images))
     compose_times, times = (median_times(calls, router.basis.device, repeats) for calls in (composing, running))

@@ -51,7 +51,7 @@ def candidate_log_likelihoods(
         basis: the model's deployed basis, to spare computing it again.
 
     Returns:
-        ``(J, B, Q)``; meaningless where ``batch.query_mask`` is False.
+        ``(J, B, Q)``; meaningless where ``batch.query.mask`` is False.
 
     Raises:
         ValueError: for coefficients of another shape.
@@ -59,7 +59,7 @@ def candidate_log_likelihoods(
     _check_coefficients(model, coefficients)
     with as_deployed(model):
         basis = model.basis() if basis is None else basis
-        labels = batch.query_labels.unsqueeze(-1)
+        labels = batch.query.labels.unsqueeze(-1)
         parts = []
         for rows in coefficients.to(basis.device).split(chunk or _chunk(basis, batch)):
             log_p = model.logits(rows.unsqueeze(1), batch, basis).log_softmax(-1)  # (j, B, Q, W)
@@ -79,7 +79,7 @@ def candidate_losses(
     Arguments and errors as in :func:`candidate_log_likelihoods`.
     """
     log_p = candidate_log_likelihoods(model, batch, coefficients, chunk, basis)
-    mask = batch.query_mask.to(log_p.device)
+    mask = batch.query.mask.to(log_p.device)
     return -torch.where(mask, log_p, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
@@ -99,8 +99,8 @@ def support_candidate_losses(
     _check_coefficients(model, coefficients)
     with as_deployed(model):
         basis = model.basis() if basis is None else basis
-        episodes, shots = batch.support_labels.shape
-        images = batch.support_images.flatten(0, 1)
+        episodes, shots = batch.support.labels.shape
+        images = batch.support.images.flatten(0, 1)
         parts = []
         for rows in coefficients.to(basis.device).split(chunk or _chunk(basis, batch)):
             features = model.network.shared(compose(rows, basis, model.network.space), images)
@@ -108,8 +108,8 @@ def support_candidate_losses(
             parts.append(
                 leave_one_out_loss(
                     features.unflatten(1, (episodes, shots)),
-                    batch.support_labels,
-                    batch.support_mask,
+                    batch.support.labels,
+                    batch.support.mask,
                     batch.class_mask,
                     model.scale,
                     model.metric,
@@ -130,5 +130,5 @@ def _check_coefficients(model: RoutedModel, coefficients: Tensor) -> None:
 
 def _chunk(basis: Tensor, batch: EpisodeBatch) -> int:
     """Routings at a time: room for their task parameters, and for features as large as the images."""
-    images = batch.support_images.numel() + batch.query_images.numel()
+    images = batch.support.images.numel() + batch.query.images.numel()
     return max(1, CHUNK_BYTES // (basis.element_size() * (basis.shape[-1] + images)))

@@ -56,9 +56,9 @@ class CandidateTeacher:
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         """Log probabilities ``(B, J)``."""
         losses, mask = (
-            (support_candidate_losses, batch.support_mask)
+            (support_candidate_losses, batch.support.mask)
             if self.on == "support"
-            else (candidate_losses, batch.query_mask)
+            else (candidate_losses, batch.query.mask)
         )
         count = mask.sum(-1, keepdim=True)
         mean = losses(self.model, batch, self.catalog.coefficients).mT  # (B, J)
@@ -138,8 +138,8 @@ class PredictionDistillation:
         with torch.no_grad():
             taught = self.teacher(batch)
         terms = -(taught * site["fn"].logits.log_softmax(-1)).sum(-1)
-        count = batch.query_mask.sum(-1, keepdim=True).clamp(min=1)
-        return site, torch.where(batch.query_mask, terms, 0.0) / count
+        count = batch.query.mask.sum(-1, keepdim=True).clamp(min=1)
+        return site, torch.where(batch.query.mask, terms, 0.0) / count
 
 
 def _checked(weight: float) -> float:

@@ -21,12 +21,12 @@ def source_logits(
     features: SourceFeatures, batch: EpisodeBatch, scale: Tensor | float = PRETRAINED_SCALE, metric: Metric = "cosine"
 ) -> Tensor:
     """Logits of every source by itself, ``(B, R, Q, W)``."""
-    support = features.of(batch.support_images, batch.support_index).float()
-    queries = features.of(batch.query_images, batch.query_index).float()
+    support = features.of(batch.support.images, batch.support.rows).float()
+    queries = features.of(batch.query.images, batch.query.rows).float()
     return prototype_logits(
         support,
-        batch.support_labels.unsqueeze(1),
-        batch.support_mask.unsqueeze(1),
+        batch.support.labels.unsqueeze(1),
+        batch.support.mask.unsqueeze(1),
         queries,
         batch.class_mask.unsqueeze(1),
         scale,
@@ -37,14 +37,14 @@ def source_logits(
 def support_losses(batch: EpisodeBatch, metric: Metric = "cosine") -> Tensor:
     """Leave-one-out support loss of every source, ``(B, R)`` in nats: choosing its minimum is the strong baseline.
 
-    From the ``support_features`` that :meth:`SourceFeatures.attach` put into the batch.
+    From the features of the support that :meth:`SourceFeatures.attach` put into the batch.
     """
-    if batch.support_features is None:
-        raise ValueError("the batch has no support_features; call SourceFeatures(...).attach(batch) first")
+    if batch.support.features is None:
+        raise ValueError("the support has no features; call SourceFeatures(...).attach(batch) first")
     return leave_one_out_loss(
-        batch.support_features.float(),
-        batch.support_labels.unsqueeze(1),
-        batch.support_mask.unsqueeze(1),
+        batch.support.features.float(),
+        batch.support.labels.unsqueeze(1),
+        batch.support.mask.unsqueeze(1),
         batch.class_mask.unsqueeze(1),
         PRETRAINED_SCALE,
         metric,
@@ -77,8 +77,8 @@ class SourceReference:
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         """``(B,)``, in the units of the episode loss."""
         logits = source_logits(self.features, batch, metric=self.metric)
-        labels = batch.query_labels.unsqueeze(1).expand(logits.shape[:-1])
-        mask = batch.query_mask.unsqueeze(1).expand(logits.shape[:-1])
+        labels = batch.query.labels.unsqueeze(1).expand(logits.shape[:-1])
+        mask = batch.query.mask.unsqueeze(1).expand(logits.shape[:-1])
         fn = Categorical(logits=logits)
         log_p = fn.log_prob(labels)
         site = {
@@ -97,7 +97,7 @@ class SourceReference:
 def query_losses(logits: Tensor, batch: EpisodeBatch) -> Tensor:
     """Mean cross-entropy of the queries of every episode, ``(B, *k)`` in nats, from logits ``(B, *k, Q, W)``."""
     extra = (1,) * (logits.ndim - 3)
-    labels = batch.query_labels.view(len(batch), *extra, -1).expand(logits.shape[:-1])
-    mask = batch.query_mask.view(len(batch), *extra, -1).expand(logits.shape[:-1])
+    labels = batch.query.labels.view(len(batch), *extra, -1).expand(logits.shape[:-1])
+    mask = batch.query.mask.view(len(batch), *extra, -1).expand(logits.shape[:-1])
     losses = -torch.gather(logits.log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1) * mask
     return losses.sum(-1) / mask.sum(-1).clamp(min=1)

@@ -129,7 +129,7 @@ def check_pair(model: Any, guide: Any, batch: EpisodeBatch) -> None:
             )
     if not any(site["is_observed"] for site in sites.values()):
         raise ValueError(
-            f"model {type(model).__name__} observes nothing; expected a pyro.sample(..., obs=batch.query_labels) "
+            f"model {type(model).__name__} observes nothing; expected a pyro.sample(..., obs=batch.query.labels) "
             "inside the 'episodes' plate"
         )
 

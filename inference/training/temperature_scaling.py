@@ -105,14 +105,14 @@ def calibrate_guide(model: RoutedModel, guide: CatalogGuide, batches: Sequence[E
     logits, log_likelihoods, masks = [], [], []
     with as_deployed(model, guide):
         basis = model.basis()
-        width = max(batch.query_mask.shape[1] for batch in batches)
+        width = max(batch.query.mask.shape[1] for batch in batches)
         for batch in batches:
             batch = batch.to(basis.device)
-            padding = (0, width - batch.query_mask.shape[1])
+            padding = (0, width - batch.query.mask.shape[1])
             found = candidate_log_likelihoods(model, batch, guide.catalog.coefficients, basis=basis)
             logits.append(guide.posterior(batch).logits * guide.temperature_scale)
             log_likelihoods.append(F.pad(found.transpose(0, 1), padding))
-            masks.append(F.pad(batch.query_mask, padding))
+            masks.append(F.pad(batch.query.mask, padding))
     fit = fit_temperature(torch.cat(logits), torch.cat(log_likelihoods), torch.cat(masks))
     guide.temperature_scale.fill_(fit.temperature)
     return fit

@@ -176,7 +176,7 @@ class MetaTrainer:
         if experts is not None:
             experts.after_step()
         self.step += 1
-        images = int(batch.support_mask.sum() + batch.query_mask.sum()) * self.elbo.num_particles
+        images = int(batch.support.mask.sum() + batch.query.mask.sum()) * self.elbo.num_particles
         return self._row(terms, loss, batch, images / (time.perf_counter() - started))
 
     @torch.no_grad()
@@ -188,8 +188,8 @@ class MetaTrainer:
         correct, losses = [], []
         for batch in self.validation:
             probabilities = predict(self.model, self.guide.posterior(batch), batch, "mean", basis=basis)
-            hits = (probabilities.argmax(-1) == batch.query_labels) & batch.query_mask
-            correct.append(hits.sum(-1) / batch.query_mask.sum(-1))
+            hits = (probabilities.argmax(-1) == batch.query.labels) & batch.query.mask
+            correct.append(hits.sum(-1) / batch.query.mask.sum(-1))
             losses.append(query_losses(probabilities.clamp(min=1e-12).log(), batch))
         loss = torch.cat(losses)
         return {

@@ -3,6 +3,8 @@
 Add a corruption by one file in ``corruptions/``, a reader by one in ``readers/``.
 """
 
-from pyro_smat.episodes.episode import UNKNOWN, Episode, EpisodeBatch, check_images
+from pyro_smat.episodes.batch import EpisodeBatch
+from pyro_smat.episodes.episode import Episode
+from pyro_smat.episodes.labelled import UNKNOWN, Labelled, check_images
 
-__all__ = ["UNKNOWN", "Episode", "EpisodeBatch", "check_images"]
+__all__ = ["UNKNOWN", "Episode", "EpisodeBatch", "Labelled", "check_images"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_smat.episodes.episode import UNKNOWN
+from pyro_smat.episodes.labelled import UNKNOWN
 from pyro_smat.episodes.pool import ImagePool
 
 NAMED = 8  # how many offenders an error lists

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_smat.episodes.batch import EpisodeBatch
 from pyro_smat.episodes.confounding import Confounder
 from pyro_smat.episodes.corruption import SupportCorruption, noisy_count, replace_labels
-from pyro_smat.episodes.episode import UNKNOWN, Episode, EpisodeBatch
+from pyro_smat.episodes.episode import Episode
 from pyro_smat.episodes.index import (
     ClassIndex,
     check_idle_domains,
@@ -26,6 +27,7 @@ from pyro_smat.episodes.index import (
     positions,
     wanted_classes,
 )
+from pyro_smat.episodes.labelled import UNKNOWN, Labelled
 from pyro_smat.episodes.pool import ImagePool
 
 __all__ = ["EpisodeSampler", "SupportCorruption"]
@@ -115,17 +117,11 @@ class EpisodeSampler:
         """The next episode."""
         draw = self._draw()
         names = self.pool.class_names[draw.attribute]
-        device = self.pool.images.device
-        support, query = (torch.from_numpy(rows).to(device) for rows in (draw.support, draw.query))
         return Episode(
-            support_images=self.pool.at(support),
-            support_labels=torch.from_numpy(draw.support_labels).to(device),
-            query_images=self.pool.at(query),
-            query_labels=torch.from_numpy(draw.query_labels).to(device),
+            self._labelled(torch.from_numpy(draw.support), torch.from_numpy(draw.support_labels)),
+            self._labelled(torch.from_numpy(draw.query), torch.from_numpy(draw.query_labels)),
             way=len(draw.classes),
             class_names=tuple(names[k] for k in draw.classes),
-            support_index=support,
-            query_index=query,
             route=self._route(draw),
             domain=draw.domain,
             corrupted_labels=draw.corrupted,
@@ -141,17 +137,10 @@ class EpisodeSampler:
         if count < 1:
             raise ValueError(f"count is {count}; expected at least 1 episode")
         draws = [self._draw() for _ in range(count)]
-        support, query = _padded([d.support for d in draws]), _padded([d.query for d in draws])
         return EpisodeBatch(
-            support_images=self._images(support),
-            support_labels=_padded([d.support_labels for d in draws]).clamp_min(0),
-            support_mask=support >= 0,
-            query_images=self._images(query),
-            query_labels=_padded([d.query_labels for d in draws]).clamp_min(0),
-            query_mask=query >= 0,
-            way=torch.tensor([len(d.classes) for d in draws]),
-            support_index=support,
-            query_index=query,
+            self._labelled(_padded([d.support for d in draws]), _padded([d.support_labels for d in draws])),
+            self._labelled(_padded([d.query for d in draws]), _padded([d.query_labels for d in draws])),
+            torch.tensor([len(d.classes) for d in draws]),
             route=torch.tensor([self._route(d) for d in draws]),
             domain=torch.tensor([d.domain for d in draws]),
             corrupted_labels=torch.tensor([d.corrupted for d in draws]),
@@ -181,11 +170,15 @@ class EpisodeSampler:
             return draw.attribute
         return draw.domain if len(self.pool.domain_names) > 1 else UNKNOWN
 
-    def _images(self, rows: Tensor) -> Tensor:
-        images = self.pool.at(rows.clamp_min(0).to(self.pool.images.device))
-        if (rows < 0).any():
-            images[(rows < 0).to(images.device)] = 0
-        return images
+    def _labelled(self, rows: Tensor, labels: Tensor) -> Labelled:
+        """Images of rows, -1 where padded."""
+        device = self.pool.images.device
+        rows, labels = rows.to(device), labels.to(device)
+        mask = rows >= 0
+        images = self.pool.at(rows.clamp_min(0))
+        if not mask.all():
+            images[~mask] = 0
+        return Labelled(images, labels.clamp_min(0), mask, rows)
 
     def _draw(self) -> _Draw:
         rng = self._rng

@@ -1,6 +1,6 @@
 """SourceFeatures: images as every frozen source sees them, cached by pool row.
 
-Sits between the sampler and the guide: fills ``EpisodeBatch.support_features``. Sources never change, so each image
+Sits between the sampler and the guide: fills ``EpisodeBatch.support.features``. Sources never change, so each image
 of a pool is embedded once per source, however often it is drawn.
 """
 
@@ -47,18 +47,18 @@ class SourceFeatures:
         return torch.cat(parts)
 
     def attach(self, batch: EpisodeBatch) -> EpisodeBatch:
-        """The batch with ``support_features`` ``(B, R, S, f)``.
+        """The batch with ``support.features`` ``(B, R, S, f)``.
 
         Raises:
             ValueError: when there is a pool and a support image is not one of its rows.
         """
-        foreign = batch.support_mask & ((batch.support_index < 0) | (batch.support_index >= len(self.pool or ())))
+        foreign = batch.support.mask & ((batch.support.rows < 0) | (batch.support.rows >= len(self.pool or ())))
         if self.pool is not None and foreign.any():
             raise ValueError(
                 f"{int(foreign.sum())} support images have no row in the pool of {len(self.pool)} images; expected "
                 "episodes drawn from this pool: build SourceFeatures without a pool to embed the images themselves"
             )
-        return batch.with_features(self.of(batch.support_images, batch.support_index))
+        return batch.with_features(self.of(batch.support.images, batch.support.rows))
 
     def of(self, images: Tensor, rows: Tensor) -> Tensor:
         """Features ``(B, R, n, f)`` of images ``(B, n, C, H, W)`` that are the pool's ``rows`` ``(B, n)``.

@@ -57,7 +57,7 @@ def describe(stored: Mapping[str, StoredTensor]) -> str:
     return json.dumps(
         {
             name: {
-                "codec": entry.codec,
+                "form": entry.codec,
                 "shape": list(entry.shape),
                 "dtype": str(entry.dtype).removeprefix("torch."),
                 "base_digest": entry.base_digest,
@@ -94,7 +94,7 @@ class CompressedCheckpoint:
             self._stored = {name: _parse(entry) for name, entry in json.loads(metadata["tensors"]).items()}
             error = float(metadata["relative_error"])
             loss = "lossless" if metadata["lossless"] == "true" else f"error {100 * error:.2g}%"
-            self.format = f"{metadata['codec']}, {loss}"
+            self.format = f"{metadata['form']}, {loss}"
             base_name, base_digest = metadata.get("base", ""), metadata.get("base_digest", "")
         self.origin = file.origin
         self._file, self._base = file, base
@@ -161,7 +161,7 @@ class CompressedCheckpoint:
 
 def _parse(entry: dict[str, object]) -> StoredTensor:
     codec, shape, dtype, base = (
-        entry["codec"],
+        entry["form"],
         entry["shape"],
         getattr(torch, str(entry["dtype"])),
         entry["base_digest"],

@@ -146,7 +146,7 @@ def compress(
     lossless = all(best.exact for best in chosen)
     metadata = {
         "format": FORMAT,
-        "codec": codec,
+        "form": codec,
         "tolerance": repr(tolerance),
         "lossless": str(lossless).lower(),
         "relative_error": repr(relative_error),

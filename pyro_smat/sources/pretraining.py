@@ -95,8 +95,8 @@ def pretrain[M: nn.Module](
     for step in bar:
         batch = sampler.sample(episodes_per_step).to(device)
         logits = _query_logits(module, batch, head_scale, metric, augment, generator, bfloat16)
-        losses = F.cross_entropy(logits.flatten(0, 1), batch.query_labels.flatten(), reduction="none")
-        loss = (losses * batch.query_mask.flatten()).sum() / batch.query_mask.sum()
+        losses = F.cross_entropy(logits.flatten(0, 1), batch.query.labels.flatten(), reduction="none")
+        loss = (losses * batch.query.mask.flatten()).sum() / batch.query.mask.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 5.0)
@@ -176,10 +176,10 @@ def source_accuracy(
         total = 0
         for start in range(0, episodes, at_a_time):
             batch = sampler.sample(min(at_a_time, episodes - start)).to(device)
-            total += int(batch.query_mask.sum())
+            total += int(batch.query.mask.sum())
             for name, module in modules.items():
                 guess = _query_logits(module.to(device).eval(), batch, 1.0, metric).argmax(-1)
-                right[name] += ((guess == batch.query_labels) & batch.query_mask).sum().item()
+                right[name] += ((guess == batch.query.labels) & batch.query.mask).sum().item()
         for name in modules:
             table[name][attribute] = right[name] / total
     return table
@@ -263,14 +263,14 @@ def _query_logits(
     bfloat16: bool = False,
 ) -> Tensor:
     """Logits of the queries, ``(B, Q, W)``, of one network on a batch of episodes."""
-    images = torch.cat([batch.support_images, batch.query_images], 1)
+    images = torch.cat([batch.support.images, batch.query.images], 1)
     if augment is not None and generator is not None:
         images = augment(images, generator)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
         features = module(images.flatten(0, 1))
-    shots = batch.support_images.shape[1]
+    shots = batch.support.images.shape[1]
     support, query = features.float().unflatten(0, images.shape[:2]).tensor_split([shots], 1)
-    return prototype_logits(support, batch.support_labels, batch.support_mask, query, batch.class_mask, scale, metric)
+    return prototype_logits(support, batch.support.labels, batch.support.mask, query, batch.class_mask, scale, metric)
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from pyro_smat import RoutedClassifier
-from pyro_smat.cli import app
+from pyro_smat.cli.app import app
 from pyro_smat.episodes.readers.folders import read_folder
 
 

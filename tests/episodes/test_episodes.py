@@ -7,65 +7,65 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyro_smat.episodes import Episode, EpisodeBatch
+from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 
 
-def make(way: int, shots: list[int], queries: int, seed: int = 0, size: int = 3, **extra) -> Episode:
+def make(
+    way: int, shots: list[int], queries: int, seed: int = 0, size: int = 3, support_rows=None, query_rows=None, **extra
+):
     generator = torch.Generator().manual_seed(seed)
     support, query = torch.arange(way).repeat_interleave(torch.tensor(shots)), torch.arange(way).repeat(queries)
     return Episode(
-        torch.rand(len(support), 1, size, size, generator=generator) + 0.01,
-        support,
-        torch.rand(len(query), 1, size, size, generator=generator) + 0.01,
-        query,
-        way,
+        Labelled(torch.rand(len(support), 1, size, size, generator=generator) + 0.01, support, rows=support_rows),
+        Labelled(torch.rand(len(query), 1, size, size, generator=generator) + 0.01, query, rows=query_rows),
+        way=way,
         **extra,
     )
 
 
 def test_collate_pads_and_masks():
     first = make(3, [1, 2, 3], 2, route=1, domain=4, corrupted_labels=2, confounded_with=0)
-    second = make(2, [1, 1], 5, seed=1, support_index=torch.tensor([7, 9]), query_index=torch.arange(20, 30))
+    second = make(2, [1, 1], 5, seed=1, support_rows=torch.tensor([7, 9]), query_rows=torch.arange(20, 30))
     batch = EpisodeBatch.collate([first, second])
-    assert batch.support_images.shape == (2, 6, 1, 3, 3)
-    assert batch.query_images.shape == (2, 10, 1, 3, 3)
-    assert torch.equal(batch.support_images[1, :2], second.support_images)
-    assert batch.support_images[1, 2:].abs().sum() == 0
-    assert torch.equal(batch.query_images[0, :6], first.query_images)
-    assert batch.support_mask.sum(1).tolist() == [6, 2]
-    assert batch.query_mask.sum(1).tolist() == [6, 10]
-    assert batch.support_labels.tolist() == [[0, 1, 1, 2, 2, 2], [0, 1, 0, 0, 0, 0]]
-    assert batch.support_index.tolist() == [[-1] * 6, [7, 9, -1, -1, -1, -1]]
-    assert batch.query_index[1].tolist() == list(range(20, 30))
+    assert batch.support.images.shape == (2, 6, 1, 3, 3)
+    assert batch.query.images.shape == (2, 10, 1, 3, 3)
+    assert torch.equal(batch.support.images[1, :2], second.support.images)
+    assert batch.support.images[1, 2:].abs().sum() == 0
+    assert torch.equal(batch.query.images[0, :6], first.query.images)
+    assert batch.support.mask.sum(1).tolist() == [6, 2]
+    assert batch.query.mask.sum(1).tolist() == [6, 10]
+    assert batch.support.labels.tolist() == [[0, 1, 1, 2, 2, 2], [0, 1, 0, 0, 0, 0]]
+    assert batch.support.rows.tolist() == [[-1] * 6, [7, 9, -1, -1, -1, -1]]
+    assert batch.query.rows[1].tolist() == list(range(20, 30))
     assert (batch.way.tolist(), batch.max_way) == ([3, 2], 3)
     assert batch.class_mask.tolist() == [[True] * 3, [True, True, False]]
     assert (batch.route.tolist(), batch.domain.tolist()) == ([1, -1], [4, -1])
     assert (batch.corrupted_labels.tolist(), batch.confounded_with.tolist()) == ([2, 0], [0, -1])
     assert len(batch) == 2
-    assert batch.support_features is None
+    assert batch.support.features is None
 
 
 def test_masked_means_of_a_batch_equal_the_means_of_its_episodes():
     episodes = [make(2, [1, 3], 2, seed=0), make(4, [2, 2, 1, 1], 3, seed=1), make(3, [1, 1, 1], 1, seed=2)]
     batch = EpisodeBatch.collate(episodes)
-    sums = (batch.query_images * batch.query_mask[..., None, None, None]).sum((1, 2, 3, 4))
-    expected = torch.stack([e.query_images.sum() for e in episodes])
+    sums = (batch.query.images * batch.query.mask[..., None, None, None]).sum((1, 2, 3, 4))
+    expected = torch.stack([e.query.images.sum() for e in episodes])
     torch.testing.assert_close(sums, expected)
-    torch.testing.assert_close(batch.query_images.sum((1, 2, 3, 4)), expected)
+    torch.testing.assert_close(batch.query.images.sum((1, 2, 3, 4)), expected)
 
 
 def test_slices_features_and_devices():
     batch = EpisodeBatch.collate([make(2, [1, 1], 1, seed=s) for s in range(4)])
     part = batch[1:3]
     assert len(part) == 2
-    assert torch.equal(part.support_images, batch.support_images[1:3])
-    assert part.support_features is None
+    assert torch.equal(part.support.images, batch.support.images[1:3])
+    assert part.support.features is None
     features = torch.randn(4, 3, 2, 5, generator=torch.Generator().manual_seed(0))
     rich = batch.with_features(features)
-    assert torch.equal(rich[2:].support_features, features[2:])
-    assert batch.support_features is None
+    assert torch.equal(rich[2:].support.features, features[2:])
+    assert batch.support.features is None
     meta = rich.to("meta")
-    assert meta.support_features.device.type == meta.way.device.type == "meta"
+    assert meta.support.features.device.type == meta.way.device.type == "meta"
 
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -75,22 +75,37 @@ NAN, INFINITE = float("nan"), float("inf")
     ("change", "message"),
     [
         (
-            lambda e: {"support_images": e.support_images[0]},
+            lambda e: {"support": replace(e.support, images=e.support.images[0])},
             r"support images have shape \(1, 3, 3\); expected \(n, chan",
         ),
-        (lambda e: {"query_images": e.query_images[:0]}, r"query images have shape \(0, 1, 3, 3\).*n > 0"),
-        (lambda e: {"support_images": e.support_images.byte()}, "torch.uint8; expected floating point"),
-        (lambda e: {"support_images": _with(e.support_images, 2, NAN)}, r"support images \[2\] hold NaN or infinite"),
-        (lambda e: {"query_images": _with(e.query_images, 3, INFINITE)}, r"query images \[3\] hold NaN or infinite"),
-        (lambda e: {"support_labels": e.support_labels[1:]}, r"support labels have shape \(2,\); expected \(3,\)"),
-        (lambda e: {"query_labels": e.query_labels.int()}, "query labels are torch.int32"),
         (
-            lambda e: {"query_labels": e.query_labels + 1},
+            lambda e: {"query": replace(e.query, images=e.query.images[:0])},
+            r"query images have shape \(0, 1, 3, 3\).*n > 0",
+        ),
+        (
+            lambda e: {"support": replace(e.support, images=e.support.images.byte())},
+            "torch.uint8; expected floating point",
+        ),
+        (
+            lambda e: {"support": replace(e.support, images=_with(e.support.images, 2, NAN))},
+            r"support images \[2\] hold NaN or infinite",
+        ),
+        (
+            lambda e: {"query": replace(e.query, images=_with(e.query.images, 3, INFINITE))},
+            r"query images \[3\] hold NaN or infinite",
+        ),
+        (
+            lambda e: {"support": replace(e.support, labels=e.support.labels[1:])},
+            r"support labels have shape \(2,\); expected \(3,\)",
+        ),
+        (lambda e: {"query": replace(e.query, labels=e.query.labels.int())}, "query labels are torch.int32"),
+        (
+            lambda e: {"query": replace(e.query, labels=e.query.labels + 1)},
             r"query labels are torch.int64 from 1 to 2; expected.*\[0, 2\)",
         ),
-        (lambda e: {"support_labels": e.support_labels - 1}, "from -1 to 0"),
+        (lambda e: {"support": replace(e.support, labels=e.support.labels - 1)}, "from -1 to 0"),
         (
-            lambda e: {"query_images": torch.rand(4, 1, 5, 5)},
+            lambda e: {"query": replace(e.query, images=torch.rand(4, 1, 5, 5))},
             r"support images are \(1, 3, 3\) and query images \(1, 5, 5\)",
         ),
         (lambda e: {"way": 3, "class_names": ("a", "b", "c")}, r"classes \['c'\] have no support image"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.episodes.confounding import distinct_values
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.sampler import EpisodeSampler, SupportCorruption
@@ -35,15 +35,15 @@ def test_episodes_are_what_they_claim(crossed_pool, decode, options):
     sampler = EpisodeSampler(crossed_pool, seed=3, **options)
     for _ in range(200):
         e = sampler.episode()
-        rows = torch.cat([e.support_index, e.query_index])
+        rows = torch.cat([e.support.rows, e.query.rows])
         assert len(set(rows.tolist())) == len(rows)
-        assert torch.equal(decode(torch.cat([e.support_images, e.query_images])), rows)
-        names = [crossed_pool.class_names[e.route][k] for k in crossed_pool.labels[e.query_index, e.route]]
-        assert names == [e.class_names[k] for k in e.query_labels]
+        assert torch.equal(decode(torch.cat([e.support.images, e.query.images])), rows)
+        names = [crossed_pool.class_names[e.route][k] for k in crossed_pool.labels[e.query.rows, e.route]]
+        assert names == [e.class_names[k] for k in e.query.labels]
         domains = set(crossed_pool.domain[rows].tolist())
         assert e.domain == -1 if options.get("mix_domains") else domains == {e.domain}
-        truth = [crossed_pool.class_names[e.route][k] for k in crossed_pool.labels[e.support_index, e.route]]
-        wrong = sum(t != e.class_names[k] for t, k in zip(truth, e.support_labels.tolist(), strict=True))
+        truth = [crossed_pool.class_names[e.route][k] for k in crossed_pool.labels[e.support.rows, e.route]]
+        wrong = sum(t != e.class_names[k] for t, k in zip(truth, e.support.labels.tolist(), strict=True))
         assert wrong == e.corrupted_labels
 
 
@@ -52,9 +52,9 @@ def test_counts_stay_in_their_ranges_and_reach_both_ends(crossed_pool):
     seen = {"way": set(), "shot": set(), "query": set()}
     for _ in range(300):
         e = sampler.episode()
-        shots, queries = set(e.support_labels.bincount().tolist()), set(e.query_labels.bincount().tolist())
+        shots, queries = set(e.support.labels.bincount().tolist()), set(e.query.labels.bincount().tolist())
         assert len(shots) == len(queries) == 1
-        assert len(e.support_labels.bincount()) == e.way == len(e.class_names)
+        assert len(e.support.labels.bincount()) == e.way == len(e.class_names)
         seen["way"].add(e.way)
         seen["shot"] |= shots
         seen["query"] |= queries
@@ -64,14 +64,14 @@ def test_counts_stay_in_their_ranges_and_reach_both_ends(crossed_pool):
 def test_imbalance_spreads_the_shots_and_keeps_one(crossed_pool):
     shots = torch.cat(
         [
-            EpisodeSampler(crossed_pool, 5, 4, 3, imbalance=0.75, seed=s).episode().support_labels.bincount()
+            EpisodeSampler(crossed_pool, 5, 4, 3, imbalance=0.75, seed=s).episode().support.labels.bincount()
             for s in range(300)
         ]
     )
     assert set(shots.tolist()) == set(range(1, 8))  # round(4 u), u in [.25, 1.75]
     assert shots.float().mean() == pytest.approx(4, abs=0.2)
     smallest = EpisodeSampler(crossed_pool, 5, 1, 3, imbalance=0.9, seed=0).sample(50)
-    assert smallest.support_mask.sum() >= 250
+    assert smallest.support.mask.sum() >= 250
 
 
 def test_every_image_is_reached_in_both_roles(crossed_pool):
@@ -79,8 +79,8 @@ def test_every_image_is_reached_in_both_roles(crossed_pool):
     support, query = set(), set()
     for _ in range(20):
         batch = sampler.sample(32)
-        support |= set(batch.support_index.flatten().tolist())
-        query |= set(batch.query_index.flatten().tolist())
+        support |= set(batch.support.rows.flatten().tolist())
+        query |= set(batch.query.rows.flatten().tolist())
     assert support == query == set(range(len(crossed_pool)))
 
 
@@ -90,7 +90,7 @@ def test_attributes_classes_and_label_positions_are_uniform(crossed_pool):
     routes = batch.route.bincount()
     assert ((routes - 2000).abs() < 5 * (6000 * 2 / 9) ** 0.5).all()
     assert ((batch.domain.bincount() - 3000).abs() < 5 * 1500**0.5).all()
-    shape = crossed_pool.labels[batch.support_index[batch.route == 0], 0]  # (episodes, 2 labels)
+    shape = crossed_pool.labels[batch.support.rows[batch.route == 0], 0]  # (episodes, 2 labels)
     for position in (0, 1):
         counts = shape[:, position].bincount(minlength=8).float()
         expected = len(shape) / 8
@@ -132,8 +132,8 @@ def test_label_noise_counts_are_exact(crossed_pool, fraction, shot, expected):
     for _ in range(100):
         e = sampler.episode()
         names = crossed_pool.class_names[e.route]
-        truth = torch.tensor([e.class_names.index(names[k]) for k in crossed_pool.labels[e.support_index, e.route]])
-        wrong = truth != e.support_labels
+        truth = torch.tensor([e.class_names.index(names[k]) for k in crossed_pool.labels[e.support.rows, e.route]])
+        wrong = truth != e.support.labels
         assert int(wrong.sum()) == e.corrupted_labels == expected
         assert set(truth[~wrong].tolist()) == set(range(5))  # every class keeps a true shot
 
@@ -145,9 +145,9 @@ def test_label_noise_is_uniform_over_shots_and_other_labels(crossed_pool):
     for _ in range(1500):
         e = sampler.episode()
         truth = torch.arange(3).repeat_interleave(4)
-        for t, k in zip(truth.tolist(), e.support_labels.tolist(), strict=True):
+        for t, k in zip(truth.tolist(), e.support.labels.tolist(), strict=True):
             moves[t, k] += 1
-        hit += truth != e.support_labels
+        hit += truth != e.support.labels
     off = moves[~torch.eye(3, dtype=torch.bool)]
     assert ((off - 1500).abs() < 5 * 1500**0.5).all()  # 6 of 12 labels replaced, 6 kinds of move
     assert ((hit - 750).abs() < 5 * 375**0.5).all()
@@ -164,7 +164,7 @@ def test_one_shot_episodes_of_a_range_stay_clean(crossed_pool):
     sampler = EpisodeSampler(crossed_pool, 5, (1, 4), 5, corruption=SupportCorruption(0.4), seed=0)
     for _ in range(60):
         e = sampler.episode()
-        assert e.corrupted_labels == {5: 0, 10: 4, 15: 6, 20: 8}[len(e.support_labels)]
+        assert e.corrupted_labels == {5: 0, 10: 4, 15: 6, 20: 8}[len(e.support.labels)]
 
 
 def test_confounded_supports_are_one_to_one_and_queries_are_not(crossed_pool):
@@ -179,11 +179,11 @@ def test_confounded_supports_are_one_to_one_and_queries_are_not(crossed_pool):
         confounded += 1
         assert e.confounded_with != e.route
         confounders[e.route, e.confounded_with] += 1
-        values = crossed_pool.labels[e.support_index, e.confounded_with].reshape(5, 2)
+        values = crossed_pool.labels[e.support.rows, e.confounded_with].reshape(5, 2)
         assert (values[:, 0] == values[:, 1]).all()
         assert len(set(values[:, 0].tolist())) == 5
         first_values[values[0, 0]] += 1
-        query = crossed_pool.labels[e.query_index, e.confounded_with].reshape(5, 6)
+        query = crossed_pool.labels[e.query.rows, e.confounded_with].reshape(5, 6)
         agreements += int((query == values[:, :1]).sum())
         total += 30
     assert abs(confounded - 300) < 5 * 150**0.5
@@ -215,8 +215,8 @@ def test_two_halves_equal_the_whole(crossed_pool):
     whole = EpisodeSampler(crossed_pool, seed=9).sample(8)
     assert_same(whole[:4], first)
     assert_same(whole[4:], second)
-    assert not torch.equal(first.support_index, second.support_index)
-    assert not torch.equal(EpisodeSampler(crossed_pool, seed=10).sample(4).support_index, first.support_index)
+    assert not torch.equal(first.support.rows, second.support.rows)
+    assert not torch.equal(EpisodeSampler(crossed_pool, seed=10).sample(4).support.rows, first.support.rows)
 
 
 def test_resume_through_json(crossed_pool):
@@ -239,7 +239,7 @@ images, domain = torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), torch.zer
 pool = ImagePool(images, labels, ("a", "b"), (tuple("uvwxyz"), tuple("UVWXYZ")), domain)
 corruption = SupportCorruption((0, 0.3), 0.5, 0.5)
 batch = EpisodeSampler(pool, (2, 5), (2, 4), 3, imbalance=0.3, corruption=corruption, seed=11).sample(10)
-drawn = str([batch.support_index.tolist(), batch.query_index.tolist(), batch.support_labels.tolist()])
+drawn = str([batch.support.rows.tolist(), batch.query.rows.tolist(), batch.support.labels.tolist()])
 """
 
 
@@ -313,7 +313,7 @@ def test_small_classes_are_named_or_skipped(make_pool):
 def test_exactly_enough_images_are_enough(make_pool):
     pool = make_pool({n: 7 for n in "abc"})
     batch = EpisodeSampler(pool, 3, 3, 4).sample(5)
-    rows = torch.cat([batch.support_index, batch.query_index], 1).sort(1).values
+    rows = torch.cat([batch.support.rows, batch.query.rows], 1).sort(1).values
     assert torch.equal(rows, torch.arange(21).expand(5, 21))
     with pytest.raises(ValueError, match="0 classes with at least 8 images"):
         EpisodeSampler(pool, 3, 3, 5)
@@ -378,10 +378,12 @@ def test_sample_and_state_refusals(crossed_pool):
         sampler.load_state_dict({"generator": {"bit_generator": "MT19937"}})
 
 
-def assert_same(a: EpisodeBatch, b: EpisodeBatch) -> None:
+def assert_same(a: EpisodeBatch | Labelled, b: EpisodeBatch | Labelled) -> None:
     for name in vars(a):
         left, right = getattr(a, name), getattr(b, name)
-        if left is None:
+        if isinstance(left, Labelled):
+            assert_same(left, right)
+        elif left is None:
             assert right is None
         else:
             assert left.dtype == right.dtype

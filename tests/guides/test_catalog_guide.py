@@ -172,7 +172,7 @@ def exact_losses(router: Any) -> Tensor:
     total = torch.zeros(len(router.batch), dtype=torch.float64)
     for j, row in enumerate(q.coefficients):
         logits = router.model.logits(row.expand(len(router.batch), *row.shape), router.batch)
-        nll = -Categorical(logits=logits).log_prob(router.batch.query_labels) * router.batch.query_mask
+        nll = -Categorical(logits=logits).log_prob(router.batch.query.labels) * router.batch.query.mask
         total = total + q.routing_probabilities()[:, j] * nll.sum(-1)
     return total
 

@@ -13,7 +13,7 @@ from small_posteriors import CATALOG_FAMILIES, FAMILIES, SIMPLEX_FAMILIES
 from torch import Tensor
 
 from pyro_smat.encoders import ENCODERS
-from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.guides import CatalogGuide, LogisticNormalGuide, RoutingGuide
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.routing import Catalog
@@ -35,15 +35,9 @@ def outputs(guide: RoutingGuide, batch: EpisodeBatch) -> Tensor:
 
 def alone(batch: EpisodeBatch, i: int) -> EpisodeBatch:
     """Episode i without any padding of its support."""
-    one, shots = batch[i : i + 1], int(batch.support_mask[i].sum())
-    assert one.support_features is not None
-    return replace(
-        one,
-        support_images=one.support_images[:, :shots],
-        support_labels=one.support_labels[:, :shots],
-        support_mask=one.support_mask[:, :shots],
-        support_features=one.support_features[:, :, :shots],
-    )
+    one, shots = batch[i : i + 1], int(batch.support.mask[i].sum())
+    assert one.support.features is not None
+    return replace(one, support=one.support.select(slice(shots)))
 
 
 @every_encoder
@@ -51,15 +45,9 @@ def alone(batch: EpisodeBatch, i: int) -> EpisodeBatch:
 def test_invariant_to_the_order_of_shots(family: str, encoder: str, make_router: Callable) -> None:
     router = make_router(family, encoder=encoder)
     expected = outputs(router.guide, router.batch)
-    order = torch.randperm(router.batch.support_labels.shape[1], generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(router.batch.support.labels.shape[1], generator=torch.Generator().manual_seed(0))
     batch = router.batch
-    shuffled = replace(
-        batch,
-        support_images=batch.support_images[:, order],
-        support_labels=batch.support_labels[:, order],
-        support_mask=batch.support_mask[:, order],  # padding moves into the middle, too
-        support_features=batch.support_features[:, :, order],
-    )
+    shuffled = replace(batch, support=batch.support.select(order))  # padding moves into the middle, too
     torch.testing.assert_close(outputs(router.guide, shuffled), expected, **CLOSE)
 
 
@@ -68,13 +56,13 @@ def test_invariant_to_the_order_of_shots(family: str, encoder: str, make_router:
 def test_invariant_to_relabelling(family: str, encoder: str, make_router: Callable) -> None:
     router = make_router(family, encoder=encoder)
     expected = outputs(router.guide, router.batch)
-    labels = router.batch.support_labels.clone()
+    labels = router.batch.support.labels.clone()
     for i, way in enumerate(router.batch.way.tolist()):
         names = torch.arange(way).roll(1 + i % (way - 1))
-        shots = router.batch.support_mask[i]
+        shots = router.batch.support.mask[i]
         labels[i, shots] = names[labels[i, shots]]
-        assert not torch.equal(labels[i], router.batch.support_labels[i])
-    found = outputs(router.guide, replace(router.batch, support_labels=labels))
+        assert not torch.equal(labels[i], router.batch.support.labels[i])
+    found = outputs(router.guide, replace(router.batch, support=replace(router.batch.support, labels=labels)))
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
@@ -86,14 +74,14 @@ def test_invariant_to_order_and_names_where_images_repeat(
     """The same picture under two labels: nearest neighbours tie, and no order of shots may decide."""
     router = make_router(family, encoder=encoder)
     episode = make_episode(3, 3, 2, 0)
-    images = episode.support_images.clone()
+    images = episode.support.images.clone()
     images[[3, 4, 6]] = images[0].clone()  # class 0's first picture is also twice in class 1 and once in class 2
-    episode = replace(episode, support_images=images)
+    episode = replace(episode, support=replace(episode.support, images=images))
     expected = outputs(router.guide, router.features.attach(EpisodeBatch.collate([episode])))
     for seed in range(4):
         order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
         names = torch.randperm(3, generator=torch.Generator().manual_seed(seed))
-        other = replace(episode, support_images=images[order], support_labels=names[episode.support_labels[order]])
+        other = replace(episode, support=Labelled(images[order], names[episode.support.labels[order]]))
         found = outputs(router.guide, router.features.attach(EpisodeBatch.collate([other])))
         torch.testing.assert_close(found, expected, **CLOSE)
 
@@ -103,11 +91,11 @@ def test_invariant_to_order_and_names_where_images_repeat(
 def test_invariant_to_padding_and_company(family: str, encoder: str, make_router: Callable) -> None:
     router = make_router(family, encoder=encoder)
     together = outputs(router.guide, router.batch)
-    assert not router.batch.support_mask.all()
+    assert not router.batch.support.mask.all()
     for i in range(4):
         torch.testing.assert_close(outputs(router.guide, alone(router.batch, i))[0], together[i], **CLOSE)
-    junk = router.batch.support_features.clone()
-    junk[~router.batch.support_mask.unsqueeze(1).expand(junk.shape[:-1])] = 37.0
+    junk = router.batch.support.features.clone()
+    junk[~router.batch.support.mask.unsqueeze(1).expand(junk.shape[:-1])] = 37.0
     found = outputs(router.guide, router.batch.with_features(junk))
     torch.testing.assert_close(found, together, **CLOSE)
 
@@ -117,11 +105,11 @@ def test_invariant_to_padding_and_company(family: str, encoder: str, make_router
 def test_the_support_matters(family: str, encoder: str, make_router: Callable) -> None:
     """Invariance alone would also hold for a constant."""
     router = make_router(family, encoder=encoder)
-    features = router.batch.support_features
+    features = router.batch.support.features
     swapped = outputs(router.guide, router.batch.with_features(features.flip(1)))
-    labels = router.batch.support_labels.clone()
+    labels = router.batch.support.labels.clone()
     labels[2, :12] = labels[2, :12].roll(1)  # 4-way 3-shot: every class gets a shot of another
-    other_labels = replace(router.batch, support_labels=labels)
+    other_labels = replace(router.batch, support=replace(router.batch.support, labels=labels))
     expected = outputs(router.guide, router.batch)
     assert (swapped - expected).abs().max() > 1e-2
     assert (outputs(router.guide, other_labels) - expected)[2].abs().max() > 1e-3
@@ -135,7 +123,7 @@ def test_weights_of_sources_are_equivariant(family: str, encoder: str, blocks: i
     """Permuted sources, permuted posterior; what the whole support decides does not move."""
     order = [1, 2, 0]
     router = make_router(family, encoder=encoder, blocks=blocks)
-    permuted = router.batch.with_features(router.batch.support_features[:, order])
+    permuted = router.batch.with_features(router.batch.support.features[:, order])
     before, after = (router.guide.posterior(batch) for batch in (router.batch, permuted))
     for name in PARAMETERS:
         if not hasattr(before, name):
@@ -155,7 +143,7 @@ def test_routings_of_sources_are_equivariant(family: str, encoder: str, blocks: 
     order = [1, 2, 0]
     router = make_router(family, experts=0, encoder=encoder, blocks=blocks)
     probabilities = router.guide.posterior(router.batch).routing_probabilities()
-    features = router.batch.support_features[:, order]
+    features = router.batch.support.features[:, order]
     moved = router.guide.posterior(router.batch.with_features(features)).routing_probabilities()
     rows = router.guide.catalog.coefficients
     for j, row in enumerate(rows):
@@ -214,9 +202,9 @@ def test_fresh_router_prefers_the_source_that_explains_the_support(make_router: 
     """Before any training: a source whose features separate the classes against two of pure noise."""
     router = make_router()
     batch = router.batch[2:3]  # 4-way 3-shot
-    noise = torch.randn(1, 3, *batch.support_features.shape[2:], generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 3, *batch.support.features.shape[2:], generator=torch.Generator().manual_seed(0))
     features = noise.double()
-    features[0, 1] = torch.nn.functional.one_hot(batch.support_labels[0], features.shape[-1]).double()
+    features[0, 1] = torch.nn.functional.one_hot(batch.support.labels[0], features.shape[-1]).double()
     batch = batch.with_features(features)
     catalog = Catalog.k_hot(("a", "b", "c"))
     for guide in (LogisticNormalGuide(3).double(), CatalogGuide(catalog, 3).double()):

@@ -156,7 +156,7 @@ def test_guides_covariance_is_equivariant_in_the_sources(kind: str, make_router:
     guide, batch = _router(kind, make_router)
     order = [2, 0, 1]
     before = _difference_variances(guide.posterior(batch))
-    after = _difference_variances(guide.posterior(batch.with_features(batch.support_features[:, order])))
+    after = _difference_variances(guide.posterior(batch.with_features(batch.support.features[:, order])))
     torch.testing.assert_close(after, before[:, order][:, :, order], rtol=1e-6, atol=1e-9)
     assert (before.flatten(1).std(-1) > 1e-3).all()
 

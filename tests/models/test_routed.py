@@ -73,7 +73,7 @@ def test_prior_predictive(family: str, parallel: bool, make_router: Callable) ->
     pyro.set_rng_seed(0)
     drawn = predictive(router.batch)
     labels = drawn["labels"].reshape(40, 4, -1)
-    assert labels.shape[-1] == router.batch.query_labels.shape[1]
+    assert labels.shape[-1] == router.batch.query.labels.shape[1]
     assert (labels < router.batch.way.view(1, 4, 1)).all()
     for i, way in enumerate(router.batch.way.tolist()):
         assert set(labels[:, i].flatten().tolist()) == set(range(way))
@@ -96,7 +96,7 @@ def test_posterior_predictive_draws_routings_from_the_guide(parallel: bool, make
     found = drawn["source_ilr"].reshape(-1, 4, 1, 2).mean(0)
     torch.testing.assert_close(found, site.mean, rtol=0, atol=0.1 if parallel else 0.8)
     if parallel:
-        shares = (drawn["labels"].reshape(-1, *router.batch.query_labels.shape) == 0).double().mean(0)
+        shares = (drawn["labels"].reshape(-1, *router.batch.query.labels.shape) == 0).double().mean(0)
         coefficients = router.guide.posterior(router.batch).sample(3000, torch.Generator().manual_seed(1))
         with torch.no_grad():
             expected = router.model.logits(coefficients, router.batch).softmax(-1).mean(0)[..., 0]
@@ -111,8 +111,8 @@ def test_log_joint_is_prior_plus_likelihood(family: str, make_router: Callable) 
     trace = poutine.trace(router.model).get_trace(router.batch)
     trace.compute_log_prob()
     logits = trace.nodes["_RETURN"]["value"]
-    log_p = Categorical(logits=logits).log_prob(router.batch.query_labels)
-    expected = (log_p * router.batch.query_mask).sum()
+    log_p = Categorical(logits=logits).log_prob(router.batch.query.labels)
+    expected = (log_p * router.batch.query.mask).sum()
     torch.testing.assert_close(trace.nodes["labels"]["log_prob_sum"], expected)
     values = {site: trace.nodes[site]["value"] for site in SITES[family]}
     torch.testing.assert_close(trace.log_prob_sum(), expected + router.model.prior.log_prob(values).sum())
@@ -127,18 +127,18 @@ def test_logits_by_loop_over_networks(leading: tuple[int, ...], make_router: Cal
     raw = torch.randn(*leading, 4, 5, generator=generator, dtype=torch.float64)
     coefficients = torch.cat([raw[..., :3].softmax(-1), raw[..., 3:].softmax(-1)], -1)
     logits = router.model.logits(coefficients, router.batch)
-    assert logits.shape == (*leading, *router.batch.query_labels.shape, 5)
+    assert logits.shape == (*leading, *router.batch.query.labels.shape, 5)
     flat, rows = logits.reshape(-1, *logits.shape[len(leading) :]), coefficients.reshape(-1, 4, 5)
     for k in range(len(flat)):
         for i in range(4):
             theta = rows[k, i] @ router.model.basis()
             weight, bias = theta[:20].view(5, 4), theta[20:]
             batch, way = router.batch, int(router.batch.way[i])
-            shots, queries = batch.support_mask[i], batch.query_mask[i]
-            support = torch.tanh(batch.support_images[i][shots].flatten(1) @ weight.T + bias)
-            labels = batch.support_labels[i][shots]
+            shots, queries = batch.support.mask[i], batch.query.mask[i]
+            support = torch.tanh(batch.support.images[i][shots].flatten(1) @ weight.T + bias)
+            labels = batch.support.labels[i][shots]
             centres = torch.stack([support[labels == c].mean(0) for c in range(way)])
-            query = torch.tanh(batch.query_images[i][queries].flatten(1) @ weight.T + bias)
+            query = torch.tanh(batch.query.images[i][queries].flatten(1) @ weight.T + bias)
             expected = router.model.scale * torch.cosine_similarity(query[:, None], centres[None], dim=-1)
             torch.testing.assert_close(flat[k, i, queries, :way], expected)
             assert (flat[k, i, :, way:] == -1e4).all()
@@ -206,19 +206,14 @@ def test_a_shared_routing_is_expanded_to_the_episodes(shape: tuple[int, ...], ma
     logits = router.model(router.batch)
     rows = raw.expand(*shape[:-3], 4, 1, 5)[..., 0, :]
     torch.testing.assert_close(logits, router.model.logits(rows, router.batch))
-    assert logits.shape == (*shape[:-3], *router.batch.query_labels.shape, 5)
+    assert logits.shape == (*shape[:-3], *router.batch.query.labels.shape, 5)
 
 
 def test_one_episode_and_one_query(make_router: Callable) -> None:
     for family in FAMILIES:
         router = make_router(family)
         batch = router.batch[:1]
-        batch = replace(
-            batch,
-            query_images=batch.query_images[:, :1],
-            query_labels=batch.query_labels[:, :1],
-            query_mask=batch.query_mask[:, :1],
-        )
+        batch = replace(batch, query=batch.query.select(slice(1)))
         router.model.eval()
         pyro.set_rng_seed(0)
         found = CVaR_ELBO(rho=1.0, kl="sampled", max_plate_nesting=2).loss(router.model, router.guide, batch)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.episodes import Episode, EpisodeBatch
+from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.networks import features as module_under_test
 from pyro_smat.networks.composition import TaskNetwork
@@ -57,13 +57,8 @@ def batch_from(images: ImagePool, with_index: bool = True) -> EpisodeBatch:
         s, q = torch.tensor(support), torch.tensor(query)
         episodes.append(
             Episode(
-                images.at(s),
-                torch.arange(len(s)).remainder(2),
-                images.at(q),
-                torch.zeros(len(q), dtype=torch.long),
-                2,
-                support_index=s if with_index else None,
-                query_index=q if with_index else None,
+                Labelled(images.at(s), torch.arange(len(s)).remainder(2), rows=s if with_index else None),
+                Labelled(images.at(q), torch.zeros(len(q), dtype=torch.long), rows=q if with_index else None),
             )
         )
     return EpisodeBatch.collate(episodes)
@@ -73,15 +68,15 @@ def batch_from(images: ImagePool, with_index: bool = True) -> EpisodeBatch:
 def test_features_are_those_of_the_plain_modules(with_pool: bool) -> None:
     features, _, modules, images = world(with_pool)
     batch = features.attach(batch_from(images))
-    found = batch.support_features
+    found = batch.support.features
     assert found is not None
     assert found.shape == (2, SOURCES, 4, 5)
     assert not found.requires_grad
     with torch.no_grad():
         for b in range(2):
             for r, module in enumerate(modules):
-                expected = module(batch.support_images[b][batch.support_mask[b]])
-                torch.testing.assert_close(found[b, r][batch.support_mask[b]], expected, rtol=1e-5, atol=1e-6)
+                expected = module(batch.support.images[b][batch.support.mask[b]])
+                torch.testing.assert_close(found[b, r][batch.support.mask[b]], expected, rtol=1e-5, atol=1e-6)
     assert torch.isfinite(found).all()  # the padded row too
 
 
@@ -90,10 +85,10 @@ def test_the_pool_is_embedded_once_and_only_when_needed(monkeypatch: pytest.Monk
     features, network, modules, images = world()
     assert network.seen == 0
     batch = batch_from(images)
-    first = features.attach(batch).support_features
+    first = features.attach(batch).support.features
     assert network.seen == SOURCES * len(images)
-    again = features.of(batch.query_images, batch.query_index)
-    assert torch.equal(features.attach(batch).support_features, first)  # type: ignore[arg-type]
+    again = features.of(batch.query.images, batch.query.rows)
+    assert torch.equal(features.attach(batch).support.features, first)  # type: ignore[arg-type]
     assert network.seen == SOURCES * len(images)
     with torch.no_grad():
         everything = torch.stack([m(images.at(torch.arange(23))) for m in modules])
@@ -116,8 +111,8 @@ def test_support_images_that_are_not_of_the_pool_are_refused() -> None:
     with pytest.raises(ValueError, match="7 support images have no row in the pool of 23 images"):
         features.attach(batch_from(images, with_index=False))
     batch = batch_from(images)
-    beyond = batch.support_index.clone()
+    beyond = batch.support.rows.clone()
     beyond[0, 1] = 23
     with pytest.raises(ValueError, match="1 support images have no row"):
-        features.attach(replace(batch, support_index=beyond))
+        features.attach(replace(batch, support=replace(batch.support, rows=beyond)))
     assert network.seen == 0

@@ -69,11 +69,11 @@ def test_inspection_and_compression_tables(tmp_path: Path) -> None:
     torch.save(tuned, tmp_path / "tuned.pt")
     results = {
         "tuned": compress(tmp_path / "tuned.pt", tmp_path / "small.safetensors", tmp_path / "pre.safetensors"),
-        "rough": compress(tmp_path / "tuned.pt", tmp_path / "int8.safetensors", form="int8", tolerance=0.02),
+        "rough": compress(tmp_path / "tuned.pt", tmp_path / "int8.safetensors", codec="int8", tolerance=0.02),
     }
     text = compression_table(results)
     lines = [line.split() for line in text.splitlines()]
-    assert lines[0][:2] == ["source", "form"]
+    assert lines[0][:2] == ["source", "codec"]
     assert "lossless" in lines[1]
     assert "lossless" not in lines[2]
     assert "the base is not counted" in text

@@ -207,7 +207,7 @@ def test_int8_alone_needs_no_base_and_its_error_is_of_the_weights(tmp_path: Path
     assert load_weights(path).keys() == state.keys()  # any reader of ours opens it
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    assert (metadata["codec"], metadata["tolerance"], metadata["lossless"]) == ("int8", "0.01", "false")
+    assert (metadata["form"], metadata["tolerance"], metadata["lossless"]) == ("int8", "0.01", "false")
     assert float(metadata["relative_error"]) == result.relative_error
     assert "base_digest" not in metadata
 
@@ -306,7 +306,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"c\.safetensors: format is 'pyro-smat compressed weights 9'; expected"):
         rewritten(format="pyro-smat compressed weights 9")
-    for broken in ("{", "{}", '{"fc.weight": {"codec": "magic"}}', metadata["tensors"].replace("int8_delta", "magic")):
+    for broken in ("{", "{}", '{"fc.weight": {"form": "magic"}}', metadata["tensors"].replace("int8_delta", "magic")):
         with pytest.raises(ValueError, match=r"c\.safetensors: "):
             rewritten(tensors=broken)
     del parts["fc.weight|scales"]

@@ -87,12 +87,12 @@ def test_one_step_follows_the_loss_of_a_loop_over_episodes(bars):
     theirs = small_network()
     losses = []
     for b in range(4):
-        s, q = batch.support_mask[b], batch.query_mask[b]
-        support, query = theirs(batch.support_images[b, s]), theirs(batch.query_images[b, q])
-        labels = batch.support_labels[b, s]
+        s, q = batch.support.mask[b], batch.query.mask[b]
+        support, query = theirs(batch.support.images[b, s]), theirs(batch.query.images[b, q])
+        labels = batch.support.labels[b, s]
         centres = torch.stack([support[labels == k].mean(0) for k in range(int(batch.way[b]))])
         logits = 10 * F.cosine_similarity(query[:, None], centres[None], dim=-1)
-        losses.append(F.cross_entropy(logits, batch.query_labels[b, q], reduction="none"))
+        losses.append(F.cross_entropy(logits, batch.query.labels[b, q], reduction="none"))
     torch.cat(losses).mean().backward()
     nn.utils.clip_grad_norm_(theirs.parameters(), 5.0)
     before = small_network()
@@ -176,10 +176,10 @@ def test_source_accuracy_equals_nearest_prototypes_by_hand(bars):
     batch = EpisodeSampler(bars, 4, 2, 3, attributes=("bar",), seed=5).sample(8)
     right = []
     for support, labels, query, truth in zip(
-        batch.support_images.numpy(),
-        batch.support_labels.numpy(),
-        batch.query_images.numpy(),
-        batch.query_labels.numpy(),
+        batch.support.images.numpy(),
+        batch.support.labels.numpy(),
+        batch.query.images.numpy(),
+        batch.query.labels.numpy(),
         strict=True,
     ):
         centres = np.stack([support[labels == k].reshape(2, -1).mean(0) for k in range(4)])

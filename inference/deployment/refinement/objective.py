@@ -51,9 +51,9 @@ class SupportObjective:
         self.basis = basis.detach()
         self._experts = coefficients[..., sources:].detach()
         with torch.inference_mode(False):  # images that are kept for a backward pass
-            shots = batch.support_mask[0]
-            self._images = batch.support_images[0][shots]
-            self._labels = batch.support_labels[0][shots]
+            shots = batch.support.mask[0]
+            self._images = batch.support.images[0][shots]
+            self._labels = batch.support.labels[0][shots]
             self._classes = batch.class_mask[0]
         self.start: FloatArray = coefficients[..., :sources].detach().double().cpu().numpy()
         self.start /= self.start.sum(-1, keepdims=True)

@@ -74,12 +74,12 @@ class ComposedLibrary:
 
     def logits(self, theta: Tensor, batch: EpisodeBatch) -> Tensor:
         """Class logits ``(B, Q, W)`` of the queries under task parameters ``(B, d)``."""
-        shots = batch.support_images.shape[1]
-        features = self.features(theta, torch.cat([batch.support_images, batch.query_images], dim=1))
+        shots = batch.support.images.shape[1]
+        features = self.features(theta, torch.cat([batch.support.images, batch.query.images], dim=1))
         return prototype_logits(
             features[:, :shots],
-            batch.support_labels,
-            batch.support_mask,
+            batch.support.labels,
+            batch.support.mask,
             features[:, shots:],
             batch.class_mask,
             self.scale,
@@ -89,9 +89,9 @@ class ComposedLibrary:
     def support_loss(self, theta: Tensor, batch: EpisodeBatch) -> Tensor:
         """Leave-one-out prototype loss of the support, ``(B,)`` in nats per shot."""
         return leave_one_out_loss(
-            self.features(theta, batch.support_images),
-            batch.support_labels,
-            batch.support_mask,
+            self.features(theta, batch.support.images),
+            batch.support.labels,
+            batch.support.mask,
             batch.class_mask,
             self.scale,
             self.metric,
@@ -113,7 +113,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def __call__(self, batch: EpisodeBatch) -> Tensor:
-        """Class probabilities ``(B, Q, W)`` of a batch with ``support_features``."""
+        """Class probabilities ``(B, Q, W)`` of a batch with features of its supports."""
 
 
 @dataclass(frozen=True)

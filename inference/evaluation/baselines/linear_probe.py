@@ -47,14 +47,14 @@ class LinearProbe(Baseline):
     @torch.no_grad()
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         composed = self.start.composed
-        images = torch.cat([batch.support_images, batch.query_images], dim=1)
+        images = torch.cat([batch.support.images, batch.query.images], dim=1)
         features = composed.features(self.start.parameters(batch), images).double()
         if composed.metric == "cosine":
             features = F.normalize(features, dim=-1)
         features = F.pad(features, (0, 1), value=1.0)
-        support, queries = features.split([batch.support_images.shape[1], batch.query_images.shape[1]], dim=1)
+        support, queries = features.split([batch.support.images.shape[1], batch.query.images.shape[1]], dim=1)
         classes = batch.class_mask
-        weights = fit_logistic(support, batch.support_labels, batch.support_mask, classes, self.ridge, self.steps)
+        weights = fit_logistic(support, batch.support.labels, batch.support.mask, classes, self.ridge, self.steps)
         logits = (queries @ weights.mT).masked_fill(~classes.unsqueeze(1), -1e4)
         return logits.softmax(-1).to(composed.sources.dtype)
 

@@ -26,9 +26,9 @@ def validation_loss(baseline: Baseline, episodes: Sequence[EpisodeBatch]) -> flo
         raise ValueError("got no validation episodes; expected at least one batch")
     losses = []
     for batch in episodes:
-        chosen = baseline(batch).gather(-1, batch.query_labels.unsqueeze(-1)).squeeze(-1)
-        nll = -chosen.clamp(min=PROBABILITY_FLOOR).log() * batch.query_mask
-        losses.append(nll.sum(-1) / batch.query_mask.sum(-1))
+        chosen = baseline(batch).gather(-1, batch.query.labels.unsqueeze(-1)).squeeze(-1)
+        nll = -chosen.clamp(min=PROBABILITY_FLOOR).log() * batch.query.mask
+        losses.append(nll.sum(-1) / batch.query.mask.sum(-1))
     return torch.cat(losses).double().mean().item()
 
 

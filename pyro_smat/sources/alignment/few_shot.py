@@ -61,7 +61,7 @@ class FewShotLoss:
     ) -> None:
         self._module, self._pool, self._scale, self._batch_size = module, pool, scale, batch_size
         self.episodes: EpisodeBatch = EpisodeSampler(pool, way, shot, query, seed=seed).sample(episodes)
-        drawn = torch.cat([self.episodes.support_index.flatten(), self.episodes.query_index.flatten()])
+        drawn = torch.cat([self.episodes.support.rows.flatten(), self.episodes.query.rows.flatten()])
         self._rows = drawn.unique()
 
     def __call__(self, state: Mapping[str, Tensor]) -> float:
@@ -82,10 +82,10 @@ class FewShotLoss:
         for d in domain.unique():
             features[domain == d] -= features[domain == d].mean(0)
         batch = self.episodes
-        support, query = (torch.searchsorted(self._rows, i) for i in (batch.support_index, batch.query_index))
+        support, query = (torch.searchsorted(self._rows, i) for i in (batch.support.rows, batch.query.rows))
         way = torch.arange(int(batch.way.max())) < batch.way[:, None]
         logits = prototype_logits(
-            features[support], batch.support_labels, batch.support_mask, features[query], way, self._scale
+            features[support], batch.support.labels, batch.support.mask, features[query], way, self._scale
         )
-        losses = -logits.log_softmax(-1).gather(-1, batch.query_labels[..., None]).squeeze(-1)
-        return FewShotScore(losses.mean(-1), (logits.argmax(-1) == batch.query_labels).float().mean(-1))
+        losses = -logits.log_softmax(-1).gather(-1, batch.query.labels[..., None]).squeeze(-1)
+        return FewShotScore(losses.mean(-1), (logits.argmax(-1) == batch.query.labels).float().mean(-1))

@@ -68,7 +68,7 @@ def test_splits_of_domains_and_names_that_only_look_like_splits(tmp_path, write_
 def test_a_folder_feeds_the_sampler(tmp_path, write_image):
     plant(tmp_path, write_image, {"photo/a": 4, "photo/b": 4, "sketch/a": 4, "sketch/b": 4})
     batch = EpisodeSampler(read_folder(tmp_path), way=2, shot=2, query=2, seed=0).sample(3)
-    assert batch.support_images.shape == (3, 4, 3, 6, 6)
+    assert batch.support.images.shape == (3, 4, 3, 6, 6)
     assert torch.equal(batch.route, batch.domain)
 
 

@@ -369,16 +369,16 @@ def test_scores_of_a_task_are_those_of_evaluation() -> None:
     )
     batch = build_sampler(config, pool, 3).sample(3)
     for i in range(3):
-        asked, shots = batch.query_mask[i], batch.support_mask[i]
+        asked, shots = batch.query.mask[i], batch.support.mask[i]
         for name in (n for n in SCORES if n not in ("variance", "argmax entropy")):
             task = RoutedClassifier(router, AbstentionRule(name)).adapt(
-                batch.support_images[i][shots], batch.support_labels[i][shots]
+                batch.support.images[i][shots], batch.support.labels[i][shots]
             )
-            value = task.uncertainty_on(batch.query_images[i][asked])
+            value = task.uncertainty_on(batch.query.images[i][asked])
             assert value == pytest.approx(found.scores[name][i], abs=2e-5), name
         learned = AbstentionRule("learned", predictor=PREDICTOR)
-        task = RoutedClassifier(router, learned).adapt(batch.support_images[i][shots], batch.support_labels[i][shots])
-        value = task.uncertainty_on(batch.query_images[i][asked])
+        task = RoutedClassifier(router, learned).adapt(batch.support.images[i][shots], batch.support.labels[i][shots])
+        value = task.uncertainty_on(batch.query.images[i][asked])
         assert value == pytest.approx(learned.uncertainty(found.scores)[i], abs=1e-3)
 
 

@@ -23,10 +23,10 @@ def network_probabilities(router, coefficients: Tensor, i: int) -> Tensor:  # ty
     def features(images: Tensor) -> Tensor:
         return torch.tanh(images.flatten(1) @ weight.T + bias)
 
-    shots = batch.support_mask[i]
-    support, labels = features(batch.support_images[i][shots]), batch.support_labels[i][shots]
+    shots = batch.support.mask[i]
+    support, labels = features(batch.support.images[i][shots]), batch.support.labels[i][shots]
     centres = torch.stack([support[labels == k].mean(0) for k in range(int(batch.way[i]))])
-    queries = features(batch.query_images[i][batch.query_mask[i]])
+    queries = features(batch.query.images[i][batch.query.mask[i]])
     return (model.scale * torch.cosine_similarity(queries[:, None], centres[None], dim=-1)).softmax(-1)
 
 
@@ -47,7 +47,7 @@ def test_rules_by_loop(family: str, rule: Rule, make_router: Callable) -> None:
     assert not found.requires_grad
     torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]))
     for i in range(4):
-        way, queries = int(router.batch.way[i]), int(router.batch.query_mask[i].sum())
+        way, queries = int(router.batch.way[i]), int(router.batch.query.mask[i].sum())
         expected = sum(
             weights[k, i] * network_probabilities(router, coefficients[k, i], i) for k in range(len(coefficients))
         )

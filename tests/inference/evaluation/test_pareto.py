@@ -46,8 +46,8 @@ def test_rows_are_the_predictions_of_the_rules(make_router: Callable) -> None:
         row = table[table.setting == name].iloc[0]
         accuracy, loss = [], []
         for b in range(len(router.batch)):
-            asked = router.batch.query_mask[b]
-            own, labels = probabilities[b][asked], router.batch.query_labels[b][asked]
+            asked = router.batch.query.mask[b]
+            own, labels = probabilities[b][asked], router.batch.query.labels[b][asked]
             accuracy.append(float((own.argmax(-1) == labels).double().mean()))
             loss.append(float(-own[torch.arange(len(own)), labels].log().mean()))
         assert row.accuracy == pytest.approx(np.mean(accuracy))

@@ -37,19 +37,19 @@ def tanh_features(theta: Tensor, images: Tensor) -> Tensor:
 
 def loop_log_likelihood(router, theta: Tensor, i: int) -> Tensor:  # type: ignore[no-untyped-def]
     batch = router.batch
-    shots, queries = batch.support_mask[i], batch.query_mask[i]
-    support, labels = tanh_features(theta, batch.support_images[i][shots]), batch.support_labels[i][shots]
+    shots, queries = batch.support.mask[i], batch.query.mask[i]
+    support, labels = tanh_features(theta, batch.support.images[i][shots]), batch.support.labels[i][shots]
     centres = torch.stack([support[labels == k].mean(0) for k in range(int(batch.way[i]))])
-    similar = F.cosine_similarity(tanh_features(theta, batch.query_images[i][queries])[:, None], centres[None], dim=-1)
-    return -F.cross_entropy(router.model.scale * similar, batch.query_labels[i][queries], reduction="none").detach()
+    similar = F.cosine_similarity(tanh_features(theta, batch.query.images[i][queries])[:, None], centres[None], dim=-1)
+    return -F.cross_entropy(router.model.scale * similar, batch.query.labels[i][queries], reduction="none").detach()
 
 
 def loop_support_loss(router, theta: Tensor, i: int) -> Tensor:  # type: ignore[no-untyped-def]
     """Every shot against prototypes of the others; alone in its class, against the mean of all shots."""
-    shots = router.batch.support_mask[i]
+    shots = router.batch.support.mask[i]
     features, labels = (
-        tanh_features(theta, router.batch.support_images[i][shots]),
-        router.batch.support_labels[i][shots],
+        tanh_features(theta, router.batch.support.images[i][shots]),
+        router.batch.support.labels[i][shots],
     )
     losses = []
     for j in range(len(labels)):
@@ -73,13 +73,13 @@ def test_query_losses_by_loop(make_router: Callable) -> None:
     coefficients = routings_of(router)
     found = candidate_log_likelihoods(router.model, router.batch, coefficients)
     means = candidate_losses(router.model, router.batch, coefficients)
-    assert found.shape == (7, 4, router.batch.query_labels.shape[1])
+    assert found.shape == (7, 4, router.batch.query.labels.shape[1])
     assert means.shape == (7, 4)
     assert not means.requires_grad
     for j, theta in enumerate(coefficients @ deployed_basis(router)):
         for i in range(4):
             expected = loop_log_likelihood(router, theta, i)
-            torch.testing.assert_close(found[j, i][router.batch.query_mask[i]], expected)
+            torch.testing.assert_close(found[j, i][router.batch.query.mask[i]], expected)
             torch.testing.assert_close(means[j, i], -expected.mean())
 
 
@@ -105,7 +105,7 @@ def test_support_losses_of_single_sources_are_the_strong_baseline(make_router: C
 
 def test_support_losses_do_not_see_the_queries(make_router: Callable) -> None:
     router = make_router()
-    blind = replace(router.batch, query_images=torch.zeros_like(router.batch.query_images))
+    blind = replace(router.batch, query=replace(router.batch.query, images=torch.zeros_like(router.batch.query.images)))
     found = [support_candidate_losses(router.model, b, routings_of(router)) for b in (router.batch, blind)]
     assert torch.equal(*found)
 
@@ -131,7 +131,7 @@ def test_the_default_chunk_fits_the_memory(make_router: Callable, monkeypatch: p
         return logits(coefficients, *arguments)
 
     monkeypatch.setattr(router.model, "logits", watched)
-    images = router.batch.support_images.shape[1] + router.batch.query_images.shape[1]
+    images = router.batch.support.images.shape[1] + router.batch.query.images.shape[1]
     per_routing = 8 * (25 + 4 * 4 * images)  # bytes x (weights + pixels of 4 episodes)
     monkeypatch.setattr("pyro_smat.inference.objective.candidates.CHUNK_BYTES", 4 * per_routing - 1)
     candidate_losses(router.model, router.batch, routings_of(router))

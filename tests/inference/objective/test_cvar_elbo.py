@@ -358,7 +358,7 @@ def test_catalog_is_the_sum_over_all_routings(
         total = torch.zeros(())
         for j, row in enumerate(posterior.coefficients):
             logits = router.model.logits(row.expand(len(batch), -1), batch)[i]
-            nll = F.cross_entropy(logits, batch.query_labels[i], reduction="none")[batch.query_mask[i]].sum()
+            nll = F.cross_entropy(logits, batch.query.labels[i], reduction="none")[batch.query.mask[i]].sum()
             total = total + q[i, j] * nll
         expected_losses.append(total)
     losses = torch.stack(expected_losses)

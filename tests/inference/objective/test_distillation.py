@@ -54,7 +54,7 @@ def test_teacher_is_a_softmax_of_summed_losses(on: str, temperature: float, make
     rows = router.guide.catalog.coefficients.double()
     means = (support_candidate_losses if on == "support" else candidate_losses)(router.model, router.batch, rows)
     for i in range(4):
-        count = int((router.batch.support_mask if on == "support" else router.batch.query_mask)[i].sum())
+        count = int((router.batch.support.mask if on == "support" else router.batch.query.mask)[i].sum())
         weights = [torch.exp(-count * means[j, i] / temperature) for j in range(len(rows))]
         expected = torch.stack(weights) / torch.stack(weights).sum()
         torch.testing.assert_close(found[i].exp().double(), expected.double())
@@ -298,7 +298,7 @@ def test_prediction_term_by_hand(family: str, particles: int, make_router: Calla
     rows, weights = posterior.top(1000)  # all of the catalog; the one point
     expected = []
     for i in range(4):
-        real, way = router.batch.query_mask[i], int(router.batch.way[i])
+        real, way = router.batch.query.mask[i], int(router.batch.way[i])
         total = 0.0
         for row, weight in zip(rows, weights, strict=True):
             logits = router.model.logits(row, router.batch)[i, real, :way]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,22 +122,11 @@ def test_mean_does_not_depend_on_padding(make_router: Callable) -> None:
         router.model.eval()
         elbo = CVaR_ELBO(rho=1.0, episode_loss=name)
         together = elbo.terms(router.model, router.guide, router.batch).episode_losses
-        assert not router.batch.query_mask.all()
+        assert not router.batch.query.mask.all()
         for i in range(len(router.batch)):
-            queries, shots = router.batch.query_mask[i].sum(), router.batch.support_mask[i].sum()
+            queries, shots = router.batch.query.mask[i].sum(), router.batch.support.mask[i].sum()
             one = router.batch[i : i + 1]
-            one = type(one)(
-                **vars(one)
-                | {
-                    "query_images": one.query_images[:, :queries],
-                    "query_labels": one.query_labels[:, :queries],
-                    "query_mask": one.query_mask[:, :queries],
-                    "support_images": one.support_images[:, :shots],
-                    "support_labels": one.support_labels[:, :shots],
-                    "support_mask": one.support_mask[:, :shots],
-                    "support_features": one.support_features[:, :, :shots],
-                }
-            )
+            one = replace(one, support=one.support.select(slice(shots)), query=one.query.select(slice(queries)))
             alone = elbo.terms(router.model, router.guide, one).episode_losses
             torch.testing.assert_close(alone[0], together[i])
 
@@ -287,9 +277,9 @@ def test_reference_of_regret_is_the_loss_of_a_source(name: str, make_episode: Ca
 
     def program(source: int) -> Callable[[], None]:
         def run() -> None:
-            queries = pyro.plate("queries", batch.query_labels.shape[1], dim=-1)
-            with pyro.plate("episodes", 3, dim=-2), queries, poutine.mask(mask=batch.query_mask):
-                pyro.sample("labels", dist.Categorical(logits=logits[:, source]), obs=batch.query_labels)
+            queries = pyro.plate("queries", batch.query.labels.shape[1], dim=-1)
+            with pyro.plate("episodes", 3, dim=-2), queries, poutine.mask(mask=batch.query.mask):
+                pyro.sample("labels", dist.Categorical(logits=logits[:, source]), obs=batch.query.labels)
 
         return run
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_smat.encoders import Encoding, SupportEncoder
 from pyro_smat.encoders.encoder import SourceContext
-from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.guides import CatalogGuide, HierarchicalGuide, LogisticNormalGuide, RoutingGuide
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.inference.training.posterior_collapse import posterior_spread
@@ -61,11 +61,11 @@ class Supports:
 def supports(shots: Tensor, features: Tensor, generator: torch.Generator) -> Supports:
     """Features are ``(B, R, S, f)``; all shots are of one class, and there are no images."""
     episodes, count = shots.shape[:2]
-    numbers, blank = torch.zeros(episodes, dtype=torch.long), torch.zeros(episodes, count, 1, 1, 1)
+    blank = torch.zeros(episodes, count, 1, 1, 1)
     labels = torch.zeros(episodes, count, dtype=torch.long)
     mask = torch.arange(count) < torch.randint(1, count + 1, (episodes, 1), generator=generator)
-    of_images = (blank, labels, mask)
-    batch = EpisodeBatch(*of_images, *of_images, numbers + 1, labels, labels, *(numbers,) * 4)
+    images = Labelled(blank, labels, mask)
+    batch = EpisodeBatch(images, images, torch.ones(episodes, dtype=torch.long))
     return Supports(shots, batch.with_features(features))
 
 
@@ -106,7 +106,7 @@ def routed_supports(generator: torch.Generator, episodes: int = EPISODES) -> Sup
 def bayes(data: Supports) -> Tensor:
     """p(A | S) ``(B, J)`` by Bayes' rule."""
     log_p = dist.Normal(MEANS[:, None], 1.0).log_prob(data.shots.unsqueeze(1)).sum(-1)  # (B, J, S)
-    return (PRIOR + (log_p * data.batch.support_mask.unsqueeze(1)).sum(-1)).softmax(-1)
+    return (PRIOR + (log_p * data.batch.support.mask.unsqueeze(1)).sum(-1)).softmax(-1)
 
 
 class RouteModel(LocalModule):
@@ -119,7 +119,7 @@ class RouteModel(LocalModule):
     def forward(self, data: Supports) -> None:
         with pyro.plate("episodes", len(data), dim=-2):
             means = self.prior() @ MEANS
-            with pyro.plate("shots", SHOTS, dim=-1), pyro.poutine.mask(mask=data.batch.support_mask):
+            with pyro.plate("shots", SHOTS, dim=-1), pyro.poutine.mask(mask=data.batch.support.mask):
                 pyro.sample("support", dist.Normal(means, 1.0).to_event(1), obs=data.shots)
 
 
@@ -131,7 +131,7 @@ class DiscreteSupports(LocalModule):
         self.routes = routes
 
     def forward(self, data: Supports) -> None:
-        self.routes(data.shots.squeeze(-1).long(), data.batch.support_mask)
+        self.routes(data.shots.squeeze(-1).long(), data.batch.support.mask)
 
 
 def test_a_guide_learns_the_posterior_of_finite_routes() -> None:
@@ -146,7 +146,7 @@ def test_a_guide_learns_the_posterior_of_finite_routes() -> None:
     guide = CatalogGuide(CATALOG, ROUTES, prior=CatalogPrior(CATALOG, PRIOR), encoder=StatisticsEncoder())
     train(DiscreteSupports(routes), guide, draw, 200)
     data = draw(torch.Generator().manual_seed(9), 2000)
-    truth = routes.posterior(data.shots.squeeze(-1).long(), data.batch.support_mask)
+    truth = routes.posterior(data.shots.squeeze(-1).long(), data.batch.support.mask)
     with torch.no_grad():
         q = guide.posterior(data.batch).routing_probabilities()
     assert 0.5 * (q - truth).abs().sum(-1).mean() < 0.03
@@ -199,7 +199,7 @@ class MixtureModel(LocalModule):
         with pyro.plate("episodes", len(data), dim=-2):
             site, ilr = "source_ilr", self.prior.distribution("source_ilr", {})
             logits = pyro.sample(site, ilr) @ ilr_basis(SOURCES, data.shots).mT
-            with pyro.plate("shots", SHOTS, dim=-1), pyro.poutine.mask(mask=data.batch.support_mask):
+            with pyro.plate("shots", SHOTS, dim=-1), pyro.poutine.mask(mask=data.batch.support.mask):
                 pyro.sample("support", dist.Normal(logits, 1.0).to_event(1), obs=data.shots)
 
 
@@ -210,9 +210,9 @@ def test_logistic_normal_posterior_is_bayes_rule(covariance: str) -> None:
     train(MixtureModel(), guide, mixed_supports, 400)
     data = mixed_supports(torch.Generator().manual_seed(9), 2000)
     basis = ilr_basis(SOURCES, data.shots)
-    count = data.batch.support_mask.sum(-1)
+    count = data.batch.support.mask.sum(-1)
     precision = PRIOR_SCALE**-2 + count
-    total = (data.shots * data.batch.support_mask.unsqueeze(-1)).sum(1)
+    total = (data.shots * data.batch.support.mask.unsqueeze(-1)).sum(1)
     covariance_matrix = torch.eye(SOURCES - 1) / precision.view(-1, 1, 1)
     exact = torch.distributions.MultivariateNormal(total @ basis / precision.unsqueeze(-1), covariance_matrix)
     with torch.no_grad():

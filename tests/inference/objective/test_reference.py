@@ -21,16 +21,16 @@ def loop_logits(router, i: int, r: int) -> Tensor:  # type: ignore[no-untyped-de
     def features(images: Tensor) -> Tensor:
         return torch.tanh(images.flatten(1) @ weight.T + bias)
 
-    shots, queries = batch.support_mask[i], batch.query_mask[i]
-    support, labels = features(batch.support_images[i][shots]), batch.support_labels[i][shots]
+    shots, queries = batch.support.mask[i], batch.query.mask[i]
+    support, labels = features(batch.support.images[i][shots]), batch.support.labels[i][shots]
     centres = torch.stack([support[labels == k].mean(0) for k in range(int(batch.way[i]))])
-    return 10 * F.cosine_similarity(features(batch.query_images[i][queries])[:, None], centres[None], dim=-1)
+    return 10 * F.cosine_similarity(features(batch.query.images[i][queries])[:, None], centres[None], dim=-1)
 
 
 def loop_losses(router, mean: bool) -> Tensor:  # type: ignore[no-untyped-def]
     rows = []
     for i in range(len(router.batch)):
-        labels = router.batch.query_labels[i][router.batch.query_mask[i]]
+        labels = router.batch.query.labels[i][router.batch.query.mask[i]]
         reduction = "mean" if mean else "sum"
         rows.append(
             torch.stack([F.cross_entropy(loop_logits(router, i, r), labels, reduction=reduction) for r in range(3)])
@@ -41,9 +41,9 @@ def loop_losses(router, mean: bool) -> Tensor:  # type: ignore[no-untyped-def]
 def test_source_logits_and_losses(make_router: Callable) -> None:
     router = make_router()
     logits = source_logits(router.features, router.batch)
-    assert logits.shape == (4, 3, router.batch.query_labels.shape[1], 5)
+    assert logits.shape == (4, 3, router.batch.query.labels.shape[1], 5)
     for i in range(4):
-        queries, way = int(router.batch.query_mask[i].sum()), int(router.batch.way[i])
+        queries, way = int(router.batch.query.mask[i].sum()), int(router.batch.way[i])
         for r in range(3):
             expected = loop_logits(router, i, r).to(logits.dtype)
             torch.testing.assert_close(logits[i, r, :queries, :way], expected, rtol=1e-4, atol=1e-5)
@@ -57,8 +57,8 @@ def test_support_losses_leave_one_out(make_router: Callable) -> None:
     router = make_router()
     found = support_losses(router.batch)
     i = 2  # 4-way 3-shot: nobody is alone in its class
-    shots = router.batch.support_mask[i]
-    images, labels = router.batch.support_images[i][shots], router.batch.support_labels[i][shots]
+    shots = router.batch.support.mask[i]
+    images, labels = router.batch.support.images[i][shots], router.batch.support.labels[i][shots]
     for r in range(3):
         weight, bias = router.library.basis[r, :20].view(5, 4), router.library.basis[r, 20:]
         features = torch.tanh(images.flatten(1) @ weight.T + bias)

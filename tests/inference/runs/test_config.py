@@ -54,8 +54,8 @@ def test_sections_as_inline_tables(tmp_path: Path) -> None:
 
 
 def test_shipped_configs_are_valid() -> None:
-    root = Path(__file__).parent.parent
-    for path in (root / "pyro_smat" / "quickstart.toml", root / "benchmarks" / "emoji.toml"):
+    root = Path(__file__).parents[3]
+    for path in (root / "pyro_smat/cli/quickstart.toml", root / "benchmarks" / "emoji.toml"):
         assert load_config(path).guide.family in get_args(Family)
 
 

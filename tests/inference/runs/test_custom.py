@@ -17,7 +17,7 @@ from tiny_run import tiny_config, tiny_pool, tiny_router
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from pyro_smat.cli import app
+from pyro_smat.cli.app import app
 from pyro_smat.inference.runs.config import load_config
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference import RoutedClassifier
@@ -214,7 +214,7 @@ def trial(router: Router) -> EpisodeBatch:
 @pytest.mark.parametrize(
     ("model", "guide", "message"),
     [
-        ("Silent", None, r"model Silent observes nothing; expected a pyro.sample\(..., obs=batch.query_labels\)"),
+        ("Silent", None, r"model Silent observes nothing; expected a pyro.sample\(..., obs=batch.query.labels\)"),
         ("Restless", None, r"model Restless draws the site 'mood', which guide LogisticNormalGuide does not have"),
         (
             None,

@@ -15,7 +15,7 @@ from tiny_run import build_trainer, tiny_config, tiny_pool, tiny_router, tiny_so
 from torch import Tensor
 
 from pyro_smat.inference.runs.config import Family, PriorKind, RunConfig, load_config
-from pyro_smat.episodes import Episode, EpisodeBatch
+from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.guides import PointGuide
 from pyro_smat.inference.runs import assembly
 from pyro_smat.inference.runs import run as run_module
@@ -532,7 +532,7 @@ def test_decision_masks_average_over_samples_of_the_gates() -> None:
     assert not torch.allclose(found, deployed)
     images = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2] * 2)
-    batch = EpisodeBatch.collate([Episode(images[:6], labels, images[6:], torch.zeros(4, dtype=torch.long), 3)])
+    batch = EpisodeBatch.collate([Episode(Labelled(images[:6], labels), Labelled(images[6:]))])
     batch = router.features().attach(batch)
     bases = router.model.basis(6, torch.Generator().manual_seed(router.config.seed))
     assert len({tuple(basis[3].tolist()) for basis in bases}) == 6

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.episodes import Episode, EpisodeBatch
+from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.inference.objective.candidates import candidate_losses
 from pyro_smat.inference.training import catalog_search
 from pyro_smat.inference.training.catalog_search import search_catalog, select_routings
@@ -51,7 +51,9 @@ def planted_episode(upper: bool, seed: int) -> Episode:
         return torch.stack([signal, noise] if upper else [noise, signal], 1).unsqueeze(1).double()
 
     labels = torch.arange(4)
-    return Episode(images(2), labels.repeat_interleave(2), images(4), labels.repeat_interleave(4), 4)
+    return Episode(
+        Labelled(images(2), labels.repeat_interleave(2)), Labelled(images(4), labels.repeat_interleave(4)), way=4
+    )
 
 
 def planted_batches(episodes: int = 12) -> list[EpisodeBatch]:

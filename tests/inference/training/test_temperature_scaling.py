@@ -134,8 +134,8 @@ def deployed_loss(router, batches: list[EpisodeBatch]) -> float:  # type: ignore
     losses = []
     for batch in batches:
         p = predict(router.model, router.guide.posterior(batch), batch, "top-k", k=10_000)
-        nll = -p.gather(-1, batch.query_labels.unsqueeze(-1)).squeeze(-1).log() * batch.query_mask
-        losses.append(nll.sum(-1) / batch.query_mask.sum(-1))
+        nll = -p.gather(-1, batch.query.labels.unsqueeze(-1)).squeeze(-1).log() * batch.query.mask
+        losses.append(nll.sum(-1) / batch.query.mask.sum(-1))
     return torch.cat(losses).detach().mean().item()
 
 

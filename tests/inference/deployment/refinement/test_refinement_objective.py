@@ -35,7 +35,7 @@ def test_value_and_gradient(make_router: Callable[..., Any], blocks: int, expert
     router = make_router("logistic_normal", 4, experts, blocks=blocks, model_options={"metric": metric})
     objective, basis = objective_of(router)
     assert objective.shape == ((4,) if blocks == 1 else (2, 4))
-    assert objective.shots == int(router.batch.support_mask[1].sum()) < router.batch.support_labels.shape[1]
+    assert objective.shots == int(router.batch.support.mask[1].sum()) < router.batch.support.labels.shape[1]
     weights = random_weights(objective.shape)
     coefficients = objective.coefficients(weights).unsqueeze(0)
     expected = support_candidate_losses(router.model, router.batch, coefficients, basis=basis)[0, 1]

@@ -60,12 +60,12 @@ def query_loss_by_hand() -> Callable[[Tensor, EpisodeBatch, int], Tensor]:
     """``(theta (25,), batch, i)``: mean query loss of episode i, with nothing but linear algebra."""
 
     def loss(theta: Tensor, batch: EpisodeBatch, i: int) -> Tensor:
-        shots, queries = batch.support_mask[i], batch.query_mask[i]
-        support, labels = features_by_hand(theta, batch.support_images[i][shots]), batch.support_labels[i][shots]
+        shots, queries = batch.support.mask[i], batch.query.mask[i]
+        support, labels = features_by_hand(theta, batch.support.images[i][shots]), batch.support.labels[i][shots]
         centres = torch.stack([support[labels == k].mean(0) for k in range(int(batch.way[i]))])
-        asked = features_by_hand(theta, batch.query_images[i][queries])
+        asked = features_by_hand(theta, batch.query.images[i][queries])
         return F.cross_entropy(
-            10 * F.cosine_similarity(asked[:, None], centres, dim=-1), batch.query_labels[i][queries]
+            10 * F.cosine_similarity(asked[:, None], centres, dim=-1), batch.query.labels[i][queries]
         )
 
     return loss
@@ -76,8 +76,8 @@ def support_loss_by_hand() -> Callable[[Tensor, EpisodeBatch, int], Tensor]:
     """Likewise the leave-one-out loss of the support of an episode with two shots a class or more."""
 
     def loss(theta: Tensor, batch: EpisodeBatch, i: int) -> Tensor:
-        shots = batch.support_mask[i]
-        features, labels = features_by_hand(theta, batch.support_images[i][shots]), batch.support_labels[i][shots]
+        shots = batch.support.mask[i]
+        features, labels = features_by_hand(theta, batch.support.images[i][shots]), batch.support.labels[i][shots]
         losses = []
         for j in range(len(labels)):
             others = torch.arange(len(labels)) != j

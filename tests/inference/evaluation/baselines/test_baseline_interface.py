@@ -53,7 +53,7 @@ def test_probabilities_follow_a_relabelling(
     batch = make_batch(composed)
     baseline = maker(composed, make_batch(composed, 50))
     probabilities = baseline(batch)
-    assert probabilities.shape == (*batch.query_labels.shape, batch.max_way)
+    assert probabilities.shape == (*batch.query.labels.shape, batch.max_way)
     assert not probabilities.requires_grad
     torch.testing.assert_close(probabilities.sum(-1), torch.ones_like(probabilities[..., 0]))
     assert not probabilities.mT[~batch.class_mask].any()  # classes that an episode does not have
@@ -63,10 +63,12 @@ def test_probabilities_follow_a_relabelling(
     for i, way in enumerate(batch.way.tolist()):
         names[i, :way] = torch.randperm(way, generator=generator)
     renamed = replace(
-        batch, support_labels=names.gather(1, batch.support_labels), query_labels=names.gather(1, batch.query_labels)
+        batch,
+        support=replace(batch.support, labels=names.gather(1, batch.support.labels)),
+        query=replace(batch.query, labels=names.gather(1, batch.query.labels)),
     )
     expected = torch.zeros_like(probabilities).scatter(-1, names.unsqueeze(1).expand_as(probabilities), probabilities)
-    asked = batch.query_mask
+    asked = batch.query.mask
     torch.testing.assert_close(baseline(renamed)[asked], expected[asked], rtol=1e-5, atol=1e-6)
 
 
@@ -76,7 +78,7 @@ def test_query_labels_are_not_seen(
 ) -> None:
     batch = make_batch(composed)
     baseline = maker(composed, make_batch(composed, 50))
-    blind = replace(batch, query_labels=torch.zeros_like(batch.query_labels))
+    blind = replace(batch, query=replace(batch.query, labels=torch.zeros_like(batch.query.labels)))
     assert torch.equal(baseline(blind), baseline(batch))
 
 
@@ -84,7 +86,7 @@ class OneBatch:
     """A sampler of the same episodes again and again."""
 
     def __init__(self, batch: EpisodeBatch) -> None:
-        self.batch = replace(batch, support_features=None)
+        self.batch = replace(batch, support=replace(batch.support, features=None))
 
     def sample(self, count: int) -> EpisodeBatch:
         return self.batch[:count]
@@ -123,5 +125,6 @@ def test_lowest_validation_loss(composed: ComposedLibrary, make_batch: Callable)
 
 
 def test_support_features_are_asked_for(composed: ComposedLibrary, make_batch: Callable) -> None:
+    batch = make_batch(composed)
     with pytest.raises(ValueError, match=r"call SourceFeatures\(\.\.\.\)\.attach\(batch\) first"):
-        BestSource(composed)(replace(make_batch(composed), support_features=None))
+        BestSource(composed)(replace(batch, support=replace(batch.support, features=None)))

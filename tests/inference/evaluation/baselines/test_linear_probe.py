@@ -27,13 +27,13 @@ def test_against_scikit_learn(ridge: float, composed: ComposedLibrary, make_batc
             raw = torch.tanh(images.flatten(1) @ theta[:20].view(5, 4).T + theta[20:])
             return F.pad(F.normalize(raw, dim=-1), (0, 1), value=1.0).numpy()
 
-        shots, asked = batch.support_mask[i], batch.query_mask[i]
-        points = features(batch.support_images[i][shots])
+        shots, asked = batch.support.mask[i], batch.query.mask[i]
+        points = features(batch.support.images[i][shots])
         regression = LogisticRegression(C=1 / (len(points) * ridge), fit_intercept=False, tol=1e-12, max_iter=10_000)
         if batch.way[i] == 2:  # one row of weights for two classes: half of the penalty of two opposite rows
             regression.set_params(C=2 / (len(points) * ridge))
-        regression.fit(points, batch.support_labels[i][shots].numpy())
-        expected = regression.predict_proba(features(batch.query_images[i][asked]))
+        regression.fit(points, batch.support.labels[i][shots].numpy())
+        expected = regression.predict_proba(features(batch.query.images[i][asked]))
         way = int(batch.way[i])
         np.testing.assert_allclose(found[i, : int(asked.sum()), :way].numpy(), expected, atol=2e-5)
         assert not found[i, : int(asked.sum()), way:].any()

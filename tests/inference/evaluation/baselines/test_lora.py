@@ -65,7 +65,7 @@ def test_episodes_are_fitted_apart(composed: ComposedLibrary, make_batch: Callab
     together = lora.parameters(batch)
     features = SourceFeatures(composed.network, composed.sources)
     for i in range(len(batch)):
-        alone = features.attach(replace(batch, support_features=None)[i : i + 1])
+        alone = features.attach(replace(batch, support=replace(batch.support, features=None))[i : i + 1])
         torch.testing.assert_close(lora.parameters(alone)[0], together[i], rtol=1e-6, atol=1e-8)
 
 
