@@ -1,0 +1,117 @@
+"""Kinds: what can be named in a config, where its files are, and what the program hands to their constructors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of thing.
+
+    Attributes:
+        name: in errors and in :func:`~pyro_smat.registry.register`.
+        room: the package whose files are of this kind.
+        supplied: constructor arguments that the program supplies: name -> what it is. All others are options.
+        base: "module:Class" that annotations use for it, so that one option may be another registered thing.
+        argument: of the command line and of ``RoutedClassifier.load``, where a class of one's own can be passed.
+    """
+
+    name: str
+    room: str
+    supplied: Mapping[str, str]
+    base: str | None = None
+
+
+_SHAPE = {"num_sources": "R", "num_experts": "M", "num_blocks": "L"}
+_CATALOG = {"catalog": "the routings of a guide over a catalog"}
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            Kind(
+                "model",
+                "pyro_smat.models",
+                {
+                    "network": "the TaskNetwork",
+                    "library": "the SourceLibrary",
+                    "prior": "the prior over routings",
+                    "experts": "the ExpertBank, or None",
+                    "compute_dtype": "of task parameters and features",
+                    "straight_through": "whether the guide draws one-hot weights",
+                },
+                "pyro_smat.models.routed:RoutedModel",
+            ),
+            Kind(
+                "prior",
+                "pyro_smat.models.priors",
+                {**_SHAPE, **_CATALOG, "guide_class": "the class of the guide, which knows its family of priors"},
+                "pyro_smat.models.priors.prior:RoutingPrior",
+            ),
+            Kind(
+                "guide",
+                "pyro_smat.guides",
+                {**_SHAPE, "prior": "the prior, whose log probabilities the posterior builds on"},
+                "pyro_smat.guides.router:RoutingGuide",
+            ),
+            Kind(
+                "encoder",
+                "pyro_smat.encoders",
+                {"feature_width": "f", "descriptors": "of the sources, (R, D)"},
+                "pyro_smat.encoders.encoder:SupportEncoder",
+            ),
+            Kind(
+                "catalog",
+                "pyro_smat.inference.training.catalogs",
+                {
+                    "source_names": "of the R sources",
+                    "num_experts": "M",
+                    "num_blocks": "L",
+                    "limit": "the largest number of routings that the guide can hold",
+                    "search": "training episodes and a model to try routings on (CatalogSearch)",
+                },
+                "pyro_smat.routing.catalog:Catalog",
+            ),
+            Kind(
+                "episode_loss",
+                "pyro_smat.inference.objective.losses",
+                {},
+                "pyro_smat.inference.objective.losses.episode_loss:EpisodeLoss",
+            ),
+            Kind(
+                "decision_rule",
+                "pyro_smat.inference.decision.rules",
+                {},
+                "pyro_smat.inference.decision.rules.rule:DecisionRule",
+            ),
+            Kind(
+                "uncertainty_score",
+                "pyro_smat.inference.decision.scores",
+                {},
+                "pyro_smat.inference.decision.scores.score:UncertaintyScore",
+            ),
+            Kind("network", "pyro_smat.networks.backbones", {}),
+            Kind(
+                "corruption",
+                "pyro_smat.episodes.corruptions",
+                {},
+                "pyro_smat.episodes.corruptions.corruption:Corruption",
+            ),
+            Kind(
+                "refinement",
+                "pyro_smat.inference.deployment.refinement",
+                {},
+                "pyro_smat.inference.deployment.refinement.mode:RefinementMode",
+            ),
+            Kind(
+                "baseline",
+                "pyro_smat.inference.evaluation.baselines",
+                {"composed": "the sources as one composed library", "validation": "batches that baselines may tune on"},
+                "pyro_smat.inference.evaluation.baselines.baseline:Baseline",
+            ),
+        )
+    }
+)
