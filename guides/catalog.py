@@ -13,7 +13,8 @@ from pyro_smat.encoders import Encoding, SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
-from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.models.priors import CatalogPrior, RoutingPrior
+from pyro_smat.registry import register
 from pyro_smat.routing import CATALOG_SITE, Catalog
 from pyro_smat.routing.distributions.catalog import CatalogCategorical, RelaxedCatalog
 
@@ -28,14 +29,14 @@ class CatalogPosterior(RoutingPosterior):
     Args:
         logits: ``(B, J)``.
         catalog: the J routings.
-        sources: R.
+        num_sources: R.
     """
 
-    def __init__(self, logits: Tensor, catalog: Catalog, sources: int) -> None:
+    def __init__(self, logits: Tensor, catalog: Catalog, *, num_sources: int) -> None:
         self.logits = logits
         self.coefficients = catalog.coefficients.to(logits)  # (J, [L,] C)
-        self.sources, self.experts = sources, self.coefficients.shape[-1] - sources
-        self.blocks = self.coefficients.shape[1] if self.coefficients.ndim == 3 else 1
+        self.num_sources, self.num_experts = num_sources, self.coefficients.shape[-1] - num_sources
+        self.num_blocks = self.coefficients.shape[1] if self.coefficients.ndim == 3 else 1
 
     def sites(self) -> Mapping[str, dist.TorchDistribution]:
         return {CATALOG_SITE: CatalogCategorical(self.logits.unsqueeze(-2))}
@@ -58,7 +59,7 @@ class CatalogPosterior(RoutingPosterior):
         return self.coefficients[rows.mT], (probabilities / probabilities.sum(-1, keepdim=True)).mT
 
     def log_prob(self, coefficients: Tensor) -> Tensor:
-        event = 2 if self.blocks > 1 else 1
+        event = 2 if self.num_blocks > 1 else 1
         same = torch.isclose(coefficients.unsqueeze(-1 - event), self.coefficients)  # (*k, B, J, [L,] C)
         same = same.flatten(-event).all(-1)
         return torch.where(same, self.logits.log_softmax(-1), -torch.inf).logsumexp(-1)
@@ -71,6 +72,7 @@ class CatalogPosterior(RoutingPosterior):
         return self.logits.softmax(-1)
 
 
+@register("guide", "catalog")
 class CatalogGuide(RoutingGuide):
     r"""q(A | S) over the J routings of a catalog.
 
@@ -79,10 +81,9 @@ class CatalogGuide(RoutingGuide):
 
     Args:
         catalog: the J routings, ``(J, C)`` or blockwise ``(J, L, C)``.
-        sources: R.
+        num_sources: R.
         prior: where the posterior stands before any evidence; routings that it forbids stay forbidden.
-        encoder: of the support; default source evidence.
-        hidden: width of the router network.
+        encoder: of the support; default :class:`~pyro_smat.encoders.EvidenceEncoder`.
         estimator: of the gradient in training. "enumerate": every routing is run, expectations are exact (at most 256
             routings); "gumbel_softmax": one relaxed routing, a mixture of rows; "straight_through": one row, with the
             gradient of the relaxed one; "score_function": one row, see ``baseline`` of CVaR_ELBO. In evaluation mode
@@ -94,17 +95,18 @@ class CatalogGuide(RoutingGuide):
             (:func:`pyro_smat.inference.training.temperature_scaling.calibrate_guide`).
     """
 
+    prior_family = CatalogPrior
+
     members: Tensor
     temperature_scale: Tensor
 
     def __init__(
         self,
         catalog: Catalog,
-        sources: int,
+        num_sources: int,
         *,
         prior: RoutingPrior | None = None,
         encoder: SupportEncoder | None = None,
-        hidden: int = 64,
         estimator: Estimator = "enumerate",
         temperature: float = 0.5,
     ) -> None:
@@ -120,16 +122,16 @@ class CatalogGuide(RoutingGuide):
             raise ValueError(f"temperature is {temperature}; expected > 0")
         self.catalog, self.estimator, self.temperature = catalog, estimator, temperature
         coefficients = catalog.coefficients
-        blocks = coefficients.shape[1] if coefficients.ndim == 3 else 1
-        experts = coefficients.shape[-1] - sources
-        self.router = RouterNetwork(sources, experts, blocks=blocks, encoder=encoder, hidden=hidden)
+        num_blocks = coefficients.shape[1] if coefficients.ndim == 3 else 1
+        num_experts = coefficients.shape[-1] - num_sources
+        self.router = RouterNetwork(num_sources, num_experts, num_blocks=num_blocks, encoder=encoder)
         width = self.router.encoder.hidden
         generator = torch.Generator().manual_seed(1)
-        self.expert_embedding = nn.Parameter(torch.randn(experts, width, generator=generator) * 0.1)
+        self.expert_embedding = nn.Parameter(torch.randn(num_experts, width, generator=generator) * 0.1)
         self.score = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
-        if blocks > 1:
-            self.block_gain = nn.Parameter(1 + 0.1 * torch.randn(blocks, 1, width, generator=generator))
-        members = coefficients.unsqueeze(1) if blocks == 1 else coefficients
+        if num_blocks > 1:
+            self.block_gain = nn.Parameter(1 + 0.1 * torch.randn(num_blocks, 1, width, generator=generator))
+        members = coefficients.unsqueeze(1) if num_blocks == 1 else coefficients
         self.register_buffer("members", members.clone(), persistent=False)
         self.register_buffer("temperature_scale", torch.ones(()))
 
@@ -137,24 +139,24 @@ class CatalogGuide(RoutingGuide):
         encoding = self.router.encode(batch)
         logits = self.scores(self.member_embeddings(encoding)) + self.member_locations(encoding)
         logits = logits + self.prior_logits(logits)
-        return CatalogPosterior(logits / self.temperature_scale, self.catalog, self.router.sources)
+        return CatalogPosterior(logits / self.temperature_scale, self.catalog, num_sources=self.router.num_sources)
 
     def member_embeddings(self, encoding: Encoding) -> Tensor:
         """``(B, J, h)``, the embeddings of a routing's sources and experts, mixed as it mixes them."""
-        experts = self.expert_embedding.expand(len(encoding.embedding), -1, -1)
-        rows = torch.cat([encoding.embedding, experts], dim=1).unsqueeze(1)  # (B, 1, C, h)
-        if self.router.blocks > 1:
+        of_experts = self.expert_embedding.expand(len(encoding.embedding), -1, -1)
+        rows = torch.cat([encoding.embedding, of_experts], dim=1).unsqueeze(1)  # (B, 1, C, h)
+        if self.router.num_blocks > 1:
             rows = rows * self.block_gain
-        return torch.einsum("jlc,blch->bjh", self.members, rows.expand(-1, self.router.blocks, -1, -1)) / (
-            self.router.blocks
+        return torch.einsum("jlc,blch->bjh", self.members, rows.expand(-1, self.router.num_blocks, -1, -1)) / (
+            self.router.num_blocks
         )
 
     def member_locations(self, encoding: Encoding) -> Tensor:
         """``(B, J)``, the logits of a routing's sources and experts, mixed likewise."""
         location = self.router.locate(encoding).location
-        if self.router.blocks == 1:
+        if self.router.num_blocks == 1:
             location = location.unsqueeze(1)
-        return torch.einsum("jlc,blc->bj", self.members, location) / self.router.blocks
+        return torch.einsum("jlc,blc->bj", self.members, location) / self.router.num_blocks
 
     def scores(self, embeddings: Tensor) -> Tensor:
         """Logits ``(B, n)`` from embeddings ``(B, n, h)``."""

@@ -10,7 +10,8 @@ from pyro_smat.encoders import SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.guides.simplex import SimplexPosterior, site_slices
-from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.models.priors import DirichletPrior, RoutingPrior
+from pyro_smat.registry import register
 from pyro_smat.routing.distributions import ILRDirichlet
 
 LOWEST_CONCENTRATION = 0.1
@@ -21,48 +22,49 @@ class DirichletPosterior(SimplexPosterior):
 
     Args:
         concentration: ``(B, R + M)``, ``(B, L, R + M)`` with blocks; > 0.
-        sources: R.
+        num_sources: R.
     """
 
-    def __init__(self, concentration: Tensor, sources: int) -> None:
+    def __init__(self, concentration: Tensor, num_sources: int) -> None:
         self.concentration = concentration
-        experts = concentration.shape[-1] - sources
+        num_experts = concentration.shape[-1] - num_sources
         parts = {
             name: ILRDirichlet(concentration[..., part].unsqueeze(1))
-            for name, part in site_slices(sources, experts).items()
+            for name, part in site_slices(num_sources, num_experts).items()
         }
-        blocks = concentration.shape[1] if concentration.ndim == 3 else 1
-        super().__init__(parts, sources, experts, concentration, blocks)
+        num_blocks = concentration.shape[1] if concentration.ndim == 3 else 1
+        super().__init__(parts, num_sources, num_experts, concentration, num_blocks)
 
 
+@register("guide", "dirichlet")
 class DirichletGuide(RoutingGuide):
     r"""q(w, alpha | S) Dirichlet: :math:`a = a_{\min} + a_0(S)\, \mathrm{softmax}(\mu(S))`, a_0 > 0 the concentration.
 
     Args:
-        sources: R.
-        experts: M.
-        blocks: L.
+        num_sources: R.
+        num_experts: M.
+        num_blocks: L.
         prior: where the posterior stands before any evidence.
-        encoder: of the support; default source evidence.
-        hidden: width of the router network.
+        encoder: of the support; default :class:`~pyro_smat.encoders.EvidenceEncoder`.
         concentration: initial a_0 for every entry of a part: a part of n entries starts at n times this.
     """
 
+    prior_family = DirichletPrior
+
     def __init__(
         self,
-        sources: int,
-        experts: int = 0,
+        num_sources: int,
+        num_experts: int = 0,
         *,
-        blocks: int = 1,
+        num_blocks: int = 1,
         prior: RoutingPrior | None = None,
         encoder: SupportEncoder | None = None,
-        hidden: int = 64,
         concentration: float = 2.0,
     ) -> None:
         super().__init__(prior)
         if not concentration > 0:
             raise ValueError(f"concentration is {concentration}; expected > 0")
-        self.router = RouterNetwork(sources, experts, blocks=blocks, encoder=encoder, hidden=hidden)
+        self.router = RouterNetwork(num_sources, num_experts, num_blocks=num_blocks, encoder=encoder)
         self.total = nn.Linear(2 * self.router.encoder.hidden, 2)
         with torch.no_grad():
             self.total.weight.mul_(0.1)
@@ -70,12 +72,12 @@ class DirichletGuide(RoutingGuide):
 
     def posterior(self, batch: EpisodeBatch) -> DirichletPosterior:
         logits = self.router(batch)
-        sources, blocks = self.router.sources, (1,) * (logits.location.ndim - 2)
-        totals = F.softplus(self.total(logits.summary)).reshape(-1, *blocks, 2)
+        num_sources, num_blocks = self.router.num_sources, (1,) * (logits.location.ndim - 2)
+        totals = F.softplus(self.total(logits.summary)).reshape(-1, *num_blocks, 2)
         location = logits.location + self.prior_logits(logits.location)
-        parts = location.split([sources, self.router.experts], dim=-1)
+        parts = location.split([num_sources, self.router.num_experts], dim=-1)
         concentration = [
             LOWEST_CONCENTRATION + part.shape[-1] * totals[..., i : i + 1] * part.softmax(-1)
             for i, part in enumerate(parts)
         ]
-        return DirichletPosterior(torch.cat(concentration, dim=-1), sources)
+        return DirichletPosterior(torch.cat(concentration, dim=-1), num_sources)

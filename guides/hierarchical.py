@@ -17,6 +17,7 @@ from pyro_smat.encoders import SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.catalog import CatalogGuide, CatalogPosterior, Estimator
 from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.registry import register
 from pyro_smat.routing import Catalog
 
 
@@ -29,8 +30,8 @@ class HierarchicalPosterior(CatalogPosterior):
         catalog, sources: as in :class:`CatalogPosterior`.
     """
 
-    def __init__(self, logits: Tensor, families: Tensor, catalog: Catalog, sources: int) -> None:
-        super().__init__(logits, catalog, sources)
+    def __init__(self, logits: Tensor, families: Tensor, *, catalog: Catalog, num_sources: int) -> None:
+        super().__init__(logits, catalog, num_sources=num_sources)
         self.families = families
 
     def family_probabilities(self) -> Tensor:
@@ -38,14 +39,15 @@ class HierarchicalPosterior(CatalogPosterior):
         return _logsumexp_by(self.logits.log_softmax(-1), self.families).exp()
 
 
+@register("guide", "hierarchical")
 class HierarchicalGuide(CatalogGuide):
     """q(family | S) q(routing | family, S) over a catalog.
 
     Args:
         catalog: the J routings.
-        sources: R.
+        num_sources: R.
         families: the family of every routing; default: the set of sources that it opens (the expert is the member).
-        prior, encoder, hidden, estimator, temperature: as in :class:`~pyro_smat.guides.CatalogGuide`.
+        prior, encoder, estimator, temperature: as in :class:`~pyro_smat.guides.CatalogGuide`.
     """
 
     families: Tensor
@@ -53,17 +55,16 @@ class HierarchicalGuide(CatalogGuide):
     def __init__(
         self,
         catalog: Catalog,
-        sources: int,
-        families: Sequence[int] | None = None,
+        num_sources: int,
         *,
+        families: Sequence[int] | None = None,
         prior: RoutingPrior | None = None,
         encoder: SupportEncoder | None = None,
-        hidden: int = 64,
         estimator: Estimator = "enumerate",
         temperature: float = 0.5,
     ) -> None:
         super().__init__(
-            catalog, sources, prior=prior, encoder=encoder, hidden=hidden, estimator=estimator, temperature=temperature
+            catalog, num_sources, prior=prior, encoder=encoder, estimator=estimator, temperature=temperature
         )
         of_routing = torch.tensor(list(catalog.families() if families is None else families))
         if of_routing.shape != (len(catalog),) or set(of_routing.tolist()) != set(range(int(of_routing.max()) + 1)):
@@ -85,7 +86,9 @@ class HierarchicalGuide(CatalogGuide):
         within = member_logits - _logsumexp_by(member_logits, self.families)[..., self.families]
         logits = family_logits.log_softmax(-1)[..., self.families] + within
         logits = logits + self.prior_logits(logits)
-        return HierarchicalPosterior(logits / self.temperature_scale, self.families, self.catalog, self.router.sources)
+        return HierarchicalPosterior(
+            logits / self.temperature_scale, self.families, catalog=self.catalog, num_sources=self.router.num_sources
+        )
 
 
 def _logsumexp_by(values: Tensor, groups: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.guides.simplex import SimplexPosterior, site_slices
 from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.registry import register
 from pyro_smat.routing.distributions import ILRNormal
 
 Covariance = Literal["diagonal", "low_rank", "full"]
@@ -29,7 +30,7 @@ class LogisticNormalPosterior(SimplexPosterior):
 
     Args:
         loc, scale: ``(B, R + M)`` of the logits, ``(B, L, R + M)`` with blocks.
-        sources: R.
+        num_sources: R.
         factor: ``(B, [L,] R + M, k)`` or None; see ``covariance``.
         covariance: of the logits, "diagonal" :math:`D = \mathrm{diag}(s^2)` or "low_rank" :math:`D + F F^\top`; or of
             their ILR coordinates V'l, "full" :math:`\exp(V^\top (\log D + F_1 F_2^\top + F_2 F_1^\top) V)` with F_1,
@@ -40,13 +41,14 @@ class LogisticNormalPosterior(SimplexPosterior):
         self,
         loc: Tensor,
         scale: Tensor,
-        sources: int,
+        *,
+        num_sources: int,
         factor: Tensor | None = None,
         covariance: Covariance = "diagonal",
     ) -> None:
         self.loc, self.scale = loc, scale
         parts = {}
-        for name, part in site_slices(sources, loc.shape[-1] - sources).items():
+        for name, part in site_slices(num_sources, loc.shape[-1] - num_sources).items():
             location, spread = loc[..., part].unsqueeze(1), scale[..., part].unsqueeze(1)
             if covariance == "diagonal" or factor is None:
                 parts[name] = ILRNormal.from_logits(location, spread)
@@ -59,32 +61,31 @@ class LogisticNormalPosterior(SimplexPosterior):
                 product = first @ second.mT
                 log_covariance = torch.diag_embed(2 * spread.log()) + product + product.mT
                 parts[name] = ILRNormal.from_log_covariance(location, log_covariance)
-        super().__init__(parts, sources, loc.shape[-1] - sources, loc, loc.shape[1] if loc.ndim == 3 else 1)
+        super().__init__(parts, num_sources, loc.shape[-1] - num_sources, loc, loc.shape[1] if loc.ndim == 3 else 1)
 
 
+@register("guide", "logistic_normal")
 class LogisticNormalGuide(RoutingGuide):
     """q(w, alpha | S) with Gaussian logits; pairs with every prior on the simplex.
 
     Args:
-        sources: R.
-        experts: M.
-        blocks: L, one routing for each block of the network.
+        num_sources: R.
+        num_experts: M.
+        num_blocks: L, one routing for each block of the network.
         prior: where the posterior stands before any evidence.
-        encoder: of the support; default source evidence.
-        hidden: width of the router network.
+        encoder: of the support; default :class:`~pyro_smat.encoders.EvidenceEncoder`.
         covariance: "diagonal", "low_rank" or "full", equivariant in the sources.
         rank: k of "low_rank"; "full" takes R + M instead.
     """
 
     def __init__(
         self,
-        sources: int,
-        experts: int = 0,
+        num_sources: int,
+        num_experts: int = 0,
         *,
-        blocks: int = 1,
+        num_blocks: int = 1,
         prior: RoutingPrior | None = None,
         encoder: SupportEncoder | None = None,
-        hidden: int = 64,
         covariance: Covariance = "diagonal",
         rank: int = 2,
     ) -> None:
@@ -94,8 +95,8 @@ class LogisticNormalGuide(RoutingGuide):
                 f"covariance is {covariance!r} and rank {rank}; expected one of {COVARIANCES} and rank >= 1"
             )
         self.covariance: Covariance = covariance
-        columns = {"diagonal": 0, "low_rank": rank, "full": 2 * (sources + experts)}[covariance]
-        self.router = RouterNetwork(sources, experts, blocks=blocks, encoder=encoder, hidden=hidden, columns=columns)
+        columns = {"diagonal": 0, "low_rank": rank, "full": 2 * (num_sources + num_experts)}[covariance]
+        self.router = RouterNetwork(num_sources, num_experts, num_blocks=num_blocks, encoder=encoder, columns=columns)
 
     def posterior(self, batch: EpisodeBatch) -> LogisticNormalPosterior:
         logits = self.router(batch)
@@ -103,4 +104,6 @@ class LogisticNormalGuide(RoutingGuide):
         if self.covariance == "full":  # an exponential: entries of the log covariance stay within +-6 of log D
             factor = (6.0 / factor.shape[-1]) ** 0.5 * factor.tanh()
         location = logits.location + self.prior_logits(logits.location)
-        return LogisticNormalPosterior(location, logits.scale, self.router.sources, factor, self.covariance)
+        return LogisticNormalPosterior(
+            location, logits.scale, num_sources=self.router.num_sources, factor=factor, covariance=self.covariance
+        )

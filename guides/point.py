@@ -14,6 +14,7 @@ from pyro_smat.guides.posterior import KLMethod, RoutingPosterior, keep_largest
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
 from pyro_smat.guides.simplex import site_slices
 from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.registry import register
 from pyro_smat.routing import ilr_basis
 
 
@@ -22,18 +23,19 @@ class PointPosterior(RoutingPosterior):
 
     Args:
         logits: ``(B, R + M)``, ``(B, L, R + M)`` with blocks.
-        sources: R.
+        num_sources: R.
     """
 
-    def __init__(self, logits: Tensor, sources: int) -> None:
+    def __init__(self, logits: Tensor, num_sources: int) -> None:
         self.logits = logits
-        self.sources, self.experts = sources, logits.shape[-1] - sources
-        self.blocks = logits.shape[1] if logits.ndim == 3 else 1
+        self.num_sources, self.num_experts = num_sources, logits.shape[-1] - num_sources
+        self.num_blocks = logits.shape[1] if logits.ndim == 3 else 1
 
     def sites(self) -> Mapping[str, dist.Delta]:
-        event = 2 if self.blocks > 1 else 1
+        event = 2 if self.num_blocks > 1 else 1
         logits = {
-            name: self.logits[..., part].unsqueeze(1) for name, part in site_slices(self.sources, self.experts).items()
+            name: self.logits[..., part].unsqueeze(1)
+            for name, part in site_slices(self.num_sources, self.num_experts).items()
         }
         return {
             name: dist.Delta(values @ ilr_basis(values.shape[-1], values), event_dim=event)
@@ -45,7 +47,7 @@ class PointPosterior(RoutingPosterior):
 
     @property
     def mean(self) -> Tensor:
-        parts = self.logits.split([self.sources, self.experts], dim=-1)
+        parts = self.logits.split([self.num_sources, self.num_experts], dim=-1)
         return torch.cat([part.softmax(-1) for part in parts], dim=-1)
 
     @property
@@ -53,12 +55,12 @@ class PointPosterior(RoutingPosterior):
         return self.mean
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
-        parts = [keep_largest(part, k) for part in self.mean.split([self.sources, self.experts], dim=-1)]
+        parts = [keep_largest(part, k) for part in self.mean.split([self.num_sources, self.num_experts], dim=-1)]
         return torch.cat(parts, dim=-1).unsqueeze(0), self.logits.new_ones(1, self.logits.shape[0])
 
     def log_prob(self, coefficients: Tensor) -> Tensor:
         same = torch.isclose(coefficients, self.mean).all(-1)
-        return torch.where(same.all(-1) if self.blocks > 1 else same, 0.0, -torch.inf).to(self.logits)
+        return torch.where(same.all(-1) if self.num_blocks > 1 else same, 0.0, -torch.inf).to(self.logits)
 
     def mutual_information(self, draws: int = 32, generator: torch.Generator | None = None) -> float:
         """NaN: a point has no density."""
@@ -79,6 +81,7 @@ class PointPosterior(RoutingPosterior):
         return -prior.log_prob({name: delta.v for name, delta in sites.items()}).squeeze(-1)
 
 
+@register("guide", "point")
 class PointGuide(RoutingGuide):
     """c = h(S): a Dirac delta at softmax(mu(S)). Training it is amortised MAP under the same prior.
 
@@ -87,17 +90,16 @@ class PointGuide(RoutingGuide):
 
     def __init__(
         self,
-        sources: int,
-        experts: int = 0,
+        num_sources: int,
+        num_experts: int = 0,
         *,
-        blocks: int = 1,
+        num_blocks: int = 1,
         prior: RoutingPrior | None = None,
         encoder: SupportEncoder | None = None,
-        hidden: int = 64,
     ) -> None:
         super().__init__(prior)
-        self.router = RouterNetwork(sources, experts, blocks=blocks, encoder=encoder, hidden=hidden)
+        self.router = RouterNetwork(num_sources, num_experts, num_blocks=num_blocks, encoder=encoder)
 
     def posterior(self, batch: EpisodeBatch) -> PointPosterior:
         location = self.router(batch).location
-        return PointPosterior(location + self.prior_logits(location), self.router.sources)
+        return PointPosterior(location + self.prior_logits(location), self.router.num_sources)

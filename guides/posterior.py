@@ -30,14 +30,14 @@ class RoutingPosterior(ABC):
     """q(c | S) for B episodes.
 
     Attributes:
-        sources: R.
-        experts: M.
-        blocks: L, 1 for global mixing.
+        num_sources: R.
+        num_experts: M.
+        num_blocks: L, 1 for global mixing.
     """
 
-    sources: int
-    experts: int
-    blocks: int = 1
+    num_sources: int
+    num_experts: int
+    num_blocks: int = 1
 
     @abstractmethod
     def sites(self) -> Mapping[str, dist.TorchDistribution]:
@@ -72,8 +72,8 @@ class RoutingPosterior(ABC):
     @property
     def source_weights(self) -> Tensor:
         """Posterior mean of the source weights ``(B, R)``; with blockwise mixing their mean over blocks."""
-        weights = self.mean[..., : self.sources]
-        return weights.mean(1) if self.blocks > 1 else weights
+        weights = self.mean[..., : self.num_sources]
+        return weights.mean(1) if self.num_blocks > 1 else weights
 
     def entropy(self) -> Tensor:
         """Shannon entropy of :meth:`choice`, ``(B,)`` in nats."""
@@ -170,19 +170,22 @@ class RoutingPosterior(ABC):
             return self.entropy()
         if kind == "variance":
             variance = self.sample(UNCERTAINTY_DRAWS, generator).var(0).sum(-1)
-            return variance.mean(-1) if self.blocks > 1 else variance
+            return variance.mean(-1) if self.num_blocks > 1 else variance
         if kind == "prior":
             if prior is None:
                 raise ValueError("uncertainty kind 'prior' is minus KL(q || prior): pass the prior")
             return -self.kl(prior)
         if kind == "argmax entropy":
             drawn = self.sample(UNCERTAINTY_DRAWS, generator)
-            cell, cells = drawn[..., : self.sources].argmax(-1), self.sources
-            if self.experts:
-                cell, cells = cell * self.experts + drawn[..., self.sources :].argmax(-1), cells * self.experts
+            cell, cells = drawn[..., : self.num_sources].argmax(-1), self.num_sources
+            if self.num_experts:
+                cell, cells = (
+                    cell * self.num_experts + drawn[..., self.num_sources :].argmax(-1),
+                    cells * self.num_experts,
+                )
             shares = torch.nn.functional.one_hot(cell, cells).to(drawn.dtype).mean(0)  # (B, [L,] cells)
             entropy = torch.special.entr(shares).sum(-1)
-            return entropy.mean(-1) if self.blocks > 1 else entropy
+            return entropy.mean(-1) if self.num_blocks > 1 else entropy
         raise ValueError(f"uncertainty kind is {kind!r}; expected one of {UNCERTAINTIES}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +19,8 @@ from torch.nn import functional as F
 from pyro_smat.encoders import Encoding, EvidenceEncoder, SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
-from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.models.priors import LogisticNormalPrior, RoutingPrior
+from pyro_smat.registry import Remembered
 from pyro_smat.routing.local_module import LocalModule
 
 
@@ -46,44 +48,47 @@ class RouterNetwork(nn.Module):
     source that explains the support best. Experts are scored from a pooled view of all sources.
 
     Args:
-        sources: R.
-        experts: M.
-        blocks: L.
-        encoder: of the support; default source evidence of width ``hidden``.
-        hidden: width.
+        num_sources: R.
+        num_experts: M.
+        num_blocks: L.
+        encoder: of the support; default :class:`~pyro_smat.encoders.EvidenceEncoder`.
         columns: k of the factor.
         scale: initial standard deviation of the logits.
     """
 
     def __init__(
         self,
-        sources: int,
-        experts: int = 0,
+        num_sources: int,
+        num_experts: int = 0,
         *,
-        blocks: int = 1,
+        num_blocks: int = 1,
         encoder: SupportEncoder | None = None,
-        hidden: int = 64,
         columns: int = 0,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.sources, self.experts, self.blocks, self.columns = sources, experts, blocks, columns
-        self.encoder = EvidenceEncoder(hidden) if encoder is None else encoder
+        self.num_sources, self.num_experts, self.num_blocks, self.columns = (
+            num_sources,
+            num_experts,
+            num_blocks,
+            columns,
+        )
+        self.encoder = EvidenceEncoder() if encoder is None else encoder
         width = self.encoder.hidden
         outputs = 2 + columns
         initial = torch.zeros(outputs)
         initial[1] = torch.tensor(float(scale)).expm1().log()
-        self.source_head = nn.Linear(width, blocks * outputs)
+        self.source_head = nn.Linear(width, num_blocks * outputs)
         with torch.no_grad():
             self.source_head.weight.mul_(0.1)
-            self.source_head.bias.copy_(initial.repeat(blocks))
-        if not experts:
+            self.source_head.bias.copy_(initial.repeat(num_blocks))
+        if not num_experts:
             return
-        last = nn.Linear(width, blocks * experts * outputs)
+        last = nn.Linear(width, num_blocks * num_experts * outputs)
         self.expert_head = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), last)
         with torch.no_grad():
             last.weight.mul_(0.1)
-            last.bias.copy_(initial.repeat(blocks * experts))
+            last.bias.copy_(initial.repeat(num_blocks * num_experts))
 
     def encode(self, batch: EpisodeBatch) -> Encoding:
         """The encoder's view of the support.
@@ -102,23 +107,23 @@ class RouterNetwork(nn.Module):
     def locate(self, encoding: Encoding) -> RoutingLogits:
         """The logits from what :meth:`encode` returns."""
         embedding, score = encoding.embedding, encoding.score
-        shape = (self.blocks, 2 + self.columns)
+        shape = (self.num_blocks, 2 + self.columns)
         values = self.source_head(embedding).unflatten(-1, shape).movedim(2, 1)  # (B, L, R, 2 + k)
         location = values[..., 0] + score.unsqueeze(1)
         pooled = location.mean(1).softmax(-1)
         summary = torch.cat([embedding.mean(1), (pooled.unsqueeze(1) @ embedding).squeeze(1)], dim=-1)
         rest = values[..., 1:]
-        if self.experts:
-            of_experts = self.expert_head(summary).unflatten(-1, (self.blocks, self.experts, 2 + self.columns))
+        if self.num_experts:
+            of_experts = self.expert_head(summary).unflatten(-1, (self.num_blocks, self.num_experts, 2 + self.columns))
             location = torch.cat([location, of_experts[..., 0]], dim=-1)
             rest = torch.cat([rest, of_experts[..., 1:]], dim=-2)
         scale, factor = F.softplus(rest[..., 0]) + 1e-3, rest[..., 1:]
-        if self.blocks == 1:
+        if self.num_blocks == 1:
             location, scale, factor = location.squeeze(1), scale.squeeze(1), factor.squeeze(1)
         return RoutingLogits(location, scale, factor, summary)
 
 
-class RoutingGuide(LocalModule):
+class RoutingGuide(Remembered, LocalModule):
     """A guide is a posterior and the sites it samples; families implement :meth:`posterior` alone.
 
     Args:
@@ -127,6 +132,8 @@ class RoutingGuide(LocalModule):
             the *support* says, alike for all sources, and a prior that treats them unlike is not lost on it. None
             treats all alike.
     """
+
+    prior_family: ClassVar[type[RoutingPrior]] = LogisticNormalPrior  # what "uniform" and "cost_aware" mean for it
 
     def __init__(self, prior: RoutingPrior | None = None) -> None:
         super().__init__()

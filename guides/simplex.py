@@ -23,20 +23,25 @@ class SimplexPosterior(RoutingPosterior):
 
     Args:
         parts: site -> distribution of its ILR coordinates; a site with a single source or expert is left out.
-        sources, experts: R and M.
+        num_sources, num_experts: R and M.
         like: gives the number of episodes (first dim), dtype and device.
-        blocks: L.
+        num_blocks: L.
     """
 
     def __init__(
-        self, parts: Mapping[str, ILRDistribution], sources: int, experts: int, like: Tensor, blocks: int = 1
+        self,
+        parts: Mapping[str, ILRDistribution],
+        num_sources: int,
+        num_experts: int,
+        like: Tensor,
+        num_blocks: int = 1,
     ) -> None:
         self.parts = dict(parts)
-        self.sources, self.experts, self.blocks = sources, experts, blocks
+        self.num_sources, self.num_experts, self.num_blocks = num_sources, num_experts, num_blocks
         self._like = like
 
     def sites(self) -> Mapping[str, dist.TorchDistribution]:
-        return {name: part.to_event(1) if self.blocks > 1 else part for name, part in self.parts.items()}
+        return {name: part.to_event(1) if self.num_blocks > 1 else part for name, part in self.parts.items()}
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         return self._coefficients(lambda part: softmax_of_ilr(part.rsample((count,), generator)), (count,))
@@ -52,15 +57,17 @@ class SimplexPosterior(RoutingPosterior):
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """One mixture: the mean with all but its k largest source weights (and expert weights) set to 0."""
-        parts = [keep_largest(part, k) for part in self.mean.split([self.sources, self.experts], dim=-1)]
+        parts = [keep_largest(part, k) for part in self.mean.split([self.num_sources, self.num_experts], dim=-1)]
         return torch.cat(parts, dim=-1).unsqueeze(0), self._like.new_ones(1, self._like.shape[0])
 
     def log_prob(self, coefficients: Tensor) -> Tensor:
-        total = coefficients.new_zeros(coefficients.shape[: -2 if self.blocks > 1 else -1])
+        total = coefficients.new_zeros(coefficients.shape[: -2 if self.num_blocks > 1 else -1])
         for name, distribution in self.sites().items():
-            part = coefficients[..., : self.sources] if name == SOURCE_SITE else coefficients[..., self.sources :]
+            part = (
+                coefficients[..., : self.num_sources] if name == SOURCE_SITE else coefficients[..., self.num_sources :]
+            )
             ilr = part.clamp(min=1e-30).log() @ ilr_basis(part.shape[-1], part)
-            ilr = ilr.unsqueeze(-3 if self.blocks > 1 else -2)  # the dim of queries
+            ilr = ilr.unsqueeze(-3 if self.num_blocks > 1 else -2)  # the dim of queries
             total = total + distribution.log_prob(ilr).squeeze(-1)
         return total
 
@@ -78,10 +85,10 @@ class SimplexPosterior(RoutingPosterior):
 
     def _coefficients(self, weights: Callable[[ILRDistribution], Tensor], leading: tuple[int, ...] = ()) -> Tensor:
         """Coefficients ``(*leading, B, [L,] C)`` from weights ``(*leading, B, 1, [L,] n)`` of every part."""
-        blocks = (self.blocks,) if self.blocks > 1 else ()
+        blocks = (self.num_blocks,) if self.num_blocks > 1 else ()
         shape = (*leading, self._like.shape[0], *blocks)
         pieces = []
-        for name, size in ((SOURCE_SITE, self.sources), (EXPERT_SITE, self.experts)):
+        for name, size in ((SOURCE_SITE, self.num_sources), (EXPERT_SITE, self.num_experts)):
             if name in self.parts:
                 pieces.append(weights(self.parts[name]).squeeze(len(leading) + 1))
             elif size:
@@ -95,7 +102,7 @@ def information(log_q: Tensor) -> float:
     return float((log_q.diagonal(dim1=1, dim2=2) - mixed).mean())
 
 
-def site_slices(sources: int, experts: int) -> dict[str, slice]:
+def site_slices(num_sources: int, num_experts: int) -> dict[str, slice]:
     """Where the logits of a site are among all R + M; sites with a single source or expert are left out."""
-    slices = {SOURCE_SITE: (slice(0, sources), sources), EXPERT_SITE: (slice(sources, None), experts)}
+    slices = {SOURCE_SITE: (slice(0, num_sources), num_sources), EXPERT_SITE: (slice(num_sources, None), num_experts)}
     return {name: part for name, (part, size) in slices.items() if size > 1}

@@ -25,12 +25,14 @@ from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.heads import Metric, prototype_logits
+from pyro_smat.registry import Remembered, register
 from pyro_smat.routing import straight_through
 from pyro_smat.routing.local_module import LocalModule
 from pyro_smat.sources import SourceLibrary
 
 
-class RoutedModel(LocalModule):
+@register("model", "routed")
+class RoutedModel(Remembered, LocalModule):
     """p(c) p(y | x, S, c) over a batch of episodes.
 
     Args:
@@ -48,7 +50,7 @@ class RoutedModel(LocalModule):
     In training mode the experts' gates are sampled; in evaluation mode they are as deployed (binary, within budget).
     """
 
-    sources: Tensor
+    source_basis: Tensor
 
     def __init__(
         self,
@@ -65,10 +67,10 @@ class RoutedModel(LocalModule):
     ) -> None:
         super().__init__()
         blocks = len(library.space.block_names)
-        if prior.blocks != blocks:
+        if prior.num_blocks != blocks:
             raise ValueError(
-                f"the prior routes {prior.blocks} blocks and the network's space has {blocks}: "
-                f"{library.space.block_names}; expected the same: give prior and guide blocks={blocks}"
+                f"the prior routes {prior.num_blocks} blocks and the network's space has {blocks}: "
+                f"{library.space.block_names}; expected the same: give prior and guide num_blocks={blocks}"
             )
         rows = len(library) + (len(experts) if experts is not None else 0)
         if prior.size != rows:
@@ -87,7 +89,7 @@ class RoutedModel(LocalModule):
         self.masks, self.straight_through = masks, straight_through
         self.raw_scale = nn.Parameter(torch.tensor(float(scale)).expm1().log())
         # Not persistent: checkpoints and DDP never carry the source library.
-        self.register_buffer("sources", library.basis.to(compute_dtype), persistent=False)
+        self.register_buffer("source_basis", library.basis.to(compute_dtype), persistent=False)
 
     @property
     def scale(self) -> Tensor:
@@ -102,12 +104,12 @@ class RoutedModel(LocalModule):
             generator: of these.
         """
         if self.experts is None or not len(self.experts):
-            return self.sources if samples is None else self.sources.expand(samples, -1, -1)
+            return self.source_basis if samples is None else self.source_basis.expand(samples, -1, -1)
         if samples is not None:
             rows = self.experts.rows(samples, generator).to(self.compute_dtype)
-            return torch.cat([self.sources.expand(samples, -1, -1), rows], dim=-2)
+            return torch.cat([self.source_basis.expand(samples, -1, -1), rows], dim=-2)
         rows = self.experts.rows() if self.training else self.experts.projected_rows()
-        return torch.cat([self.sources, rows.to(self.compute_dtype)])
+        return torch.cat([self.source_basis, rows.to(self.compute_dtype)])
 
     def logits(self, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor | None = None) -> Tensor:
         """Class logits ``(*k, B, Q, W)``, float32 at least.
@@ -147,7 +149,7 @@ class RoutedModel(LocalModule):
         self.prior.hyperprior()  # outside the plates: all episodes share it
         with pyro.plate("episodes", episodes, dim=-2):
             coefficients = self.prior()  # (*k, B, 1, [L,] C), 1 for B where the episodes share it
-            event = 1 if self.prior.blocks == 1 else 2
+            event = 1 if self.prior.num_blocks == 1 else 2
             coefficients = coefficients.expand(torch.broadcast_shapes(coefficients.shape, (1,) * (2 + event)))
             if self.straight_through:
                 coefficients = straight_through(coefficients, len(self.source_names))
@@ -164,7 +166,7 @@ class RoutedModel(LocalModule):
 
     def _separate_basis(self, coefficients: Tensor) -> Tensor | None:
         """A basis for every vectorised particle, where that is wanted."""
-        episode_dims = 2 if self.prior.blocks == 1 else 3
+        episode_dims = 2 if self.prior.num_blocks == 1 else 3
         particles = coefficients.shape[0] if coefficients.ndim > episode_dims else 1
         if self.masks == "shared" or not self.training or particles == 1:
             return None

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from made_encoders import build_encoder
 from torch import Tensor
 
-from pyro_smat.encoders import EncoderKind, build_encoder
 from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.guides import (
@@ -160,12 +160,12 @@ def default_prior(
     if catalog is not None and family == "hierarchical":
         return HierarchicalPrior(catalog, catalog.families())
     if catalog is not None:
-        return CostAwareCatalogPrior(catalog, torch.arange(1.0, 1.0 + sources + experts), beta)
+        return CostAwareCatalogPrior(catalog, torch.arange(1.0, 1.0 + sources + experts), beta=beta)
     if family == "dirichlet":
-        return DirichletPrior(sources, experts, blocks=blocks)
+        return DirichletPrior(sources, experts, num_blocks=blocks)
     if family == "concrete":
-        return ConcretePrior(sources, experts, blocks=blocks)
-    return LogisticNormalPrior(sources, experts, blocks=blocks)
+        return ConcretePrior(sources, experts, num_blocks=blocks)
+    return LogisticNormalPrior(sources, experts, num_blocks=blocks)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def make_router() -> Callable[..., Router]:
         episodes: int = 4,
         beta: float = 0.5,
         blocks: int = 1,
-        encoder: EncoderKind = "evidence",
+        encoder: str = "evidence",
         catalog: Catalog | None = None,
         prior: RoutingPrior | None = None,
         guide_options: Mapping[str, Any] | None = None,
@@ -200,7 +200,7 @@ def make_router() -> Callable[..., Router]:
         bank = ExpertBank(space, experts, 0.6, delta_scale=0.5, generator=generator) if experts else None
         with torch.random.fork_rng(devices=[]):  # the same router for the same arguments
             torch.manual_seed(seed)
-            options = {"encoder": build_encoder(encoder, 5, 8), "hidden": 8, **(guide_options or {})}
+            options = {"encoder": build_encoder(encoder, 5, 8), **(guide_options or {})}
             guide: RoutingGuide
             if family in ("catalog", "hierarchical"):
                 catalog = default_catalog(library.names, experts, blocks) if catalog is None else catalog
@@ -212,7 +212,7 @@ def make_router() -> Callable[..., Router]:
                     "dirichlet": DirichletGuide,
                     "point": PointGuide,
                 }
-                guide = simplex[family](sources, experts, blocks=blocks, **options)
+                guide = simplex[family](sources, experts, num_blocks=blocks, **options)
         with torch.no_grad():
             for p in guide.parameters():
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))

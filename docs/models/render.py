@@ -47,7 +47,7 @@ def tiny_batch(model: RoutedModel) -> EpisodeBatch:
     """Two episodes for a tiny model, with the features that guides look at."""
     images, labels = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 0, 1, 1])
     batch = EpisodeBatch.collate([Episode(Labelled(images, labels), Labelled(images, labels))] * 2)
-    return SourceFeatures(model.network, model.sources).attach(batch)
+    return SourceFeatures(model.network, model.source_basis).attach(batch)
 
 
 def graphs() -> dict[str, graphviz.Digraph]:

@@ -26,7 +26,7 @@ def fallback_coefficients(name: str, model: RoutedModel, catalog: Catalog | None
         ValueError: for another name.
     """
     prior, sources = model.prior, model.source_names
-    shape = (prior.size,) if prior.blocks == 1 else (prior.blocks, prior.size)
+    shape = (prior.size,) if prior.num_blocks == 1 else (prior.num_blocks, prior.size)
     coefficients = torch.zeros(shape, device=model.sources.device)
     if name == PRIOR_MEAN:
         log_weights = prior.base_logits().to(coefficients)

@@ -184,13 +184,13 @@ class AdaptedTask:
         router = self._owner.router
         draws = self.posterior.sample(512, torch.Generator(device=self._batch.way.device).manual_seed(self._seed))[:, 0]
         mean = self.posterior.mean[0] if self.refinement is None else self.refinement.coefficients
-        if self.posterior.blocks > 1:  # a block counts by its share of the coordinates
+        if self.posterior.num_blocks > 1:  # a block counts by its share of the coordinates
             share = torch.tensor(router.library.space.block_sizes, device=mean.device).to(mean)
             share = (share / share.sum()).unsqueeze(-1)
             draws, mean = (draws * share).sum(-2), (mean * share).sum(-2)
         low, high = torch.quantile(draws, torch.tensor([0.05, 0.95], device=draws.device), dim=0)
-        names = (*router.library.names, *(f"expert {m}" for m in range(self.posterior.experts)))
-        sizes = [router.library.space.dim] * self.posterior.sources
+        names = (*router.library.names, *(f"expert {m}" for m in range(self.posterior.num_experts)))
+        sizes = [router.library.space.dim] * self.posterior.num_sources
         if router.model.experts is not None:
             masks = None if self.refinement is None else self.refinement.masks
             sizes += (router.model.experts.masks() if masks is None else masks).sum(-1).tolist()

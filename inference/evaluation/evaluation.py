@@ -324,7 +324,7 @@ def _evaluate_batch(
     fallback: Tensor | None,
 ) -> _Part:
     posterior = guide.posterior(batch)
-    sources = posterior.sources
+    sources = posterior.num_sources
     chosen: dict[str, tuple[Tensor, Tensor]] = {
         rule: routings(posterior, rule, draws, k, generator, fallback) for rule in rules
     }

@@ -63,7 +63,7 @@ class Router:
 
     def features(self, pool: ImagePool | None = None, progress: bool = False) -> SourceFeatures:
         """Frozen source features of a pool (or of loose images)."""
-        return SourceFeatures(self.model.network, self.model.sources, pool, progress=progress)
+        return SourceFeatures(self.model.network, self.model.source_basis, pool, progress=progress)
 
 
 def choose_device(name: str) -> torch.device:

@@ -113,11 +113,11 @@ def _on_simplex(prior: c.Prior, family: str, sizes: tuple[int, int], blocks: int
     _refuse_learning(prior)
     _refuse_target(prior, "simplex_cost")
     if kind == "dirichlet":
-        return DirichletPrior(*sizes, prior.concentration, blocks)
+        return DirichletPrior(*sizes, prior.concentration, concentration=blocks)
     if kind == "concrete":
-        return ConcretePrior(*sizes, temperature=prior.temperature, blocks=blocks)
+        return ConcretePrior(*sizes, temperature=prior.temperature, num_blocks=blocks)
     beta = prior.beta if prior.kind == "cost_aware" else 0.0
-    return LogisticNormalPrior.cost_aware(*sizes, costs, beta, prior.scale, blocks)
+    return LogisticNormalPrior.cost_aware(*sizes, costs, costs=beta, beta=prior.scale, scale=blocks)
 
 
 def _cost_aware(cls: Any, shape: tuple[Any, ...], prior: c.Prior, **options: Any) -> RoutingPrior:

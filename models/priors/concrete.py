@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from pyro_smat.models.priors.prior import SimplexPrior
+from pyro_smat.models.priors.prior import SimplexPrior, vector
+from pyro_smat.registry import register
 from pyro_smat.routing.distributions import ILRConcrete
 
 
+@register("prior", "concrete")
 class ConcretePrior(SimplexPrior):
     """w = softmax((l + Gumbel) / T) over the R sources, alpha likewise over the M experts.
 
     Args:
-        sources, experts, blocks: R, M and L of :class:`~pyro_smat.models.priors.SimplexPrior`.
+        num_sources, num_experts, num_blocks: R, M and L of :class:`~pyro_smat.models.priors.SimplexPrior`.
         logits: l, ``(R + M,)``; default 0, which treats all alike. The largest weight is entry k with probability
             softmax(l)_k, at every temperature.
         temperature: T > 0; below 1 the corners are likely, above 1 the middle. The KL of a
@@ -28,20 +32,18 @@ class ConcretePrior(SimplexPrior):
 
     def __init__(
         self,
-        sources: int,
-        experts: int = 0,
-        logits: Tensor | None = None,
+        num_sources: int,
+        num_experts: int = 0,
+        *,
+        num_blocks: int = 1,
+        logits: Tensor | Sequence[float] | None = None,
         temperature: float = 1.0,
-        blocks: int = 1,
     ) -> None:
-        super().__init__(sources, experts, blocks)
-        size = sources + experts
-        logits = torch.zeros(size) if logits is None else logits
-        if logits.shape != (size,) or not torch.isfinite(logits).all():
-            raise ValueError(
-                f"logits have shape {tuple(logits.shape)} and values {logits.tolist()}; expected ({size},) finite "
-                "numbers, one a source and expert"
-            )
+        super().__init__(num_sources, num_experts, num_blocks=num_blocks)
+        size = num_sources + num_experts
+        logits = torch.zeros(size) if logits is None else vector(logits, size, "logits")
+        if not torch.isfinite(logits).all():
+            raise ValueError(f"logits are {logits.tolist()}; expected finite numbers")
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; expected > 0")
         self.register_buffer("logits", logits)

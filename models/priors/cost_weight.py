@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Gamma, TorchDistribution
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
+from pyro_smat.models.priors.prior import vector
 from pyro_smat.routing.local_module import LocalModule
 
 
@@ -19,7 +20,8 @@ class CostWeight(LocalModule):
     Args:
         beta: its (initial) value; > 0 when learned.
         learn: make it a parameter (empirical Bayes), positive through its logarithm.
-        hyperprior: a distribution of one positive number, the density of beta itself; only when learned.
+        hyperprior: a distribution of one positive number, the density of beta itself, or (shape, rate) of a gamma
+            density; only when learned.
 
     Raises:
         ValueError: for a beta outside its range, a hyperprior of something else, or one that nothing learned is under.
@@ -28,14 +30,18 @@ class CostWeight(LocalModule):
     log_beta: Tensor
     fixed_beta: Tensor
 
-    def __init__(self, beta: float, learn: bool = False, hyperprior: TorchDistribution | None = None) -> None:
+    def __init__(
+        self, beta: float, *, learn: bool = False, hyperprior: TorchDistribution | Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta is {beta}; expected a finite number >= 0 (0 is the uniform prior)")
         if learn and beta == 0:
             raise ValueError("beta is 0; expected a start > 0, as a learned beta moves by its logarithm")
         if hyperprior is not None and not learn:
-            raise ValueError("a hyperprior of beta was given, but beta is fixed: pass learn_beta=True")
+            raise ValueError("a hyperprior of beta was given, but beta is fixed: pass learn=True")
+        if isinstance(hyperprior, Sequence):
+            hyperprior = _gamma(hyperprior)
         if hyperprior is not None and (hyperprior.batch_shape or hyperprior.event_shape):
             raise ValueError(
                 f"the hyperprior of beta has batch shape {tuple(hyperprior.batch_shape)} and event shape "
@@ -82,3 +88,23 @@ def solve_beta(expected_cost: Callable[[float], float], cheapest: float, target:
     while expected_cost(upper) > target:
         upper *= 2.0
     return float(brentq(lambda beta: expected_cost(beta) - target, 0.0, upper, xtol=1e-12, rtol=1e-12))
+
+
+def prices(costs: Tensor | Sequence[float] | None, size: int) -> Tensor:
+    """The price of opening each source and expert, ``(size,)``; None: 0 for the fallback and 1 for every other.
+
+    Raises:
+        ValueError: unless there is one finite number for each.
+    """
+    if costs is None:
+        return torch.cat([torch.zeros(1), torch.ones(size - 1)])
+    found = vector(costs, size, "costs")
+    if not torch.isfinite(found).all():
+        raise ValueError(f"costs are {found.tolist()}; expected finite numbers (leave out what must not be used)")
+    return found
+
+
+def _gamma(values: Sequence[float]) -> Gamma:
+    if len(values) != 2 or min(values) <= 0:
+        raise ValueError(f"hyperprior of beta is {list(values)}; expected [shape, rate] of a gamma density, > 0")
+    return Gamma(torch.tensor(float(values[0])), torch.tensor(float(values[1])))

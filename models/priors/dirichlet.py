@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-from pyro_smat.models.priors.prior import SimplexPrior
+from pyro_smat.models.priors.prior import RoutingPrior, SimplexPrior, vector
+from pyro_smat.models.priors.simplex_cost import SimplexCostPrior
+from pyro_smat.registry import register
 from pyro_smat.routing.distributions import ILRDirichlet
 
 
+@register("prior", "dirichlet")
 class DirichletPrior(SimplexPrior):
     """w ~ Dirichlet(a_1, ..., a_R), alpha ~ Dirichlet(a_{R+1}, ..., a_{R+M}).
 
     Args:
-        sources, experts, blocks: R, M and L of :class:`~pyro_smat.models.priors.SimplexPrior`.
+        num_sources, num_experts, num_blocks: R, M and L of :class:`~pyro_smat.models.priors.SimplexPrior`.
         concentration: a > 0, a number or ``(R + M,)``; 1 is uniform on the simplex, less prefers its corners.
 
     Raises:
@@ -22,19 +27,27 @@ class DirichletPrior(SimplexPrior):
 
     concentration: Tensor
 
-    def __init__(self, sources: int, experts: int = 0, concentration: float | Tensor = 1.0, blocks: int = 1) -> None:
-        super().__init__(sources, experts, blocks)
-        size = sources + experts
-        if not isinstance(concentration, Tensor):
+    def __init__(
+        self,
+        num_sources: int,
+        num_experts: int = 0,
+        *,
+        num_blocks: int = 1,
+        concentration: float | Sequence[float] | Tensor = 1.0,
+    ) -> None:
+        super().__init__(num_sources, num_experts, num_blocks=num_blocks)
+        size = num_sources + num_experts
+        if isinstance(concentration, int | float):
             concentration = torch.full((size,), float(concentration))
-        if concentration.shape != (size,):
-            raise ValueError(
-                f"concentration has shape {tuple(concentration.shape)}; expected a number or ({size},), one a source "
-                "and expert"
-            )
+        concentration = vector(concentration, size, "concentrations")
         if not (concentration > 0).all():
             raise ValueError(f"concentration is {concentration.tolist()}; expected entries > 0")
         self.register_buffer("concentration", concentration)
+
+    @classmethod
+    def member(cls, name: str) -> Callable[..., RoutingPrior]:
+        """Cost-aware is a :class:`~pyro_smat.models.priors.SimplexCostPrior`: the KL of a Dirichlet to it is exact."""
+        return {"uniform": cls, "cost_aware": SimplexCostPrior}[name]
 
     def part_distribution(self, part: slice) -> ILRDirichlet:
         return ILRDirichlet(self.concentration[part])

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_smat.models.priors.catalog import CatalogPrior, check_logits
+from pyro_smat.registry import register
 from pyro_smat.routing import Catalog
 
 
+@register("prior", "hierarchical")
 class HierarchicalPrior(CatalogPrior):
     """p(A) = p(family of A) p(A | family of A), the family summed out: every catalog guide pairs with it, exactly.
 
@@ -19,7 +21,7 @@ class HierarchicalPrior(CatalogPrior):
 
     Args:
         catalog: the J allowed routings.
-        families: J numbers 0..F-1, the family of every routing.
+        families: J numbers 0..F-1, the family of every routing; default: those that open the same sources.
         family_logits: ``(F,)`` unnormalised ln p(family); default uniform.
         member_logits: ``(J,)`` unnormalised ln p(A | family), each family normalised by itself; default uniform.
         learn: make both logits parameters (empirical Bayes).
@@ -35,12 +37,14 @@ class HierarchicalPrior(CatalogPrior):
     def __init__(
         self,
         catalog: Catalog,
-        families: Sequence[int],
+        families: Sequence[int] | None = None,
+        *,
         family_logits: Tensor | None = None,
         member_logits: Tensor | None = None,
         learn: bool = False,
     ) -> None:
-        super().__init__(catalog, member_logits, learn)
+        super().__init__(catalog, logits=member_logits, learn=learn)
+        families = catalog.families() if families is None else families
         if len(families) != len(catalog):
             raise ValueError(f"got {len(families)} families; expected {len(catalog)}, one a routing")
         count = max(families) + 1

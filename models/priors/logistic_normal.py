@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from pyro_smat.models.priors.prior import SimplexPrior
+from pyro_smat.models.priors.cost_weight import prices
+from pyro_smat.models.priors.prior import RoutingPrior, SimplexPrior, vector
+from pyro_smat.registry import register
 from pyro_smat.routing.distributions import ILRNormal
 
 
+@register("prior", "logistic_normal")
 class LogisticNormalPrior(SimplexPrior):
     """Prior over w (R sources) and alpha (M experts), both logistic-normal.
 
     Args:
-        sources, experts, blocks: R, M and L of :class:`~pyro_smat.models.priors.SimplexPrior`.
+        num_sources, num_experts, num_blocks: R, M and L of :class:`~pyro_smat.models.priors.SimplexPrior`.
         loc: ``(R + M,)`` logit means; default 0, which treats all alike ("uniform").
         scale: standard deviation of every logit, > 0. About 2 is close to flat on a simplex of five; larger prefers
         its corners.
@@ -28,21 +32,35 @@ class LogisticNormalPrior(SimplexPrior):
     scale: Tensor
 
     def __init__(
-        self, sources: int, experts: int = 0, loc: Tensor | None = None, scale: float = 2.0, blocks: int = 1
+        self,
+        num_sources: int,
+        num_experts: int = 0,
+        *,
+        num_blocks: int = 1,
+        loc: Tensor | Sequence[float] | None = None,
+        scale: float = 2.0,
     ) -> None:
-        super().__init__(sources, experts, blocks)
-        size = sources + experts
+        super().__init__(num_sources, num_experts, num_blocks=num_blocks)
+        size = num_sources + num_experts
         if not scale > 0:
             raise ValueError(f"scale is {scale}; expected a standard deviation > 0")
-        loc = torch.zeros(size) if loc is None else loc
-        if loc.shape != (size,):
-            raise ValueError(f"loc has shape {tuple(loc.shape)}; expected ({size},): one logit a source and expert")
-        self.register_buffer("loc", loc)
+        self.register_buffer("loc", torch.zeros(size) if loc is None else vector(loc, size, "loc"))
         self.register_buffer("scale", torch.full((size,), float(scale)))
 
     @classmethod
+    def member(cls, name: str) -> Callable[..., RoutingPrior]:
+        return {"uniform": cls, "cost_aware": cls.cost_aware}[name]
+
+    @classmethod
     def cost_aware(
-        cls, sources: int, experts: int, costs: Tensor, beta: float, scale: float = 2.0, blocks: int = 1
+        cls,
+        num_sources: int,
+        num_experts: int = 0,
+        *,
+        num_blocks: int = 1,
+        costs: Tensor | Sequence[float] | None = None,
+        beta: float = 1.0,
+        scale: float = 2.0,
     ) -> Self:
         """Logit means -beta x cost: the median ratio of two weights falls by exp(-beta) for every unit of cost.
 
@@ -51,11 +69,8 @@ class LogisticNormalPrior(SimplexPrior):
         """
         if not beta >= 0:
             raise ValueError(f"beta is {beta}; expected >= 0 (0 treats all alike)")
-        if costs.shape != (sources + experts,):
-            raise ValueError(
-                f"costs have shape {tuple(costs.shape)}; expected ({sources + experts},), one a source and expert"
-            )
-        return cls(sources, experts, -beta * costs, scale, blocks)
+        loc = -beta * prices(costs, num_sources + num_experts)
+        return cls(num_sources, num_experts, num_blocks=num_blocks, loc=loc, scale=scale)
 
     def part_log_weights(self, part: slice) -> Tensor:
         return self.loc[part].log_softmax(-1)

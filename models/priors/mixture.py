@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from pyro_smat.models.priors.catalog import CatalogPrior
 from pyro_smat.models.priors.prior import RoutingPrior, SimplexPrior
+from pyro_smat.registry import register
 from pyro_smat.routing import CATALOG_SITE
 from pyro_smat.routing.distributions import ILRMixture
 from pyro_smat.routing.distributions.catalog import CatalogCategorical
 
 
+@register("prior", "mixture")
 class MixturePrior(RoutingPrior):
     r"""p(c) = sum_j pi_j p_j(c), the component summed out of the density.
 
@@ -24,7 +26,7 @@ class MixturePrior(RoutingPrior):
         components: J priors with the same sites: all on the simplex (same R, M and blocks) or all over one catalog.
         weights: pi up to a factor, J numbers >= 0; default equal. > 0 when learned.
         learn: make them parameters (empirical Bayes), through their logits.
-        hyperprior: a Dirichlet, the density of learned weights on their simplex.
+        hyperprior: a Dirichlet or its concentrations, the density of learned weights on their simplex.
         kl: "sampled" leaves KL(q || p) to Monte Carlo; "bound" takes its upper bound
             :math:`-\ln \sum_j \pi_j e^{-KL(q \| p_j)}`, where the KL of q to every component is known. Over a catalog
             the KL is exact either way.
@@ -35,7 +37,7 @@ class MixturePrior(RoutingPrior):
     Example:
         Cheap against accurate, and one component for every domain that a source was trained on::
 
-            MixturePrior([SimplexCostPrior(3, 0, costs, beta=5.0), DirichletPrior(3)], weights=[0.7, 0.3], learn=True)
+            MixturePrior([SimplexCostPrior(3, beta=5.0), DirichletPrior(3)], weights=[0.7, 0.3], learn=True)
             MixturePrior([LogisticNormalPrior(3, loc=3.0 * torch.eye(3)[r]) for r in range(3)])
 
     Raises:
@@ -48,8 +50,9 @@ class MixturePrior(RoutingPrior):
         self,
         components: Sequence[RoutingPrior],
         weights: Sequence[float] | Tensor | None = None,
+        *,
         learn: bool = False,
-        hyperprior: dist.Dirichlet | None = None,
+        hyperprior: dist.Dirichlet | Sequence[float] | None = None,
         kl: Literal["sampled", "bound"] = "sampled",
     ) -> None:
         super().__init__()
@@ -62,13 +65,15 @@ class MixturePrior(RoutingPrior):
             raise ValueError(f"weights are {log_weights.exp().tolist()}; expected all > 0, as learned ones are logits")
         if hyperprior is not None and not learn:
             raise ValueError("a hyperprior of the weights was given, but they are fixed: pass learn=True")
+        if isinstance(hyperprior, Sequence):
+            hyperprior = dist.Dirichlet(torch.tensor([float(value) for value in hyperprior]))
         if hyperprior is not None and hyperprior.concentration.shape != (count,):
             raise ValueError(
                 f"the hyperprior has concentrations {tuple(hyperprior.concentration.shape)}; expected ({count},), one "
                 "a component"
             )
         self.count, self.kl = count, kl
-        self.blocks = components[0].blocks
+        self.num_blocks = components[0].num_blocks
         # As attributes, not in a ModuleList: Pyro needs a full name of its own for every parameter inside.
         for j, component in enumerate(components):
             setattr(self, f"component{j}", component)
@@ -144,7 +149,11 @@ def _leaf(prior: RoutingPrior) -> RoutingPrior:
 
 def _same_routings(first: RoutingPrior, other: RoutingPrior) -> bool:
     if isinstance(first, SimplexPrior) and isinstance(other, SimplexPrior):
-        return (first.sources, first.experts, first.blocks) == (other.sources, other.experts, other.blocks)
+        return (first.num_sources, first.num_experts, first.num_blocks) == (
+            other.num_sources,
+            other.num_experts,
+            other.num_blocks,
+        )
     if isinstance(first, CatalogPrior) and isinstance(other, CatalogPrior):
         same_names = first.catalog.names == other.catalog.names
         return same_names and torch.equal(first.catalog.coefficients, other.catalog.coefficients)

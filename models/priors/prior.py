@@ -6,29 +6,35 @@ diagnostics ask for ``site_names``, ``distribution`` and ``log_prob``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_smat.registry import Remembered
 from pyro_smat.routing import EXPERT_SITE, SOURCE_SITE, softmax_of_ilr
 from pyro_smat.routing.distributions import ILRDistribution
 from pyro_smat.routing.local_module import LocalModule
 
 
-class RoutingPrior(LocalModule):
+class RoutingPrior(Remembered, LocalModule):
     """p(c): one or more sample sites and the coefficients they make.
 
     Attributes:
-        blocks: L, the number of blocks with coefficients of their own; 1 is global mixing.
+        num_blocks: L, the number of blocks with coefficients of their own; 1 is global mixing.
 
     Calling it inside the episode plate samples the sites and returns coefficients ``(*b, C)``, or ``(*b, L, C)`` when
     there are blocks.
     """
 
-    blocks: int = 1
+    num_blocks: int = 1
+
+    @classmethod
+    def member(cls, name: str) -> Callable[..., RoutingPrior]:
+        """What "uniform" and "cost_aware" mean for guides whose ``prior_family`` this is: a constructor."""
+        raise ValueError(f"{cls.__name__} has no {name} member; expected another prior for this guide")
 
     @property
     def size(self) -> int:
@@ -88,9 +94,9 @@ class SimplexPrior(RoutingPrior):
     """Independent priors on the ILR coordinates of the R source weights and of the M expert weights.
 
     Args:
-        sources: R >= 1.
-        experts: M >= 0.
-        blocks: L >= 1, the number of blocks with independent weights of the same distribution.
+        num_sources: R >= 1.
+        num_experts: M >= 0.
+        num_blocks: L >= 1, the number of blocks with independent weights of the same distribution.
 
     The sites are "source_ilr" (when R > 1) and "expert_ilr" (when M > 1), of event shape ``(n - 1,)``, or
     ``(L, n - 1)`` when there are blocks. Subclasses say which distribution a part of the coefficients has.
@@ -99,24 +105,27 @@ class SimplexPrior(RoutingPrior):
         ValueError: for no source, a negative number of experts, or no block.
     """
 
-    def __init__(self, sources: int, experts: int = 0, blocks: int = 1) -> None:
+    def __init__(self, num_sources: int, num_experts: int = 0, *, num_blocks: int = 1) -> None:
         super().__init__()
-        if sources < 1 or experts < 0:
-            raise ValueError(f"sources is {sources} and experts {experts}; expected at least 1 and 0")
-        if blocks < 1:
-            raise ValueError(f"blocks is {blocks}; expected at least 1 (1 mixes whole networks)")
-        self.sources, self.experts, self.blocks = sources, experts, blocks
+        if num_sources < 1 or num_experts < 0:
+            raise ValueError(f"num_sources is {num_sources} and num_experts {num_experts}; expected at least 1 and 0")
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks is {num_blocks}; expected at least 1 (1 mixes whole networks)")
+        self.num_sources, self.num_experts, self.num_blocks = num_sources, num_experts, num_blocks
 
     @property
     def size(self) -> int:
-        return self.sources + self.experts
+        return self.num_sources + self.num_experts
 
     @property
     def parts(self) -> dict[str, slice]:
         """Which entries of the coefficients every site stands for."""
-        sources, experts = slice(0, self.sources), slice(self.sources, self.sources + self.experts)
-        parts = {SOURCE_SITE: sources} if self.sources > 1 else {}
-        return parts | ({EXPERT_SITE: experts} if self.experts > 1 else {})
+        num_sources, num_experts = (
+            slice(0, self.num_sources),
+            slice(self.num_sources, self.num_sources + self.num_experts),
+        )
+        parts = {SOURCE_SITE: num_sources} if self.num_sources > 1 else {}
+        return parts | ({EXPERT_SITE: num_experts} if self.num_experts > 1 else {})
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -129,14 +138,14 @@ class SimplexPrior(RoutingPrior):
     def distribution(self, site: str, drawn: Mapping[str, Tensor]) -> TorchDistribution:
         self._check_site(site)
         block = self.part_distribution(self.parts[site])
-        return block if self.blocks == 1 else block.expand((self.blocks,)).to_event(1)
+        return block if self.num_blocks == 1 else block.expand((self.num_blocks,)).to_event(1)
 
     def base_logits(self) -> Tensor:
         like = next(self.buffers(), torch.empty(()))
         total = torch.zeros(self.size, dtype=like.dtype, device=like.device)
         for part in self.parts.values():
             total[part] = self.part_log_weights(part)
-        return total if self.blocks == 1 else total.expand(self.blocks, -1)
+        return total if self.num_blocks == 1 else total.expand(self.num_blocks, -1)
 
     def part_log_weights(self, part: slice) -> Tensor:
         """ln E w of the coefficients in ``part``, or what stands for it where there is no closed form."""
@@ -145,18 +154,30 @@ class SimplexPrior(RoutingPrior):
     def coefficients_of(self, drawn: Mapping[str, Tensor]) -> Tensor:
         if drawn:
             like = next(iter(drawn.values()))
-            return coefficients_from_ilr(drawn, self.sources, self.experts, like)
+            return coefficients_from_ilr(drawn, self.num_sources, self.num_experts, like)
         like = next(self.buffers(), torch.empty(()))
-        return like.new_ones((self.blocks,) * (self.blocks > 1) + (self.sources + self.experts,))
+        return like.new_ones((self.num_blocks,) * (self.num_blocks > 1) + (self.num_sources + self.num_experts,))
 
 
-def coefficients_from_ilr(drawn: Mapping[str, Tensor], sources: int, experts: int, like: Tensor) -> Tensor:
+def coefficients_from_ilr(drawn: Mapping[str, Tensor], num_sources: int, num_experts: int, like: Tensor) -> Tensor:
     """Coefficients ``(*b, R + M)`` from the sites that were drawn; a lone source or expert has weight 1."""
     parts = []
-    for site, size in ((SOURCE_SITE, sources), (EXPERT_SITE, experts)):
+    for site, size in ((SOURCE_SITE, num_sources), (EXPERT_SITE, num_experts)):
         if site in drawn:
             parts.append(softmax_of_ilr(drawn[site]))
         elif size == 1:
             parts.append(like.new_ones(1))
     leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*leading, part.shape[-1]) for part in parts], dim=-1)
+
+
+def vector(values: Tensor | Sequence[float], size: int, what: str) -> Tensor:
+    """One number for each source and expert, ``(size,)``, from a tensor or a list.
+
+    Raises:
+        ValueError: for another number of values.
+    """
+    found = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else torch.get_default_dtype())
+    if found.shape != (size,):
+        raise ValueError(f"{what}: shape {tuple(found.shape)}; expected ({size},), one for each source and expert")
+    return found

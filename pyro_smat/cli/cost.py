@@ -23,7 +23,7 @@ def calibrate_router(classifier: RoutedClassifier, images: int = 25, repeats: in
         raise ValueError(f"images is {images}; expected at least 1, the support and queries of a task")
     shape = (images, data.channels, data.size, data.size)
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))  # blank images run faster than real ones
-    space, sources = router.library.space, router.model.sources
+    space, sources = router.library.space, router.model.source_basis
     return calibrate(router.network, space, sources, noise, device=router.device, repeats=repeats)
 
 

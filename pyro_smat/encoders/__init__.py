@@ -1,7 +1,10 @@
-"""Encoders: support set -> what the router knows, invariant to the order of shots and to relabelling of classes."""
+"""Encoders: support features under all sources in; one vector and one score for each source out.
+
+The answer does not change with the order of shots or the names of classes. Add one by one file here: a
+:class:`SupportEncoder` under ``@register("encoder", name)``.
+"""
 
 from pyro_smat.encoders.attention import PrototypeAttentionEncoder
-from pyro_smat.encoders.build import ENCODERS, EncoderKind, build_encoder
 from pyro_smat.encoders.deep_sets import DeepSetsEncoder
 from pyro_smat.encoders.described import DescribedEncoder
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
@@ -9,17 +12,14 @@ from pyro_smat.encoders.evidence import EVIDENCE, EvidenceEncoder, source_eviden
 from pyro_smat.encoders.moments import PrototypeMomentsEncoder
 
 __all__ = [
-    "ENCODERS",
     "EVIDENCE",
     "DeepSetsEncoder",
     "DescribedEncoder",
-    "EncoderKind",
     "Encoding",
     "EvidenceEncoder",
     "PrototypeAttentionEncoder",
     "PrototypeMomentsEncoder",
     "SourceContext",
     "SupportEncoder",
-    "build_encoder",
     "source_evidence",
 ]

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from pyro_smat.encoders.classes import class_statistics, mean_of_classes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
+from pyro_smat.registry import register
 
 
+@register("encoder", "prototype_attention")
 class PrototypeAttentionEncoder(SupportEncoder):
     """One block of self-attention over the class prototypes of a source, then their mean.
 
@@ -17,7 +19,7 @@ class PrototypeAttentionEncoder(SupportEncoder):
     have no order. Source: Lee et al. 2019, Set Transformer, eq. 6-7, with layer normalisation before each step.
 
     Args:
-        features: f.
+        feature_width: f.
         hidden: h.
         heads: number of attention heads; divides h.
 
@@ -25,14 +27,14 @@ class PrototypeAttentionEncoder(SupportEncoder):
         ValueError: when ``hidden`` is no multiple of ``heads``.
     """
 
-    def __init__(self, features: int, hidden: int = 64, heads: int = 4) -> None:
+    def __init__(self, feature_width: int, hidden: int = 64, heads: int = 4) -> None:
         super().__init__(hidden)
         if heads < 1 or hidden % heads:
             raise ValueError(
                 f"hidden is {hidden} with {heads} heads; expected a multiple of a positive number of heads"
             )
         self.heads = heads
-        self.token = nn.Linear(features + 2, hidden)
+        self.token = nn.Linear(feature_width + 2, hidden)
         self.before_attention = nn.LayerNorm(hidden)
         self.query_key_value = nn.Linear(hidden, 3 * hidden)
         self.output = nn.Linear(hidden, hidden)

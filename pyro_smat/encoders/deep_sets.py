@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from pyro_smat.encoders.classes import directions, max_of_classes, mean_of_classes, shot_sizes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
 from pyro_smat.networks.heads import class_sums
+from pyro_smat.registry import register
 
 
+@register("encoder", "deep_sets")
 class DeepSetsEncoder(SupportEncoder):
     r"""Class vectors :math:`h_k = \rho(\frac{1}{n_k} \sum_{i: y_i = k} \phi(x_i), n_k)`, pooled over the classes.
 
@@ -17,13 +19,13 @@ class DeepSetsEncoder(SupportEncoder):
     class vectors. Source: Zaheer et al. 2017, Deep Sets, theorem 2, applied twice.
 
     Args:
-        features: f.
+        feature_width: f.
         hidden: h.
     """
 
-    def __init__(self, features: int, hidden: int = 64) -> None:
+    def __init__(self, feature_width: int, hidden: int = 64) -> None:
         super().__init__(hidden)
-        self.phi = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.phi = nn.Sequential(nn.Linear(feature_width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.rho = nn.Sequential(nn.Linear(hidden + 1, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
         self.pool = nn.Linear(2 * hidden, hidden)
         self.context = SourceContext(hidden)

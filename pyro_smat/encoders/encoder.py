@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from pyro_smat.registry import Remembered
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -48,7 +50,7 @@ class SourceContext(nn.Module):
         return self.combine(torch.cat([own, context.expand(*own.shape[:-1], -1)], dim=-1))
 
 
-class SupportEncoder(nn.Module, ABC):
+class SupportEncoder(Remembered, nn.Module, ABC):
     """Support features -> :class:`Encoding`; families implement :meth:`encode_alone` and set ``context``.
 
     Args:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from pyro_smat.encoders.classes import shot_sizes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
 from pyro_smat.networks.heads import leave_one_out_logits
+from pyro_smat.registry import register
 
 EVIDENCE = (
     "leave-one-out loss / log way",
@@ -101,6 +102,7 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
     )
 
 
+@register("encoder", "evidence")
 class EvidenceEncoder(SupportEncoder):
     """The numbers of :data:`EVIDENCE` and the size of the support, through one network for all sources.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pyro_smat.encoders.classes import class_statistics, mean_of_classes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
 from pyro_smat.networks.heads import similarities
+from pyro_smat.registry import register
 
 
 def similarity_moments(prototypes: Tensor, class_mask: Tensor) -> Tensor:
@@ -32,6 +33,7 @@ def similarity_moments(prototypes: Tensor, class_mask: Tensor) -> Tensor:
     return torch.stack([mean, variance, largest], dim=-1)
 
 
+@register("encoder", "prototype_moments")
 class PrototypeMomentsEncoder(SupportEncoder):
     """Moments over the classes of a source, through one network.
 
@@ -39,13 +41,13 @@ class PrototypeMomentsEncoder(SupportEncoder):
     variance and maximum of the cosine between two prototypes.
 
     Args:
-        features: f.
+        feature_width: f.
         hidden: h.
     """
 
-    def __init__(self, features: int, hidden: int = 64) -> None:
+    def __init__(self, feature_width: int, hidden: int = 64) -> None:
         super().__init__(hidden)
-        self.project = nn.Linear(features, hidden)
+        self.project = nn.Linear(feature_width, hidden)
         self.embed = nn.Sequential(nn.Linear(2 * hidden + 5, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.context = SourceContext(hidden)
 

@@ -76,7 +76,7 @@ class _OfKind:
         except ValueError as error:
             raise PydanticCustomError("choice", "{text}", {"text": str(error)}) from error
         kept = {name: getattr(options, name) for name in schema.model_fields}
-        return Choice(self.of, kind, {k: v for k, v in kept.items() if k in given or _is_plain(v)}, factory)
+        return Choice(self.of, kind, {k: v for k, v in kept.items() if k in given or is_plain(v)}, factory)
 
 
 def Of(kind: str, default: str | None = None) -> Any:
@@ -169,7 +169,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool | None) else str(value)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether JSON can say it, or a choice does."""
     if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return isinstance(value, int | float | str | bool | Choice | None)

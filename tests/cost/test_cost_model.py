@@ -94,7 +94,7 @@ def test_source_prices_make_the_priors_charge_the_cost() -> None:
     both = torch.tensor([1.0, 0.0, 0.0, 0.5, 0.5])
     assert routing_costs(both, prices) + MODEL.fixed > MODEL.cost_of(both.unsqueeze(0), OPENED)
     apart = Catalog.blockwise([Catalog.k_hot(("a", "b"), max_sources=2)] * 2)
-    bound = CostAwareCatalogPrior(apart, MODEL.source_prices(2), 1.0).costs_of_routings + MODEL.fixed
+    bound = CostAwareCatalogPrior(apart, MODEL.source_prices(2), beta=1.0).costs_of_routings + MODEL.fixed
     exact = MODEL.cost_of(apart.coefficients)
     assert (bound >= exact).all()
     assert (bound > exact).any()
@@ -104,10 +104,10 @@ def test_a_prior_holds_a_budget_on_average() -> None:
     """Enforcement by prior: of the routings it draws, the mean cost is the budget, the forward pass included."""
     model = CostModel(mix=(0.4,), residual=(0.5,), fixed=2.0, unit="ms")
     catalog = Catalog.k_hot(("a", "b", "c"), max_sources=3)
-    prior = CostAwareCatalogPrior.at_expected_cost(catalog, model.source_prices(3), target=2.6 - model.fixed)
+    prior = CostAwareCatalogPrior(catalog, model.source_prices(3), target_cost=2.6 - model.fixed)
     assert float(prior.beta) > 0
     assert float(prior.logits.exp().double() @ model.cost_of(catalog.coefficients)) == pytest.approx(2.6, rel=1e-5)
-    simplex = SimplexCostPrior(3, 1, model.source_prices(3, torch.tensor([[8]])), beta=2.0)
+    simplex = SimplexCostPrior(3, 1, costs=model.source_prices(3, torch.tensor([[8]])), beta=2.0)
     assert float(simplex.expected_cost()) == pytest.approx(0.4 + 0.5)  # equal prices: nothing to choose
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from made_encoders import build_encoder
 from torch import Tensor
 
-from pyro_smat.encoders import EncoderKind, SupportEncoder, build_encoder
+from pyro_smat.encoders import SupportEncoder
 
 FEATURES = 6
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -21,10 +22,10 @@ def supports(seed: int = 0, sources: int = 3) -> Batch:
     return features, labels, mask, class_mask
 
 
-def small_encoder(kind: EncoderKind, seed: int = 0) -> SupportEncoder:
+def small_encoder(kind: str, seed: int = 0) -> SupportEncoder:
     """A double precision encoder, 16 wide."""
     torch.manual_seed(seed)
-    return build_encoder(kind, features=FEATURES, hidden=16).double()
+    return build_encoder(kind, feature_width=FEATURES, hidden=16).double()
 
 
 def largest_difference(a: Tensor, b: Tensor) -> float:

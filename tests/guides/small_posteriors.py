@@ -40,15 +40,15 @@ def random_posterior(
         catalog = small_catalog(sources, experts, blocks)
         logits = 1.5 * torch.randn(episodes, len(catalog), generator=generator, dtype=torch.float64)
         if family == "catalog":
-            return CatalogPosterior(logits, catalog, sources)
-        return HierarchicalPosterior(logits, torch.tensor(catalog.families()), catalog, sources)
+            return CatalogPosterior(logits, catalog, num_sources=sources)
+        return HierarchicalPosterior(logits, torch.tensor(catalog.families()), catalog=catalog, num_sources=sources)
     values = torch.randn(shape, generator=generator, dtype=torch.float64)
     other = torch.rand(shape, generator=generator, dtype=torch.float64)
     if family == "logistic_normal":
-        return LogisticNormalPosterior(values, 0.4 + other, sources)
+        return LogisticNormalPosterior(values, 0.4 + other, num_sources=sources)
     if family == "concrete":
         temperature = 0.5 + torch.rand(episodes, 2, generator=generator, dtype=torch.float64)
-        return ConcretePosterior(values, temperature, sources)
+        return ConcretePosterior(values, temperature, num_sources=sources)
     if family == "dirichlet":
         return DirichletPosterior((0.3 + values).exp(), sources)
     return PointPosterior(values, sources)
@@ -58,6 +58,6 @@ def prior_of_sites(family: str, sources: int, experts: int, blocks: int = 1) -> 
     """A prior that pairs with :func:`random_posterior`, float64."""
     if family in CATALOG_FAMILIES:
         catalog = small_catalog(sources, experts, blocks)
-        return CatalogPrior(catalog, torch.linspace(-1, 1, len(catalog))).double()
+        return CatalogPrior(catalog, logits=torch.linspace(-1, 1, len(catalog))).double()
     loc = torch.linspace(-1, 0.5, sources + experts, dtype=torch.float64)
-    return LogisticNormalPrior(sources, experts, loc, 1.3, blocks).double()
+    return LogisticNormalPrior(sources, experts, loc=loc, scale=1.3, num_blocks=blocks).double()

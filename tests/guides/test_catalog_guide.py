@@ -13,6 +13,7 @@ from small_posteriors import random_posterior, small_catalog
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
+from pyro_smat.encoders import EvidenceEncoder
 from pyro_smat.guides import CatalogGuide, CatalogPosterior
 from pyro_smat.guides.catalog import ESTIMATORS
 from pyro_smat.inference import CVaR_ELBO
@@ -35,7 +36,7 @@ def catalog_posterior() -> tuple[CatalogPosterior, Catalog]:
 def test_catalog_is_a_categorical() -> None:
     q, catalog = catalog_posterior()
     reference = Categorical(logits=q.logits)
-    prior = CostAwareCatalogPrior(catalog, torch.arange(1.0, 6.0), 0.4).double()
+    prior = CostAwareCatalogPrior(catalog, torch.arange(1.0, 6.0), beta=0.4).double()
     torch.testing.assert_close(q.kl(prior), kl_divergence(reference, Categorical(logits=prior.logits)))
     torch.testing.assert_close(q.entropy(), reference.entropy())
     torch.testing.assert_close(q.routing_probabilities(), reference.probs)
@@ -59,7 +60,7 @@ def test_draws_have_the_probabilities(blocks: int) -> None:
 
 def test_a_repeated_row_adds_its_probabilities() -> None:
     catalog = Catalog(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), ("a", "b", "a again"))
-    q = CatalogPosterior(torch.tensor([[0.1, 0.7, -0.4]]), catalog, 2)
+    q = CatalogPosterior(torch.tensor([[0.1, 0.7, -0.4]]), catalog, num_sources=2)
     p = q.routing_probabilities()[0]
     torch.testing.assert_close(q.log_prob(torch.tensor([[1.0, 0.0]])).exp()[0], p[0] + p[2])
 
@@ -83,7 +84,7 @@ def test_kl_to_a_steep_prior_in_float32() -> None:
     catalog = Catalog.k_hot(("a", "b", "c"))
     prior = CostAwareCatalogPrior(catalog, torch.tensor([0.0, 2.0, 5.0]), beta=50.0)
     logits = torch.tensor([[0.3, 0.1, -0.2]], requires_grad=True)
-    kl = CatalogPosterior(logits, catalog, 3).kl(prior)
+    kl = CatalogPosterior(logits, catalog, num_sources=3).kl(prior)
     p = logits.detach()[0].double().softmax(-1)
     expected = (p * (p.log() + 50.0 * torch.tensor([0.0, 2.0, 5.0]).double())).sum()
     assert kl.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -93,9 +94,9 @@ def test_kl_to_a_steep_prior_in_float32() -> None:
 
 def test_kl_with_a_forbidden_routing() -> None:
     """Infinite where the posterior has mass on it, and only there."""
-    prior = CatalogPrior(TINY, torch.tensor([0.0, -math.inf, 0.0]))
+    prior = CatalogPrior(TINY, logits=torch.tensor([0.0, -math.inf, 0.0]))
     logits = torch.tensor([[0.0, -math.inf, 1.0], [0.0, -3.0, 1.0]], requires_grad=True)
-    kl = CatalogPosterior(logits, TINY, 2).kl(prior)
+    kl = CatalogPosterior(logits, TINY, num_sources=2).kl(prior)
     reference = kl_divergence(Categorical(logits=torch.tensor([0.0, 1.0])), Categorical(logits=torch.zeros(2)))
     torch.testing.assert_close(kl[0], reference)
     assert kl[1] == math.inf
@@ -162,7 +163,7 @@ def tiny(make_router: Callable, estimator: str, family: str = "catalog") -> Any:
     router = make_router(family, 2, 0, guide_options={"estimator": estimator, "temperature": 0.5})
     router.model.eval()
     centre = router.model.sources.mean(0)
-    router.model.sources.copy_(centre + 0.2 * (router.model.sources - centre))
+    router.model.sources.copy_(centre + 0.2 * (router.model.source_basis - centre))
     return router
 
 
@@ -277,10 +278,10 @@ def large_catalog() -> Catalog:
 
 @pytest.mark.parametrize("estimator", ["gumbel_softmax", "straight_through", "score_function"])
 def test_large_catalogs_are_never_enumerated(estimator: str) -> None:
-    guide = CatalogGuide(large_catalog(), 23, hidden=8, estimator=estimator)  # type: ignore[arg-type]
+    guide = CatalogGuide(large_catalog(), 23, encoder=EvidenceEncoder(8), estimator=estimator)  # type: ignore[arg-type]
     assert len(guide.catalog) == 276
     assert guide.train().infer == guide.eval().infer == {}
-    small = CatalogGuide(TINY, 2, hidden=8, estimator=estimator)  # type: ignore[arg-type]
+    small = CatalogGuide(TINY, 2, encoder=EvidenceEncoder(8), estimator=estimator)  # type: ignore[arg-type]
     assert small.train().infer == {}
     assert small.eval().infer == {"enumerate": "parallel"}
 

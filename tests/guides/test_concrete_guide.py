@@ -13,6 +13,7 @@ from small_posteriors import random_posterior
 from torch import Tensor
 from torch.distributions import RelaxedOneHotCategorical
 
+from pyro_smat.encoders import EvidenceEncoder
 from pyro_smat.guides import ConcreteGuide, ConcretePosterior
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.models.priors import ConcretePrior, LogisticNormalPrior
@@ -49,7 +50,7 @@ def test_draws_have_the_distribution_of_torch() -> None:
 def cold(dtype: torch.dtype = torch.float32) -> tuple[ConcretePosterior, Tensor]:
     logits = torch.tensor([[20.0, -20.0, 0.0, 20.0, -20.0], [-20.0, 20.0, 20.0, 0.0, 0.0]], dtype=dtype)
     logits.requires_grad_()
-    return ConcretePosterior(logits, torch.full((2, 2), 0.05).to(dtype), 3), logits
+    return ConcretePosterior(logits, torch.full((2, 2), 0.05).to(dtype), num_sources=3), logits
 
 
 @pytest.mark.parametrize("prior", [LogisticNormalPrior(3, 2), ConcretePrior(3, 2, temperature=0.05)])
@@ -96,19 +97,21 @@ def test_a_cold_router_trains_in_float32(make_router: Callable) -> None:
 
 def test_annealing_is_geometric(make_router: Callable) -> None:
     batch = make_router("concrete").batch
-    guide = ConcreteGuide(3, 2, hidden=8, temperature=2.0, final_temperature=0.5, per_episode=False).double()
+    guide = ConcreteGuide(
+        3, 2, encoder=EvidenceEncoder(8), temperature=2.0, final_temperature=0.5, per_episode=False
+    ).double()
     for progress, expected in ((0.0, 2.0), (0.25, math.sqrt(2)), (0.5, 1.0), (1.0, 0.5), (1.3, 0.5)):
         guide.anneal(progress)
         found = guide.posterior(batch).temperature
         torch.testing.assert_close(found, torch.full((4, 2), expected, dtype=torch.float64), **CLOSE)
-    saved = ConcreteGuide(3, 2, hidden=8, temperature=2.0, per_episode=False)
+    saved = ConcreteGuide(3, 2, encoder=EvidenceEncoder(8), temperature=2.0, per_episode=False)
     saved.load_state_dict(guide.state_dict())
     assert saved.temperature.item() == pytest.approx(0.5)
 
 
 def test_temperatures_of_episodes(make_router: Callable) -> None:
     """Equal in a fresh guide; then within a factor e of the current one, of their own for sources and experts."""
-    fresh = ConcreteGuide(3, 2, hidden=8, temperature=0.8).double()
+    fresh = ConcreteGuide(3, 2, encoder=EvidenceEncoder(8), temperature=0.8).double()
     router = make_router("concrete")
     same = torch.full((4, 2), 0.8, dtype=torch.float64)
     torch.testing.assert_close(fresh.posterior(router.batch).temperature, same, **CLOSE)
@@ -147,7 +150,7 @@ def test_hard_draws_are_one_hot_with_the_gradient_of_the_soft_ones(blocks: int) 
     weight = torch.randn(logits.shape[1:], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gradients = []
     for hard in (False, True):
-        q = ConcretePosterior(logits, soft.temperature, 3, hard)
+        q = ConcretePosterior(logits, soft.temperature, num_sources=3, hard=hard)
         draws = q.sample(50, torch.Generator().manual_seed(0))
         gradients.append(torch.autograd.grad((draws * weight).sum(), logits)[0])
         corners = draws.round()
@@ -164,7 +167,7 @@ def test_hard_posteriors_mean_and_mode_are_those_of_their_draws(blocks: int) -> 
     """The largest of Gumbel-perturbed logits is entry k with probability softmax(logits)_k."""
     soft = random_posterior("concrete", 3, 2, blocks)
     assert isinstance(soft, ConcretePosterior)
-    q = ConcretePosterior(soft.logits, soft.temperature, 3, hard=True)
+    q = ConcretePosterior(soft.logits, soft.temperature, num_sources=3, hard=True)
     draws = q.sample(40_000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(q.mean, draws.mean(0), rtol=0, atol=0.01)
     for k, part in enumerate(soft.logits.split([3, 2], dim=-1)):

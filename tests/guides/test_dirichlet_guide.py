@@ -10,6 +10,7 @@ import torch
 from small_posteriors import random_posterior
 from torch.distributions import Dirichlet, kl_divergence
 
+from pyro_smat.encoders import EvidenceEncoder
 from pyro_smat.guides import DirichletGuide, DirichletPosterior
 from pyro_smat.models.priors import DirichletPrior
 
@@ -28,7 +29,9 @@ def test_it_is_torchs_dirichlet(blocks: int) -> None:
         means.append(reference.mean)
     torch.testing.assert_close(q.mean, torch.cat(means, -1))
     torch.testing.assert_close(q.log_prob(draws), log_prob if blocks == 1 else log_prob.sum(-1))
-    torch.testing.assert_close(q.kl(DirichletPrior(3, 2, b, blocks)), kl if blocks == 1 else kl.sum(-1))
+    torch.testing.assert_close(
+        q.kl(DirichletPrior(3, 2, concentration=b, num_blocks=blocks)), kl if blocks == 1 else kl.sum(-1)
+    )
 
 
 def test_variance_of_draws() -> None:
@@ -44,7 +47,7 @@ def test_a_fresh_guide_starts_at_its_concentration(blocks: int, make_router: Cal
     """Entries sum to about n x concentration, plus the floor of 0.1 each."""
     batch = make_router("dirichlet").batch
     torch.manual_seed(0)
-    guide = DirichletGuide(3, 2, blocks=blocks, hidden=8, concentration=5.0).double()
+    guide = DirichletGuide(3, 2, num_blocks=blocks, encoder=EvidenceEncoder(8), concentration=5.0).double()
     q = guide.posterior(batch)
     for part in (slice(0, 3), slice(3, 5)):
         a = q.concentration[..., part]

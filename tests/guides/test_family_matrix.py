@@ -42,31 +42,31 @@ def parts(*makes: Callable[[int], RoutingPrior], kl: str = "bound") -> Callable[
 
 
 def normal(shift: float = 0.0) -> Callable[[int], RoutingPrior]:
-    return lambda blocks: LogisticNormalPrior(3, 2, LOC + shift * COSTS, 1.2, blocks)
+    return lambda blocks: LogisticNormalPrior(3, 2, loc=LOC + shift * COSTS, scale=1.2, num_blocks=blocks)
 
 
 def concrete(slope: float, temperature: float) -> Callable[[int], RoutingPrior]:
-    return lambda blocks: ConcretePrior(3, 2, slope * LOC, temperature, blocks)
+    return lambda blocks: ConcretePrior(3, 2, logits=slope * LOC, temperature=temperature, num_blocks=blocks)
 
 
 def dirichlet(blocks: int) -> RoutingPrior:
-    return DirichletPrior(3, 2, LOC.exp(), blocks)
+    return DirichletPrior(3, 2, concentration=LOC.exp(), num_blocks=blocks)
 
 
 def cost(blocks: int) -> RoutingPrior:
-    return SimplexCostPrior(3, 2, COSTS, 1.5, blocks)
+    return SimplexCostPrior(3, 2, costs=COSTS, beta=1.5, num_blocks=blocks)
 
 
 PRIORS: dict[str, Callable[[int], RoutingPrior]] = {
-    "CatalogPrior": of_catalog(lambda catalog: CatalogPrior(catalog, torch.linspace(-1, 1, len(catalog)))),
-    "CostAwareCatalogPrior": of_catalog(lambda catalog: CostAwareCatalogPrior(catalog, COSTS, 0.7)),
+    "CatalogPrior": of_catalog(lambda catalog: CatalogPrior(catalog, logits=torch.linspace(-1, 1, len(catalog)))),
+    "CostAwareCatalogPrior": of_catalog(lambda catalog: CostAwareCatalogPrior(catalog, COSTS, beta=0.7)),
     "HierarchicalPrior": of_catalog(lambda catalog: HierarchicalPrior(catalog, catalog.families())),
     "MixturePrior of catalog priors": of_catalog(
-        lambda catalog: MixturePrior([CatalogPrior(catalog), CostAwareCatalogPrior(catalog, COSTS, 2.0)])
+        lambda catalog: MixturePrior([CatalogPrior(catalog), CostAwareCatalogPrior(catalog, COSTS, beta=2.0)])
     ),
     "LogisticNormalPrior": normal(),
     "LogisticNormalPrior.cost_aware": lambda blocks: LogisticNormalPrior.cost_aware(
-        3, 2, COSTS, 0.7, scale=1.5, blocks=blocks
+        3, 2, costs=COSTS, beta=0.7, scale=1.5, num_blocks=blocks
     ),
     "DirichletPrior": dirichlet,
     "SimplexCostPrior": cost,
@@ -96,7 +96,7 @@ def posterior_of(family: str, blocks: int = 1) -> RoutingPosterior:
     q = random_posterior(family, 3, 2, blocks, episodes=3)
     if isinstance(q, ConcretePosterior):
         temperature = torch.tensor(TEMPERATURE).double().expand(3, 1)  # as the prior rounds it
-        return ConcretePosterior(q.logits, temperature, 3)
+        return ConcretePosterior(q.logits, temperature, num_sources=3)
     return q
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from made_encoders import ENCODERS
 from small_posteriors import CATALOG_FAMILIES, FAMILIES, SIMPLEX_FAMILIES
 from torch import Tensor
 
-from pyro_smat.encoders import ENCODERS
 from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.guides import CatalogGuide, LogisticNormalGuide, RoutingGuide
 from pyro_smat.inference import CVaR_ELBO

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_posteriors import random_posterior, small_catalog
 
+from pyro_smat.encoders import EvidenceEncoder
 from pyro_smat.guides import CatalogGuide, CatalogPosterior, HierarchicalGuide, HierarchicalPosterior
 from pyro_smat.models.priors import CostAwareCatalogPrior, HierarchicalPrior
 
@@ -55,7 +56,9 @@ def test_kl_to_a_hierarchical_prior_decomposes() -> None:
     assert isinstance(q, HierarchicalPosterior)
     catalog = small_catalog(3, 2)
     family_logits, member_logits = torch.linspace(-1, 1, 6), torch.linspace(1, -2, 12)
-    prior = HierarchicalPrior(catalog, catalog.families(), family_logits, member_logits).double()
+    prior = HierarchicalPrior(
+        catalog, catalog.families(), family_logits=family_logits, member_logits=member_logits
+    ).double()
     mine, theirs = q.family_probabilities(), family_logits.double().softmax(-1)
     total = (mine * (mine.log() - theirs.log())).sum(-1)
     for f in range(6):
@@ -69,8 +72,8 @@ def test_it_is_the_flat_posterior_of_its_logits() -> None:
     q = random_posterior("hierarchical", 3, 2)
     assert isinstance(q, HierarchicalPosterior)
     catalog = small_catalog(3, 2)
-    flat = CatalogPosterior(q.logits, catalog, 3)
-    prior = CostAwareCatalogPrior(catalog, torch.arange(5.0), 0.4)
+    flat = CatalogPosterior(q.logits, catalog, num_sources=3)
+    prior = CostAwareCatalogPrior(catalog, torch.arange(5.0), beta=0.4)
     for a, b in (
         (q.mean, flat.mean),
         (q.mode, flat.mode),
@@ -88,13 +91,13 @@ def test_one_family_is_the_catalog_guide(make_router: Callable) -> None:
     batch = make_router("catalog").batch
     catalog = small_catalog(3, 2)
     torch.manual_seed(0)
-    single = HierarchicalGuide(catalog, 3, families=[0] * 12, hidden=8).double()
-    flat = CatalogGuide(catalog, 3, hidden=8).double()
+    single = HierarchicalGuide(catalog, 3, families=[0] * 12, encoder=EvidenceEncoder(8)).double()
+    flat = CatalogGuide(catalog, 3, encoder=EvidenceEncoder(8)).double()
     flat.load_state_dict({k: v for k, v in single.state_dict().items() if not k.startswith("family_score")})
     torch.testing.assert_close(
         single.posterior(batch).routing_probabilities(), flat.posterior(batch).routing_probabilities()
     )
-    apart = HierarchicalGuide(catalog, 3, families=range(12), hidden=8).double()
+    apart = HierarchicalGuide(catalog, 3, families=range(12), encoder=EvidenceEncoder(8)).double()
     apart.load_state_dict(single.state_dict())
     flat.score.load_state_dict(single.family_score.state_dict())
     torch.testing.assert_close(
@@ -129,4 +132,4 @@ def test_families_by_default_are_the_opened_sources(make_router: Callable) -> No
 @pytest.mark.parametrize("families", [[0, 1], [0] * 6 + [2] * 6, [1] * 12])
 def test_refused(families: list[int]) -> None:
     with pytest.raises(ValueError, match=r"expected 12 numbers 0\.\.F-1, one a routing, none left out"):
-        HierarchicalGuide(small_catalog(3, 2), 3, families)
+        HierarchicalGuide(small_catalog(3, 2), 3, families=families)

@@ -12,6 +12,7 @@ from scipy import integrate, linalg
 from small_posteriors import SHAPES
 from torch import Tensor
 
+from pyro_smat.encoders import EvidenceEncoder
 from pyro_smat.guides import LogisticNormalGuide, LogisticNormalPosterior
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.models.priors import LogisticNormalPrior
@@ -24,12 +25,12 @@ def normal(sources: int, experts: int, episodes: int = 2, seed: int = 0) -> Logi
     generator = torch.Generator().manual_seed(seed)
     loc = torch.randn(episodes, sources + experts, generator=generator, dtype=torch.float64)
     scale = 0.4 + torch.rand(episodes, sources + experts, generator=generator, dtype=torch.float64)
-    return LogisticNormalPosterior(loc, scale, sources)
+    return LogisticNormalPosterior(loc, scale, num_sources=sources)
 
 
 def prior_of(sources: int, experts: int, scale: float = 1.3) -> LogisticNormalPrior:
     loc = torch.linspace(-1, 0.5, sources + experts, dtype=torch.float64)
-    return LogisticNormalPrior(sources, experts, loc, scale).double()
+    return LogisticNormalPrior(sources, experts, loc=loc, scale=scale).double()
 
 
 def ilr_kl(mu: Tensor, s: Tensor, mu0: Tensor, s0: Tensor) -> Tensor:
@@ -61,10 +62,10 @@ def test_kl_is_the_ilr_formula(sources: int, experts: int) -> None:
 
 def test_common_shift_of_the_logits_costs_nothing() -> None:
     q, p = normal(4, 3), prior_of(4, 3)
-    moved = LogisticNormalPosterior(q.loc + torch.tensor([3.0] * 4 + [-7.0] * 3), q.scale, 4)
+    moved = LogisticNormalPosterior(q.loc + torch.tensor([3.0] * 4 + [-7.0] * 3), q.scale, num_sources=4)
     torch.testing.assert_close(moved.kl(p), q.kl(p), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(moved.mean, q.mean)
-    apart = LogisticNormalPosterior(q.loc + torch.tensor([3.0] + [0.0] * 6), q.scale, 4)
+    apart = LogisticNormalPosterior(q.loc + torch.tensor([3.0] + [0.0] * 6), q.scale, num_sources=4)
     assert ((apart.kl(p) - q.kl(p)).abs() > 0.1).all()
 
 
@@ -72,7 +73,7 @@ def test_common_shift_of_the_logits_costs_nothing() -> None:
 def test_kl_by_monte_carlo(sources: int, experts: int) -> None:
     """E_q [log q - log p] over draws of coefficients, both densities from log_prob."""
     q, p = normal(sources, experts), prior_of(sources, experts)
-    as_posterior = LogisticNormalPosterior(p.loc.expand(2, -1), p.scale.expand(2, -1), sources)
+    as_posterior = LogisticNormalPosterior(p.loc.expand(2, -1), p.scale.expand(2, -1), num_sources=sources)
     draws = q.sample(200_000, torch.Generator().manual_seed(1))
     ratio = q.log_prob(draws) - as_posterior.log_prob(draws)
     error = ratio.std(0) / math.sqrt(len(draws))
@@ -104,7 +105,7 @@ def test_log_prob_is_normalised_for_three_sources() -> None:
 def test_mean_leaves_the_global_generator_alone_and_has_a_gradient() -> None:
     loc = torch.zeros(1, 3, requires_grad=True)
     before = torch.get_rng_state()
-    mean = LogisticNormalPosterior(loc, torch.ones(1, 3), 3).mean
+    mean = LogisticNormalPosterior(loc, torch.ones(1, 3), num_sources=3).mean
     assert torch.equal(before, torch.get_rng_state())
     mean[0, 0].backward()
     assert loc.grad is not None
@@ -137,9 +138,9 @@ def test_covariance_is_as_stated(kind: str, blocks: int) -> None:
     loc = torch.randn(shape, generator=generator, dtype=torch.float64)
     scale = 0.4 + torch.rand(shape, generator=generator, dtype=torch.float64)
     factor = 0.5 * torch.randn(*shape, 4, generator=generator, dtype=torch.float64)
-    q = LogisticNormalPosterior(loc, scale, 3, factor, kind)  # type: ignore[arg-type]
+    q = LogisticNormalPosterior(loc, scale, num_sources=3, factor=factor, covariance=kind)  # type: ignore[arg-type]
     first = (slice(None),) if blocks == 1 else (slice(None), 1)
-    flat = LogisticNormalPosterior(loc[first], scale[first], 3)
+    flat = LogisticNormalPosterior(loc[first], scale[first], num_sources=3)
     for name, part in (("source_ilr", slice(0, 3)), ("expert_ilr", slice(3, 5))):
         site = q.parts[name]
         found = site.covariance_matrix[0, 0] if blocks == 1 else site.covariance_matrix[0, 0, 1]  # type: ignore[attr-defined]
@@ -180,7 +181,7 @@ def _router(kind: str, make_router: Callable, sources: int = 3) -> tuple:
 def _difference_variances(q: LogisticNormalPosterior) -> Tensor:
     """Var(l_i - l_j), ``(B, R, R)``."""
     covariance = q.parts["source_ilr"].covariance_matrix[:, 0]  # type: ignore[attr-defined]
-    basis = ilr_basis(q.sources, covariance)
+    basis = ilr_basis(q.num_sources, covariance)
     full = basis @ covariance @ basis.mT
     variance = full.diagonal(dim1=-2, dim2=-1)
     return variance.unsqueeze(-1) + variance.unsqueeze(-2) - 2 * full
@@ -191,7 +192,7 @@ def _difference_variances(q: LogisticNormalPosterior) -> Tensor:
 def test_gradients_reach_the_factors_of_a_fresh_guide(kind: str, blocks: int, make_router: Callable) -> None:
     router = make_router(blocks=blocks)
     torch.manual_seed(0)
-    guide = LogisticNormalGuide(3, 2, blocks=blocks, hidden=8, covariance=kind, rank=3).double()  # type: ignore[arg-type]
+    guide = LogisticNormalGuide(3, 2, num_blocks=blocks, encoder=EvidenceEncoder(8), covariance=kind, rank=3).double()  # type: ignore[arg-type]
     CVaR_ELBO(rho=1.0).loss_and_grads(router.model, guide, router.batch)
     columns = {"low_rank": 3, "full": 10}[kind]
     for head, groups in ((guide.router.source_head, blocks), (guide.router.expert_head[-1], 2 * blocks)):

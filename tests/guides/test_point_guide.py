@@ -32,7 +32,7 @@ def test_kl_is_minus_the_log_density_of_a_gaussian(sources: int, experts: int) -
     logits = torch.randn(2, sources + experts, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p = prior_of_sites("point", sources, experts)
     assert isinstance(p, LogisticNormalPrior)
-    as_posterior = LogisticNormalPosterior(p.loc.expand(2, -1), p.scale.expand(2, -1), sources)
+    as_posterior = LogisticNormalPosterior(p.loc.expand(2, -1), p.scale.expand(2, -1), num_sources=sources)
     q = PointPosterior(logits, sources)
     torch.testing.assert_close(q.kl(p), -as_posterior.log_prob(q.mean))
 
@@ -45,7 +45,7 @@ def test_kl_is_minus_the_log_density_of_a_dirichlet(blocks: int) -> None:
     q = PointPosterior(logits.squeeze(1), 3)
     w = logits.softmax(-1)
     log_density = torch.distributions.Dirichlet(a).log_prob(w) + w.log().sum(-1) + 0.5 * math.log(3)
-    torch.testing.assert_close(q.kl(DirichletPrior(3, 0, a, blocks)), -log_density.sum(-1))
+    torch.testing.assert_close(q.kl(DirichletPrior(3, 0, concentration=a, num_blocks=blocks)), -log_density.sum(-1))
 
 
 def test_the_site_is_the_contrasts_of_the_logits() -> None:

@@ -27,7 +27,7 @@ ONES = torch.ones((), dtype=torch.float64)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shapes_and_simplices(family: str, sources: int, experts: int, blocks: int) -> None:
     q = random_posterior(family, sources, experts, blocks)
-    assert (q.sources, q.experts, q.blocks) == (sources, experts, blocks)
+    assert (q.num_sources, q.num_experts, q.num_blocks) == (sources, experts, blocks)
     event = (blocks,) * (blocks > 1) + (sources + experts,)
     draws = q.sample(7, torch.Generator().manual_seed(5))
     assert draws.shape == (7, 2, *event)
@@ -138,10 +138,10 @@ def _block(family: str, q: RoutingPosterior, index: int) -> RoutingPosterior:
 def _slice(family: str, q: RoutingPosterior, where: tuple, part: int | None) -> RoutingPosterior:
     size = 3 if part in (None, 0) else 2
     if isinstance(q, LogisticNormalPosterior):
-        return LogisticNormalPosterior(q.loc[where], q.scale[where], size)
+        return LogisticNormalPosterior(q.loc[where], q.scale[where], num_sources=size)
     if isinstance(q, ConcretePosterior):
         own = q.temperature if part is None else q.temperature[:, part : part + 1]
-        return ConcretePosterior(q.logits[where], own, size)
+        return ConcretePosterior(q.logits[where], own, num_sources=size)
     if isinstance(q, DirichletPosterior):
         return DirichletPosterior(q.concentration[where], size)
     assert isinstance(q, PointPosterior)
@@ -199,8 +199,8 @@ def test_top_keeps_the_largest_weights(family: str, k: int) -> None:
 def test_uncertainty_orders_sure_and_unsure() -> None:
     """A sharp posterior is surer than a flat one by every kind."""
     catalog = Catalog.k_hot(("a", "b", "c"), 0, 2)
-    flat = CatalogPosterior(torch.zeros(1, 6), catalog, 3)
-    sharp = CatalogPosterior(torch.tensor([[9.0, 0, 0, 0, 0, 0]]), catalog, 3)
+    flat = CatalogPosterior(torch.zeros(1, 6), catalog, num_sources=3)
+    sharp = CatalogPosterior(torch.tensor([[9.0, 0, 0, 0, 0, 0]]), catalog, num_sources=3)
     prior = CatalogPrior(catalog)
     for kind in ("confidence", "entropy", "variance", "prior"):
         generator = torch.Generator().manual_seed(0)
@@ -228,13 +228,15 @@ def test_error_messages() -> None:
 
 LOGITS = torch.tensor([[60.0, -60.0, 0.0, 40.0, -40.0]])
 EXTREME: dict[str, RoutingPosterior] = {
-    "narrow": LogisticNormalPosterior(LOGITS, torch.full_like(LOGITS, 1e-3), 3),
-    "wide": LogisticNormalPosterior(LOGITS, torch.full_like(LOGITS, 8.0), 3),
+    "narrow": LogisticNormalPosterior(LOGITS, torch.full_like(LOGITS, 1e-3), num_sources=3),
+    "wide": LogisticNormalPosterior(LOGITS, torch.full_like(LOGITS, 8.0), num_sources=3),
     "point": PointPosterior(LOGITS, 3),
-    "cold": ConcretePosterior(LOGITS, torch.full((1, 1), 0.05), 3),
+    "cold": ConcretePosterior(LOGITS, torch.full((1, 1), 0.05), num_sources=3),
     "corners": DirichletPosterior(torch.full((1, 5), 0.01), 3),
     "sure": DirichletPosterior(torch.tensor([[1e4, 0.1, 0.1, 0.1, 1e4]]), 3),
-    "catalog": CatalogPosterior(torch.tensor([[300.0, 0.0, -300.0, 1.0, 2.0, 3.0]]), Catalog.k_hot("abc", 2), 3),
+    "catalog": CatalogPosterior(
+        torch.tensor([[300.0, 0.0, -300.0, 1.0, 2.0, 3.0]]), Catalog.k_hot("abc", 2), num_sources=3
+    ),
 }
 
 

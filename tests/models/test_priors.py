@@ -34,10 +34,16 @@ from pyro_smat.routing.local_module import LocalModule
 CATALOG = Catalog.k_hot(("a", "b", "c"), 2, max_sources=2)
 COSTS = torch.tensor([0.0, 1.0, 2.5, 0.5, 3.0])
 SIMPLEX: dict[str, Callable[[int, int, int], RoutingPrior]] = {
-    "logistic_normal": lambda r, m, blocks: LogisticNormalPrior(r, m, torch.linspace(-1, 1, r + m), blocks=blocks),
-    "dirichlet": lambda r, m, blocks: DirichletPrior(r, m, torch.linspace(0.5, 2, r + m), blocks),
-    "concrete": lambda r, m, blocks: ConcretePrior(r, m, torch.linspace(-1, 1, r + m), 0.8, blocks),
-    "cost": lambda r, m, blocks: SimplexCostPrior(r, m, torch.linspace(0, 2, r + m), 1.5, blocks),
+    "logistic_normal": lambda r, m, blocks: LogisticNormalPrior(
+        r, m, loc=torch.linspace(-1, 1, r + m), num_blocks=blocks
+    ),
+    "dirichlet": lambda r, m, blocks: DirichletPrior(
+        r, m, concentration=torch.linspace(0.5, 2, r + m), num_blocks=blocks
+    ),
+    "concrete": lambda r, m, blocks: ConcretePrior(
+        r, m, logits=torch.linspace(-1, 1, r + m), temperature=0.8, num_blocks=blocks
+    ),
+    "cost": lambda r, m, blocks: SimplexCostPrior(r, m, costs=torch.linspace(0, 2, r + m), beta=1.5, num_blocks=blocks),
     "mixture": lambda r, m, blocks: MixturePrior(
         [SIMPLEX[name](r, m, blocks) for name in ("logistic_normal", "dirichlet", "cost")], [1.0, 2.0, 3.0]
     ),
@@ -45,9 +51,9 @@ SIMPLEX: dict[str, Callable[[int, int, int], RoutingPrior]] = {
 FAMILIES = [0] * 6 + [1] * 6
 OVER_CATALOG: dict[str, Callable[[Catalog], RoutingPrior]] = {
     "uniform": CatalogPrior,
-    "cost": lambda catalog: CostAwareCatalogPrior(catalog, COSTS, 0.7),
+    "cost": lambda catalog: CostAwareCatalogPrior(catalog, COSTS, beta=0.7),
     "hierarchical": lambda catalog: HierarchicalPrior(catalog, [k % 3 for k in range(len(catalog))]),
-    "mixture": lambda catalog: MixturePrior([CatalogPrior(catalog), CostAwareCatalogPrior(catalog, COSTS, 0.7)]),
+    "mixture": lambda catalog: MixturePrior([CatalogPrior(catalog), CostAwareCatalogPrior(catalog, COSTS, beta=0.7)]),
 }
 
 
@@ -101,7 +107,7 @@ def check_in_a_model(prior: RoutingPrior, episodes: int = 5) -> Tensor:
 def test_simplex_priors_in_a_model(name: str, sources: int, experts: int, blocks: int) -> None:
     prior = SIMPLEX[name](sources, experts, blocks)
     assert prior.site_names == (SOURCE_SITE,) * (sources > 1) + (EXPERT_SITE,) * (experts > 1)
-    assert prior.blocks == blocks
+    assert prior.num_blocks == blocks
     coefficients = check_in_a_model(prior)
     block_shape = (3,) if blocks > 1 else ()
     assert coefficients.shape == ((5, 1) if prior.site_names else ()) + (*block_shape, sources + experts)
@@ -116,7 +122,7 @@ def test_catalog_priors_in_a_model(name: str, blocks: int) -> None:
     catalog = CATALOG if blocks == 1 else in_blocks()
     prior = OVER_CATALOG[name](catalog)
     assert prior.site_names == (CATALOG_SITE,)
-    assert prior.blocks == blocks
+    assert prior.num_blocks == blocks
     coefficients = check_in_a_model(prior)
     rows = {tuple(row.flatten().tolist()) for row in catalog.coefficients}
     assert all(tuple(row.flatten().tolist()) in rows for row in coefficients.flatten(0, 1))
@@ -151,7 +157,7 @@ def test_cost_aware_catalog_is_the_softmax_of_the_costs() -> None:
     price = {"a": 0.0, "b": 1.0, "c": 2.5, "expert0": 0.5, "expert1": 3.0}
     cost = [sum(price[s] for s in name.replace("/", "+").split("+")) for name in CATALOG.names]
     for beta in (0.0, 0.3, 2.0):
-        prior = CostAwareCatalogPrior(CATALOG, COSTS, beta)
+        prior = CostAwareCatalogPrior(CATALOG, COSTS, beta=beta)
         weights = [math.exp(-beta * c) for c in cost]
         expected = torch.tensor([w / sum(weights) for w in weights])
         torch.testing.assert_close(probabilities(prior), expected)
@@ -164,14 +170,14 @@ def test_blockwise_routings_pay_for_what_any_block_opens() -> None:
     price = {"a": 0.0, "b": 1.0, "c": 2.5, "expert0": 0.5, "expert1": 3.0}
     opened = [set(name.replace(" | ", "/").split("/")) for name in catalog.names]
     weights = torch.tensor([math.exp(-beta * sum(price[s] for s in names)) for names in opened])
-    torch.testing.assert_close(probabilities(CostAwareCatalogPrior(catalog, COSTS, beta)), weights / weights.sum())
+    torch.testing.assert_close(probabilities(CostAwareCatalogPrior(catalog, COSTS, beta=beta)), weights / weights.sum())
 
 
 def test_uniform_and_given_catalogs() -> None:
     torch.testing.assert_close(probabilities(CatalogPrior(CATALOG)), torch.full((12,), 1 / 12))
     logits = torch.arange(12.0) / 3
     logits[3] = -math.inf
-    torch.testing.assert_close(probabilities(CatalogPrior(CATALOG, logits)), logits.softmax(-1))
+    torch.testing.assert_close(probabilities(CatalogPrior(CATALOG, logits=logits)), logits.softmax(-1))
 
 
 def test_hierarchical_is_the_family_times_the_member() -> None:
@@ -180,7 +186,7 @@ def test_hierarchical_is_the_family_times_the_member() -> None:
     assert by_default == pytest.approx([1 / 3 / families.count(f) for f in families])
     family_logits, member_logits = torch.tensor([0.3, -1.0, 2.0]), torch.linspace(-2, 3, 12)
     member_logits[0] = -math.inf
-    prior = HierarchicalPrior(CATALOG, families, family_logits, member_logits)
+    prior = HierarchicalPrior(CATALOG, families, family_logits=family_logits, member_logits=member_logits)
     of_family = [math.exp(x) for x in family_logits.tolist()]
     of_member = [math.exp(x) for x in member_logits.tolist()]
     for p, family, weight in zip(probabilities(prior).tolist(), families, of_member, strict=True):
@@ -189,12 +195,16 @@ def test_hierarchical_is_the_family_times_the_member() -> None:
 
 
 def test_hierarchical_with_a_forbidden_family() -> None:
-    prior = HierarchicalPrior(CATALOG, FAMILIES, torch.tensor([0.0, -math.inf]))
+    prior = HierarchicalPrior(CATALOG, FAMILIES, family_logits=torch.tensor([0.0, -math.inf]))
     torch.testing.assert_close(probabilities(prior), torch.cat([torch.full((6,), 1 / 6), torch.zeros(6)]))
 
 
 def test_mixture_of_catalogs_mixes_probabilities() -> None:
-    parts = [CatalogPrior(CATALOG), CostAwareCatalogPrior(CATALOG, COSTS, 2.0), HierarchicalPrior(CATALOG, FAMILIES)]
+    parts = [
+        CatalogPrior(CATALOG),
+        CostAwareCatalogPrior(CATALOG, COSTS, beta=2.0),
+        HierarchicalPrior(CATALOG, FAMILIES),
+    ]
     for kl in ("sampled", "bound"):
         prior = MixturePrior(parts, [0.2, 0.3, 0.5], kl=kl)  # type: ignore[arg-type]
         each = [probabilities(part) for part in parts]
@@ -211,7 +221,7 @@ def test_mixture_of_catalogs_mixes_probabilities() -> None:
 def test_logistic_normal_draws_are_softmaxes_of_independent_logits() -> None:
     """ILR coordinates of drawn weights have the mean and covariance of those of N(loc, scale^2) logits."""
     loc = torch.tensor([1.0, -0.5, 0.2, 0.7, -0.7], dtype=torch.float64)
-    drawn = draw(LogisticNormalPrior(3, 2, loc, scale=0.8).double(), 100_000)
+    drawn = draw(LogisticNormalPrior(3, 2, loc=loc, scale=0.8).double(), 100_000)
     logits = loc + 0.8 * torch.randn(100_000, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for part in (slice(0, 3), slice(3, 5)):
         v = ilr_basis(len(loc[part]), loc)
@@ -228,20 +238,20 @@ def test_logistic_normal_treats_all_alike_by_default() -> None:
 
 def test_cost_aware_median() -> None:
     """The median of w_r / w_s falls by exp(-beta) for every unit by which r costs more."""
-    drawn = draw(LogisticNormalPrior.cost_aware(3, 2, COSTS, beta=0.7, scale=1.0), 50_000)
+    drawn = draw(LogisticNormalPrior.cost_aware(3, 2, costs=COSTS, beta=0.7, scale=1.0), 50_000)
     ratio = (drawn[:, 2] / drawn[:, 1]).median().item()
     assert ratio == pytest.approx(math.exp(-0.7 * 1.5), rel=0.05)
 
 
 def test_dirichlet_draws() -> None:
     a = torch.tensor([0.5, 1.0, 2.5, 4.0, 0.3])
-    drawn = draw(DirichletPrior(3, 2, a), 50_000)
+    drawn = draw(DirichletPrior(3, 2, concentration=a), 50_000)
     for part in (a[:3], a[3:]):
         found = drawn[:, :3] if len(part) == 3 else drawn[:, 3:]
         mean = part / part.sum()
         torch.testing.assert_close(found.mean(0), mean, rtol=0, atol=0.01)
         torch.testing.assert_close(found.var(0), mean * (1 - mean) / (part.sum() + 1), rtol=0.05, atol=0)
-    even = DirichletPrior(2, 2, 3.0)
+    even = DirichletPrior(2, 2, concentration=3.0)
     assert even.concentration.tolist() == [3.0] * 4
 
 
@@ -249,7 +259,7 @@ def test_dirichlet_draws() -> None:
 def test_concrete_draws(temperature: float) -> None:
     """The largest weight is entry k with probability softmax(l)_k; log w_1 - log w_2 is a logistic over T."""
     logits = torch.tensor([1.0, -0.5, 0.2, 0.7, -0.7])
-    drawn = draw(ConcretePrior(3, 2, logits, temperature), 50_000)
+    drawn = draw(ConcretePrior(3, 2, logits=logits, temperature=temperature), 50_000)
     for part, weights in zip(logits.split([3, 2]), drawn.split([3, 2], dim=-1), strict=True):
         shares = torch.nn.functional.one_hot(weights.argmax(-1)).float().mean(0)
         torch.testing.assert_close(shares, part.softmax(-1), rtol=0, atol=0.01)
@@ -259,16 +269,18 @@ def test_concrete_draws(temperature: float) -> None:
 
 
 def test_cost_of_draws_is_the_expected_cost() -> None:
-    prior = SimplexCostPrior(3, 2, COSTS, 1.7)
+    prior = SimplexCostPrior(3, 2, costs=COSTS, beta=1.7)
     assert (draw(prior, 50_000) @ COSTS).mean().item() == pytest.approx(prior.expected_cost().item(), abs=0.015)
-    lone = SimplexCostPrior(1, 2, torch.tensor([7.0, 1.0, 2.0]), 0.0)
+    lone = SimplexCostPrior(1, 2, costs=torch.tensor([7.0, 1.0, 2.0]), beta=0.0)
     assert lone.expected_cost().item() == pytest.approx(8.5)
-    assert SimplexCostPrior(2, 1, torch.tensor([1.0, 2.0, 7.0]), 0.0).expected_cost().item() == pytest.approx(8.5)
-    assert SimplexCostPrior(2, 0, torch.tensor([1.0, 2.0]), 0.0).expected_cost().item() == pytest.approx(1.5)
+    assert SimplexCostPrior(
+        2, 1, costs=torch.tensor([1.0, 2.0, 7.0]), beta=0.0
+    ).expected_cost().item() == pytest.approx(8.5)
+    assert SimplexCostPrior(2, 0, costs=torch.tensor([1.0, 2.0]), beta=0.0).expected_cost().item() == pytest.approx(1.5)
 
 
 def test_blocks_are_independent_and_alike() -> None:
-    drawn = draw(LogisticNormalPrior(2, scale=1.0, blocks=2), 50_000)[..., 0].logit()
+    drawn = draw(LogisticNormalPrior(2, scale=1.0, num_blocks=2), 50_000)[..., 0].logit()
     torch.testing.assert_close(drawn.T.corrcoef(), torch.eye(2), rtol=0, atol=0.02)
     torch.testing.assert_close(drawn.var(0), torch.full((2,), 2.0), rtol=0.03, atol=0)
 
@@ -278,33 +290,33 @@ def test_blocks_are_independent_and_alike() -> None:
 
 @pytest.mark.parametrize("target", [0.51, 0.8, 1.5, 2.4])
 def test_simplex_prior_at_an_expected_cost(target: float) -> None:
-    prior = SimplexCostPrior.at_expected_cost(3, 2, COSTS, target, blocks=2)
-    assert prior.blocks == 2
+    prior = SimplexCostPrior(3, 2, costs=COSTS, target_cost=target, num_blocks=2)
+    assert prior.num_blocks == 2
     assert prior.expected_cost().item() == pytest.approx(target, rel=1e-5)
 
 
 @pytest.mark.parametrize("target", [0.51, 0.8, 2.0])
 def test_catalog_prior_at_an_expected_cost(target: float) -> None:
-    prior = CostAwareCatalogPrior.at_expected_cost(CATALOG, COSTS, target)
+    prior = CostAwareCatalogPrior(CATALOG, COSTS, target_cost=target)
     assert (probabilities(prior) @ ((CATALOG.coefficients > 0).float() @ COSTS)).item() == pytest.approx(
         target, rel=1e-5
     )
 
 
 def test_the_even_cost_needs_no_beta() -> None:
-    assert SimplexCostPrior.at_expected_cost(3, 0, COSTS[:3], 3.5 / 3).beta == 0
-    assert SimplexCostPrior.at_expected_cost(3, 0, torch.full((3,), 2.0), 2.0).beta == 0
-    even = CostAwareCatalogPrior(CATALOG, COSTS, 0.0).expected_cost().item()
-    assert CostAwareCatalogPrior.at_expected_cost(CATALOG, COSTS, even).beta == 0
+    assert SimplexCostPrior(3, 0, costs=COSTS[:3], target_cost=3.5 / 3).beta == 0
+    assert SimplexCostPrior(3, 0, costs=torch.full((3,), 2.0), target_cost=2.0).beta == 0
+    even = CostAwareCatalogPrior(CATALOG, COSTS, beta=0.0).expected_cost().item()
+    assert CostAwareCatalogPrior(CATALOG, COSTS, target_cost=even).beta == 0
 
 
 @pytest.mark.parametrize("target", [-1.0, 0.5, 2.95, math.nan])
 def test_costs_out_of_reach(target: float) -> None:
     simplex = r"target is .*; expected a cost above 0.5 \(only the cheapest\) and at most 2.91667"
     with pytest.raises(ValueError, match=simplex):
-        SimplexCostPrior.at_expected_cost(3, 2, COSTS, target)
+        SimplexCostPrior(3, 2, costs=COSTS, target_cost=target)
     with pytest.raises(ValueError, match=r"above 0.5 .* at most 3.5 \(beta = 0\): give one in that range"):
-        CostAwareCatalogPrior.at_expected_cost(CATALOG, COSTS, target if target != 2.95 else 4.0)
+        CostAwareCatalogPrior(CATALOG, COSTS, target_cost=target if target != 2.95 else 4.0)
 
 
 # --- mixtures on the simplex ------------------------------------------------------------------------------------------
@@ -330,14 +342,14 @@ def test_mixture_is_one_mixture_over_both_sites(blocks: int) -> None:
 
 
 def test_mixture_draws_sources_and_experts_of_one_component() -> None:
-    peaked = [LogisticNormalPrior(2, 2, sign * torch.tensor([9.0, -9.0, 9.0, -9.0]), 0.5) for sign in (1, -1)]
+    peaked = [LogisticNormalPrior(2, 2, loc=sign * torch.tensor([9.0, -9.0, 9.0, -9.0]), scale=0.5) for sign in (1, -1)]
     drawn = draw(MixturePrior(peaked, [0.3, 0.7]), 20_000).round()
     assert torch.equal(drawn[:, 0], drawn[:, 2])
     assert drawn[:, 0].mean().item() == pytest.approx(0.3, abs=0.015)
 
 
 def test_mixture_kl_is_sampled_or_bounded() -> None:
-    parts = [DirichletPrior(3, 0, 0.5), SimplexCostPrior(3, 0, COSTS[:3], 2.0)]
+    parts = [DirichletPrior(3, 0, concentration=0.5), SimplexCostPrior(3, 0, costs=COSTS[:3], beta=2.0)]
     q = ILRDirichlet(torch.tensor([[1.0, 2.0, 3.0]]))
     with pytest.raises(NotImplementedError, match="KL to a mixture has no closed form"):
         kl_divergence(q, MixturePrior(parts).distribution(SOURCE_SITE, {}))
@@ -417,8 +429,8 @@ def hyper_factors(prior: RoutingPrior) -> dict[str, float]:
 
 def test_hyperpriors_are_scored_once_outside_the_plate() -> None:
     gamma = dist.Gamma(2.0, 0.5)
-    simplex = SimplexCostPrior(3, 2, COSTS, 1.5, learn_beta=True, hyperprior=gamma)
-    catalog = CostAwareCatalogPrior(CATALOG, COSTS, 1.5, learn_beta=True, hyperprior=gamma)
+    simplex = SimplexCostPrior(3, 2, costs=COSTS, beta=1.5, learn=True, hyperprior=gamma)
+    catalog = CostAwareCatalogPrior(CATALOG, COSTS, beta=1.5, learn=True, hyperprior=gamma)
     expected = 2 * math.log(0.5) + math.log(1.5) - 0.5 * 1.5  # Gamma(2) = 1
     for prior in (simplex, catalog):
         assert hyper_factors(prior) == pytest.approx({"beta_hyperprior": expected}, rel=1e-5)
@@ -432,21 +444,21 @@ def test_hyperpriors_are_scored_once_outside_the_plate() -> None:
         LogisticNormalPrior(3),
         DirichletPrior(3),
         CatalogPrior(CATALOG),
-        SimplexCostPrior(2, 0, COSTS[:2], 1.0),
+        SimplexCostPrior(2, 0, costs=COSTS[:2], beta=1.0),
     ):
         assert hyper_factors(quiet) == {}
 
 
 LEARNED: dict[str, Callable[[], RoutingPrior]] = {
-    "simplex beta": lambda: SimplexCostPrior(3, 2, COSTS, 1.5, learn_beta=True),
-    "catalog beta": lambda: CostAwareCatalogPrior(CATALOG, COSTS, 1.5, learn_beta=True),
-    "catalog logits": lambda: CatalogPrior(CATALOG, torch.linspace(0, 1, 12), learn=True),
-    "hierarchy": lambda: HierarchicalPrior(CATALOG, FAMILIES, torch.tensor([0.2, 0.9]), learn=True),
+    "simplex beta": lambda: SimplexCostPrior(3, 2, costs=COSTS, beta=1.5, learn=True),
+    "catalog beta": lambda: CostAwareCatalogPrior(CATALOG, COSTS, beta=1.5, learn=True),
+    "catalog logits": lambda: CatalogPrior(CATALOG, logits=torch.linspace(0, 1, 12), learn=True),
+    "hierarchy": lambda: HierarchicalPrior(CATALOG, FAMILIES, family_logits=torch.tensor([0.2, 0.9]), learn=True),
     "mixture": lambda: MixturePrior(
-        [SimplexCostPrior(3, 2, COSTS, beta, learn_beta=True) for beta in (0.5, 6.0)], [0.3, 0.7], learn=True
+        [SimplexCostPrior(3, 2, costs=COSTS, beta=beta, learn=True) for beta in (0.5, 6.0)], [0.3, 0.7], learn=True
     ),
     "mixture of catalogs": lambda: MixturePrior(
-        [CostAwareCatalogPrior(CATALOG, COSTS, beta, learn_beta=True) for beta in (0.5, 6.0)], learn=True
+        [CostAwareCatalogPrior(CATALOG, COSTS, beta=beta, learn=True) for beta in (0.5, 6.0)], learn=True
     ),
 }
 PARAMETERS = {"hierarchy": 2, "mixture": 3, "mixture of catalogs": 3}
@@ -498,7 +510,7 @@ def test_svi_moves_every_parameter(name: str) -> None:
 
 def test_learned_beta_balances_cost() -> None:
     """The slope of the mean log density in beta is the expected cost minus the cost of the data."""
-    prior = SimplexCostPrior(3, 2, COSTS, 1.5, learn_beta=True)
+    prior = SimplexCostPrior(3, 2, costs=COSTS, beta=1.5, learn=True)
     assert isinstance(prior.beta, Tensor)
     assert prior.beta.item() == pytest.approx(1.5)
     drawn = {SOURCE_SITE: torch.randn(50, 2), EXPERT_SITE: torch.randn(50, 1)}
@@ -524,37 +536,49 @@ def test_state_travels() -> None:
 
 GAMMA = dist.Gamma(2.0, 1.0)
 REFUSED: list[tuple[Callable[[], object], str]] = [
-    (lambda: CatalogPrior(CATALOG, torch.zeros(3)), r"logits have shape \(3,\); expected \(12,\), one a routing"),
-    (lambda: CatalogPrior(CATALOG, torch.full((12,), math.nan)), "logits"),
-    (lambda: CatalogPrior(CATALOG, torch.full((12,), -math.inf)), "logits"),
-    (lambda: CostAwareCatalogPrior(CATALOG, COSTS, -0.1), r"beta is -0.1; expected a finite number >= 0"),
-    (lambda: CostAwareCatalogPrior(CATALOG, COSTS, math.nan), r"beta is nan; expected a finite number >= 0"),
-    (lambda: CostAwareCatalogPrior(CATALOG, COSTS[:3], 1.0), r"costs have shape \(3,\); expected \(5,\)"),
-    (lambda: CostAwareCatalogPrior(CATALOG, COSTS / 0, 1.0), r"costs are \[nan, inf.*expected finite numbers"),
-    (lambda: CostAwareCatalogPrior(CATALOG, COSTS, 1.0, hyperprior=GAMMA), "beta is fixed: pass learn_beta=True"),
-    (lambda: CostAwareCatalogPrior(CATALOG, COSTS, 0.0, learn_beta=True), "beta is 0; expected a start > 0"),
-    (lambda: SimplexCostPrior(3, 2, COSTS[:4], 1.0), r"costs have shape \(4,\); expected \(5,\)"),
-    (lambda: SimplexCostPrior(3, 2, COSTS, math.inf), "beta is inf; expected a finite number >= 0"),
-    (lambda: SimplexCostPrior(3, 2, COSTS, 1.0, hyperprior=GAMMA), "beta is fixed: pass learn_beta=True"),
     (
-        lambda: SimplexCostPrior(3, 2, COSTS, 1.0, learn_beta=True, hyperprior=dist.Gamma(torch.ones(3), 1.0)),
+        lambda: CatalogPrior(CATALOG, logits=torch.zeros(3)),
+        r"logits have shape \(3,\); expected \(12,\), one a routing",
+    ),
+    (lambda: CatalogPrior(CATALOG, logits=torch.full((12,), math.nan)), "logits"),
+    (lambda: CatalogPrior(CATALOG, logits=torch.full((12,), -math.inf)), "logits"),
+    (lambda: CostAwareCatalogPrior(CATALOG, COSTS, beta=-0.1), r"beta is -0.1; expected a finite number >= 0"),
+    (lambda: CostAwareCatalogPrior(CATALOG, COSTS, beta=math.nan), r"beta is nan; expected a finite number >= 0"),
+    (lambda: CostAwareCatalogPrior(CATALOG, COSTS[:3], beta=1.0), r"costs: shape \(3,\); expected \(5,\)"),
+    (lambda: CostAwareCatalogPrior(CATALOG, COSTS / 0, beta=1.0), r"costs are \[nan, inf.*expected finite numbers"),
+    (lambda: CostAwareCatalogPrior(CATALOG, COSTS, beta=1.0, hyperprior=GAMMA), "beta is fixed: pass learn=True"),
+    (lambda: CostAwareCatalogPrior(CATALOG, COSTS, beta=0.0, learn=True), "beta is 0; expected a start > 0"),
+    (lambda: SimplexCostPrior(3, 2, costs=COSTS[:4], beta=1.0), r"costs: shape \(4,\); expected \(5,\)"),
+    (lambda: SimplexCostPrior(3, 2, costs=COSTS, beta=math.inf), "beta is inf; expected a finite number >= 0"),
+    (lambda: SimplexCostPrior(3, 2, costs=COSTS, beta=1.0, hyperprior=GAMMA), "beta is fixed: pass learn=True"),
+    (
+        lambda: SimplexCostPrior(3, 2, costs=COSTS, beta=1.0, learn=True, hyperprior=dist.Gamma(torch.ones(3), 1.0)),
         r"hyperprior of beta has batch shape \(3,\) and event shape \(\); expected a distribution of one number",
     ),
-    (lambda: SimplexCostPrior.at_expected_cost(3, 1, COSTS, 1.0), r"costs have shape \(5,\); expected \(4,\)"),
-    (lambda: LogisticNormalPrior(0, 2), r"sources is 0 and experts 2; expected at least 1 and 0"),
-    (lambda: DirichletPrior(2, -1), r"sources is 2 and experts -1"),
-    (lambda: DirichletPrior(2, 1, blocks=0), r"blocks is 0; expected at least 1 \(1 mixes whole networks\)"),
-    (lambda: DirichletPrior(2, 1, torch.ones(2)), r"concentration has shape \(2,\); expected a number or \(3,\)"),
-    (lambda: DirichletPrior(2, 1, 0.0), r"concentration is \[0.0, 0.0, 0.0\]; expected entries > 0"),
+    (lambda: SimplexCostPrior(3, 1, costs=COSTS, target_cost=1.0), r"costs: shape \(5,\); expected \(4,\)"),
+    (lambda: LogisticNormalPrior(0, 2), r"num_sources is 0 and num_experts 2; expected at least 1 and 0"),
+    (lambda: DirichletPrior(2, -1), r"num_sources is 2 and num_experts -1"),
+    (
+        lambda: DirichletPrior(2, 1, num_blocks=0),
+        r"num_blocks is 0; expected at least 1 \(1 mixes whole networks\)",
+    ),
+    (
+        lambda: DirichletPrior(2, 1, concentration=torch.ones(2)),
+        r"concentrations: shape \(2,\); expected \(3,\)",
+    ),
+    (lambda: DirichletPrior(2, 1, concentration=0.0), r"concentration is \[0.0, 0.0, 0.0\]; expected entries > 0"),
     (lambda: LogisticNormalPrior(2, 1, scale=0.0), r"scale is 0.0; expected a standard deviation > 0"),
     (lambda: LogisticNormalPrior(2, 1, scale=math.nan), r"scale is nan"),
-    (lambda: LogisticNormalPrior(2, 1, loc=torch.zeros(2)), r"loc has shape \(2,\); expected \(3,\)"),
-    (lambda: LogisticNormalPrior.cost_aware(3, 2, COSTS, beta=-1.0), r"beta is -1.0; expected >= 0"),
-    (lambda: LogisticNormalPrior.cost_aware(3, 2, COSTS[:2], beta=1.0), r"costs have shape \(2,\); expected \(5,\)"),
-    (lambda: ConcretePrior(2, 1, torch.zeros(2)), r"logits have shape \(2,\) .* expected \(3,\) finite numbers"),
+    (lambda: LogisticNormalPrior(2, 1, loc=torch.zeros(2)), r"loc: shape \(2,\); expected \(3,\)"),
+    (lambda: LogisticNormalPrior.cost_aware(3, 2, costs=COSTS, beta=-1.0), r"beta is -1.0; expected >= 0"),
     (
-        lambda: ConcretePrior(2, 0, torch.tensor([0.0, math.inf])),
-        r"values \[0.0, inf\]; expected \(2,\) finite numbers",
+        lambda: LogisticNormalPrior.cost_aware(3, 2, costs=COSTS[:2], beta=1.0),
+        r"costs: shape \(2,\); expected \(5,\)",
+    ),
+    (lambda: ConcretePrior(2, 1, logits=torch.zeros(2)), r"logits: shape \(2,\); expected \(3,\)"),
+    (
+        lambda: ConcretePrior(2, 0, logits=torch.tensor([0.0, math.inf])),
+        r"logits are \[0.0, inf\]; expected finite numbers",
     ),
     (lambda: ConcretePrior(2, temperature=0.0), r"temperature is 0.0; expected > 0"),
     (lambda: HierarchicalPrior(CATALOG, [0, 1]), "got 2 families; expected 12, one a routing"),
@@ -563,7 +587,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         r"families are \[0, 2\]; expected every number from 0 to 2",
     ),
     (
-        lambda: HierarchicalPrior(CATALOG, FAMILIES, torch.zeros(3)),
+        lambda: HierarchicalPrior(CATALOG, FAMILIES, family_logits=torch.zeros(3)),
         r"family_logits have shape \(3,\); expected \(2,\)",
     ),
     (
@@ -575,7 +599,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         lambda: MixturePrior([DirichletPrior(3), CatalogPrior(CATALOG)]),
         r"component 1 \(CatalogPrior\) is no prior of the same routings as component 0 \(DirichletPrior\)",
     ),
-    (lambda: MixturePrior([DirichletPrior(3), DirichletPrior(3, blocks=2)]), "same sources, experts and blocks"),
+    (lambda: MixturePrior([DirichletPrior(3), DirichletPrior(3, num_blocks=2)]), "same sources, experts and blocks"),
     (lambda: MixturePrior([DirichletPrior(3), DirichletPrior(3, 1)]), "same sources, experts and blocks"),
     (lambda: MixturePrior([CatalogPrior(CATALOG), CatalogPrior(in_blocks())]), "or all over one catalog"),
     (lambda: MixturePrior([DirichletPrior(3)] * 2, [1.0]), r"weights have shape \(1,\); expected \(2,\)"),

@@ -46,25 +46,27 @@ PICTURES = Path(__file__).parents[2] / "docs" / "models"
 BLOCKS = {"weights": "weight", "rest": ".*"}
 CATALOG = Catalog.k_hot(("a", "b", "c"), experts=2, max_sources=2)
 COSTS = torch.arange(1.0, 6.0)
-LEARNED: dict[str, Any] = {"learn_beta": True, "hyperprior": dist.Gamma(2.0, 1.0)}
+LEARNED: dict[str, Any] = {"learn": True, "hyperprior": dist.Gamma(2.0, 1.0)}
 
 CATALOG_PRIORS: dict[str, RoutingPrior] = {
     "catalog": CatalogPrior(CATALOG),
     "hierarchical": HierarchicalPrior(CATALOG, CATALOG.families(), learn=True),
-    "cost-aware": CostAwareCatalogPrior(CATALOG, COSTS, 1.0, **LEARNED),
-    "mixture of catalogs": MixturePrior([CatalogPrior(CATALOG), CostAwareCatalogPrior(CATALOG, COSTS, 2.0)]),
+    "cost-aware": CostAwareCatalogPrior(CATALOG, COSTS, beta=1.0, **LEARNED),
+    "mixture of catalogs": MixturePrior([CatalogPrior(CATALOG), CostAwareCatalogPrior(CATALOG, COSTS, beta=2.0)]),
 }
 SIMPLEX_PRIORS: dict[str, RoutingPrior] = {
     "logistic-normal": LogisticNormalPrior(3, 2),
     "Dirichlet": DirichletPrior(3, 2),
     "concrete": ConcretePrior(3, 2),
-    "simplex cost": SimplexCostPrior(3, 2, COSTS, 1.0, **LEARNED),
+    "simplex cost": SimplexCostPrior(3, 2, costs=COSTS, beta=1.0, **LEARNED),
     "mixture": MixturePrior(
-        [SimplexCostPrior(3, 2, COSTS, 5.0), DirichletPrior(3, 2)], learn=True, hyperprior=dist.Dirichlet(torch.ones(2))
+        [SimplexCostPrior(3, 2, costs=COSTS, beta=5.0), DirichletPrior(3, 2)],
+        learn=True,
+        hyperprior=dist.Dirichlet(torch.ones(2)),
     ),
 }
 BLOCKWISE_PRIORS: dict[str, RoutingPrior] = {
-    "blockwise": LogisticNormalPrior(3, 2, blocks=2),
+    "blockwise": LogisticNormalPrior(3, 2, num_blocks=2),
     "blockwise catalog": CatalogPrior(Catalog.blockwise([Catalog.k_hot(("a", "b", "c"), 2)] * 2)),
 }
 HYPERPRIORS = {"cost-aware": "beta", "simplex cost": "beta", "mixture": "weights"}

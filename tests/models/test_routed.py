@@ -185,7 +185,7 @@ def test_source_library_is_not_in_the_state_dict(make_router: Callable) -> None:
     other.model.load_state_dict(router.model.state_dict())
     for a, b in zip(router.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert torch.equal(other.model.sources, other.library.basis)
+    assert torch.equal(other.model.source_basis, other.library.basis)
 
 
 def test_scale_stays_positive(make_router: Callable) -> None:
@@ -328,7 +328,7 @@ def test_mismatched_blocks_and_masks_are_refused(make_router: Callable) -> None:
     with pytest.raises(ValueError, match=r"the prior routes 1 blocks and the network's space has 2: .*blocks=2"):
         make_router(blocks=2, prior=LogisticNormalPrior(3, 2))
     with pytest.raises(ValueError, match=r"the prior routes 2 blocks and the network's space has 1: .*blocks=1"):
-        make_router(prior=LogisticNormalPrior(3, 2, blocks=2))
+        make_router(prior=LogisticNormalPrior(3, 2, num_blocks=2))
     with pytest.raises(ValueError, match="masks is 'own'; expected 'shared' or 'separate'"):
         make_router(model_options={"masks": "own"})
 
@@ -337,7 +337,7 @@ def test_hyperprior_is_one_global_factor(make_router: Callable) -> None:
     """Outside all plates, whatever the number of episodes; the ELBO learns beta under it."""
     catalog = Catalog.k_hot(tuple(f"source{r}" for r in range(3)), 2, max_sources=2)
     gamma = dist.Gamma(torch.tensor(2.0).double(), torch.tensor(0.5).double())
-    prior = CostAwareCatalogPrior(catalog, torch.arange(5.0), 1.5, learn_beta=True, hyperprior=gamma)
+    prior = CostAwareCatalogPrior(catalog, torch.arange(5.0), beta=1.5, learn=True, hyperprior=gamma)
     router = make_router("catalog", prior=prior)
     trace = poutine.trace(router.model).get_trace(router.batch)
     trace.compute_log_prob()
@@ -357,7 +357,7 @@ def test_hyperprior_is_one_global_factor(make_router: Callable) -> None:
 @pytest.mark.parametrize("experts", [0, 2])
 def test_a_mixture_prior_in_a_model(experts: int, make_router: Callable) -> None:
     """The expert site depends on the source site; the joint density is the mixture of joints."""
-    prior = MixturePrior([LogisticNormalPrior(3, experts), DirichletPrior(3, experts, 0.5)], [0.3, 0.7])
+    prior = MixturePrior([LogisticNormalPrior(3, experts), DirichletPrior(3, experts, concentration=0.5)], [0.3, 0.7])
     router = make_router("dirichlet", experts=experts, prior=prior)
     router.model.eval()
     pyro.set_rng_seed(0)

@@ -133,7 +133,7 @@ class FacePosterior(SimplexPosterior):
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """One mixture: the mean with all but its k largest source weights set to 0."""
-        weights = keep_largest(self.mean[..., : self.sources], k)
+        weights = keep_largest(self.mean[..., : self.num_sources], k)
         return torch.cat([weights, self.fixed], dim=-1).unsqueeze(0), weights.new_ones(1, len(weights))
 
     def _coefficients(self, weights: Callable[[ILRDistribution], Tensor], leading: tuple[int, ...] = ()) -> Tensor:

@@ -173,7 +173,7 @@ def two_block_model(sources: int = 3) -> tuple[RoutedModel, SourceLibrary]:
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(sources, space.dim, generator=generator, dtype=torch.float64)
     library = SourceLibrary(tuple("abc"[:sources]), basis, space)
-    prior = LogisticNormalPrior(sources, 0, blocks=2)
+    prior = LogisticNormalPrior(sources, 0, num_blocks=2)
     return RoutedModel(TaskNetwork(network, space), library, prior, compute_dtype=torch.float64).double(), library
 
 
@@ -184,7 +184,9 @@ def test_blockwise_routings(make_router: Callable) -> None:
     coefficients = torch.eye(3, dtype=torch.float64)[torch.tensor([[0, 2], [1, 1]])]
     pasted = torch.stack([torch.cat([library.basis[0, :25], library.basis[2, 25:]]), library.basis[1]])
     whole = SourceLibrary(("pasted", "b"), pasted, library.space)
-    plain = RoutedModel(model.network, whole, LogisticNormalPrior(2, 0, blocks=2), compute_dtype=torch.float64).double()
+    plain = RoutedModel(
+        model.network, whole, LogisticNormalPrior(2, 0, num_blocks=2), compute_dtype=torch.float64
+    ).double()
     each = torch.eye(2, dtype=torch.float64).unsqueeze(1).expand(-1, 2, -1)
     for evaluate in (candidate_losses, support_candidate_losses):
         torch.testing.assert_close(evaluate(model, batch, coefficients), evaluate(plain, batch, each))

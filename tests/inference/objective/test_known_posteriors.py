@@ -114,7 +114,7 @@ class RouteModel(LocalModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prior = CatalogPrior(CATALOG, PRIOR)
+        self.prior = CatalogPrior(CATALOG, logits=PRIOR)
 
     def forward(self, data: Supports) -> None:
         with pyro.plate("episodes", len(data), dim=-2):
@@ -143,7 +143,7 @@ def test_a_guide_learns_the_posterior_of_finite_routes() -> None:
         return supports(shots.unsqueeze(-1).float(), laws.log()[:, shots].movedim(0, 1).unsqueeze(-1), generator)
 
     pyro.set_rng_seed(1)
-    guide = CatalogGuide(CATALOG, ROUTES, prior=CatalogPrior(CATALOG, PRIOR), encoder=StatisticsEncoder())
+    guide = CatalogGuide(CATALOG, ROUTES, prior=CatalogPrior(CATALOG, logits=PRIOR), encoder=StatisticsEncoder())
     train(DiscreteSupports(routes), guide, draw, 200)
     data = draw(torch.Generator().manual_seed(9), 2000)
     truth = routes.posterior(data.shots.squeeze(-1).long(), data.batch.support.mask)

@@ -311,7 +311,7 @@ def test_options_that_go_on_to_the_base_are_those_of_the_config(files: Path) -> 
     assert (type(model).__name__, model.colour) == ("Named", "red")
     assert (model.metric, model.masks, len(model.experts)) == ("euclidean", "separate", 2)
     assert model.scale.item() == pytest.approx(3.0)
-    assert model.prior.blocks == 2
+    assert model.prior.num_blocks == 2
     assert model.prior.scale.tolist() == [3.0] * 5
     mine, its = (dict(r.guide.named_parameters()) for r in (router, plain))
     assert mine.keys() == its.keys()  # of a low-rank covariance, of experts, of blocks

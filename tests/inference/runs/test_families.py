@@ -87,7 +87,7 @@ def test_every_family_routes_blocks_apart(family: str) -> None:
     assert any(moved(overrides).values())
     router = tiny_router(tiny_config(overrides))
     assert router.library.space.block_names == ("weight", "bias")
-    assert router.model.prior.blocks == 2
+    assert router.model.prior.num_blocks == 2
     for parameter in router.guide.parameters():
         parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     support = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -34,7 +34,7 @@ def planted_model(blocks: dict[str, str] | None = None) -> RoutedModel:
     sums = [3 * pixels.sum(1, True) * pixels.sum(0) for pixels in (upper, lower)]
     first = [torch.zeros(4, 4), upper + sums[0], upper - sums[0], lower + sums[1], lower - sums[1]]
     basis = torch.stack([torch.cat([weight.flatten(), torch.eye(4).flatten()]) for weight in first]).double()
-    prior = LogisticNormalPrior(5, 0, blocks=len(space.block_names))
+    prior = LogisticNormalPrior(5, 0, num_blocks=len(space.block_names))
     library = SourceLibrary(SOURCES, basis, space)
     return RoutedModel(TaskNetwork(network, space), library, prior, compute_dtype=torch.float64).double()
 

@@ -39,11 +39,13 @@ def same_for_all(row: Tensor, episodes: int = 5) -> Tensor:
 @pytest.mark.parametrize(
     "posterior",
     [
-        CatalogPosterior(same_for_all(logits(1)), ALONE, SOURCES),
-        LogisticNormalPosterior(same_for_all(logits(1)), same_for_all(logits(1).exp()), SOURCES),
+        CatalogPosterior(same_for_all(logits(1)), ALONE, num_sources=SOURCES),
+        LogisticNormalPosterior(same_for_all(logits(1)), same_for_all(logits(1).exp()), num_sources=SOURCES),
         DirichletPosterior(same_for_all(logits(1).exp()), SOURCES),
-        ConcretePosterior(same_for_all(logits(1)), torch.full((5, 1), 0.7, dtype=torch.float64), SOURCES),
-        ConcretePosterior(same_for_all(logits(1)), torch.full((5, 1), 0.7, dtype=torch.float64), SOURCES, hard=True),
+        ConcretePosterior(same_for_all(logits(1)), torch.full((5, 1), 0.7, dtype=torch.float64), num_sources=SOURCES),
+        ConcretePosterior(
+            same_for_all(logits(1)), torch.full((5, 1), 0.7, dtype=torch.float64), num_sources=SOURCES, hard=True
+        ),
     ],
     ids=lambda p: type(p).__name__ + " hard" * getattr(p, "hard", False),
 )
@@ -53,7 +55,7 @@ def test_the_same_posterior_for_every_episode_has_no_information(posterior: Rout
 
 @pytest.mark.parametrize("episodes", [2, 4])
 def test_one_certain_routing_an_episode_is_log_b(episodes: int) -> None:
-    certain = CatalogPosterior(60.0 * torch.eye(SOURCES, dtype=torch.float64)[:episodes], ALONE, SOURCES)
+    certain = CatalogPosterior(60.0 * torch.eye(SOURCES, dtype=torch.float64)[:episodes], ALONE, num_sources=SOURCES)
     spread = posterior_spread(certain, 16, seeded())
     assert spread.mutual_information == pytest.approx(math.log(episodes))
     assert spread.entropy == pytest.approx(0, abs=1e-9)
@@ -62,13 +64,13 @@ def test_one_certain_routing_an_episode_is_log_b(episodes: int) -> None:
 
 def test_narrow_gaussians_apart_are_log_b() -> None:
     location = 8.0 * torch.eye(SOURCES, dtype=torch.float64)
-    narrow = LogisticNormalPosterior(location, torch.full_like(location, 0.1), SOURCES)
+    narrow = LogisticNormalPosterior(location, torch.full_like(location, 0.1), num_sources=SOURCES)
     assert posterior_spread(narrow, 64, seeded()).mutual_information == pytest.approx(math.log(SOURCES))
 
 
 def test_information_of_categoricals_is_the_exact_sum() -> None:
     """MI = H(mean of q_i) - mean of H(q_i), and the variance that of a one-hot vector, 1 - sum of squares."""
-    posterior = CatalogPosterior(logits(6, seed=1), ALONE, SOURCES)
+    posterior = CatalogPosterior(logits(6, seed=1), ALONE, num_sources=SOURCES)
     q = posterior.logits.softmax(-1)
     entropies = torch.special.entr(q).sum(-1)
     exact = torch.special.entr(q.mean(0)).sum() - entropies.mean()
@@ -80,7 +82,7 @@ def test_information_of_categoricals_is_the_exact_sum() -> None:
 
 
 def test_variance_of_mixtures_by_hand() -> None:
-    posterior = CatalogPosterior(logits(3, seed=2)[:, :3], MIXED, 3)
+    posterior = CatalogPosterior(logits(3, seed=2)[:, :3], MIXED, num_sources=3)
     q = posterior.logits.softmax(-1).unsqueeze(-1)  # (B, J, 1)
     mean = (q * MIXED.coefficients).sum(1)
     variance = (q * (MIXED.coefficients - mean.unsqueeze(1)).square()).sum((1, 2)).mean()
@@ -97,7 +99,9 @@ def test_a_point_has_no_variance_and_no_density() -> None:
 
 def far_apart(temperature: float, hard: bool = False) -> ConcretePosterior:
     """In float32, one entry for each of 4 episodes: nearly one-hot weights."""
-    return ConcretePosterior(20 * torch.eye(SOURCES), torch.full((SOURCES, 1), temperature), SOURCES, hard)
+    return ConcretePosterior(
+        20 * torch.eye(SOURCES), torch.full((SOURCES, 1), temperature), num_sources=SOURCES, hard=hard
+    )
 
 
 @pytest.mark.parametrize("draws", [1, 8, 64])
@@ -115,11 +119,16 @@ def test_cold_concretes_that_overlap_know_as_much_as_their_categorical() -> None
     q = values.softmax(-1)
     exact = (torch.special.entr(q.mean(0)).sum() - torch.special.entr(q).sum(-1).mean()).item()
     cold = torch.full((6, 1), 0.05, dtype=torch.float64)
-    soft = ConcretePosterior(values, cold, SOURCES).mutual_information(20_000, seeded())
+    soft = ConcretePosterior(values, cold, num_sources=SOURCES).mutual_information(20_000, seeded())
     assert exact - 0.01 < soft < math.log(6)
     for few in range(5):
-        assert ConcretePosterior(values, cold, SOURCES).mutual_information(8, torch.Generator().manual_seed(few)) >= 0
-    hard = ConcretePosterior(values, cold, SOURCES, hard=True)
+        assert (
+            ConcretePosterior(values, cold, num_sources=SOURCES).mutual_information(
+                8, torch.Generator().manual_seed(few)
+            )
+            >= 0
+        )
+    hard = ConcretePosterior(values, cold, num_sources=SOURCES, hard=True)
     assert hard.mutual_information(20_000, seeded()) == pytest.approx(exact, abs=0.01)
 
 
@@ -129,7 +138,9 @@ def test_concretes_know_what_experts_and_blocks_tell(hard: bool) -> None:
     of_experts = torch.tensor([[0.0, 0.0, 30.0, 0.0], [0.0, 0.0, 0.0, 30.0]])
     swapped = torch.tensor([[[30.0, 0.0], [0.0, 30.0]], [[0.0, 30.0], [30.0, 0.0]]])
     for values in (of_experts, swapped):
-        found = ConcretePosterior(values, torch.full((2, 1), 0.3), 2, hard).mutual_information(64, seeded())
+        found = ConcretePosterior(values, torch.full((2, 1), 0.3), num_sources=2, hard=hard).mutual_information(
+            64, seeded()
+        )
         assert found == pytest.approx(math.log(2), abs=1e-3)
 
 
@@ -143,14 +154,14 @@ def test_information_of_concretes_by_quadrature() -> None:
     grid = torch.linspace(-80, 80, 40_001, dtype=torch.float64)
     entropy = torch.trapezoid(torch.special.entr(density), grid)
     exact = torch.trapezoid(torch.special.entr(density.mean(0)), grid) - entropy.mean()
-    found = ConcretePosterior(values, temperature, 2).mutual_information(20_000, seeded())
+    found = ConcretePosterior(values, temperature, num_sources=2).mutual_information(20_000, seeded())
     assert found == pytest.approx(exact.item(), abs=0.01)
 
 
 def test_information_of_gaussians_by_quadrature() -> None:
     """Two sources, one contrast u ~ N(m_i, s): MI = H(u) - mean of H(u | i) on a fine grid."""
     location = torch.tensor([[0.0, 0.0], [1.5, -1.5], [-1.0, 1.0]], dtype=torch.float64)
-    posterior = LogisticNormalPosterior(location, torch.ones_like(location), 2)
+    posterior = LogisticNormalPosterior(location, torch.ones_like(location), num_sources=2)
     means = (location[:, 0] - location[:, 1]) / math.sqrt(2)
     grid = torch.linspace(-14, 14, 4001, dtype=torch.float64)
     density = torch.distributions.Normal(means.unsqueeze(-1), 1.0).log_prob(grid).exp()
@@ -165,10 +176,12 @@ def test_blocks_and_experts_count_together() -> None:
     rows = 60.0 * torch.eye(2, dtype=torch.float64)
     pair = Catalog.k_hot(("a", "b"))
     product = Catalog.blockwise([pair, pair])  # aa, ab, ba, bb
-    both = CatalogPosterior(torch.stack([(a[:, None] + b).flatten() for a in rows for b in rows]), product, 2)
+    both = CatalogPosterior(
+        torch.stack([(a[:, None] + b).flatten() for a in rows for b in rows]), product, num_sources=2
+    )
     assert posterior_spread(both, 8, seeded()).mutual_information == pytest.approx(2 * math.log(2))
     location = logits(3)
-    experts = LogisticNormalPosterior(location, torch.full_like(location, 0.5), 2)  # 2 sources, 2 experts
+    experts = LogisticNormalPosterior(location, torch.full_like(location, 0.5), num_sources=2)  # 2 sources, 2 experts
     assert posterior_spread(experts, 8, seeded()).mutual_information <= math.log(3)
 
 
@@ -176,10 +189,10 @@ def test_blocks_and_experts_count_together() -> None:
 def test_a_generator_leaves_the_global_one_alone(family: str) -> None:
     values = logits(2)
     posterior: RoutingPosterior = {
-        "catalog": CatalogPosterior(values, ALONE, SOURCES),
-        "concrete": ConcretePosterior(values, torch.ones(2, 1, dtype=torch.float64), SOURCES),
+        "catalog": CatalogPosterior(values, ALONE, num_sources=SOURCES),
+        "concrete": ConcretePosterior(values, torch.ones(2, 1, dtype=torch.float64), num_sources=SOURCES),
         "dirichlet": DirichletPosterior(values.exp(), SOURCES),
-        "logistic_normal": LogisticNormalPosterior(values, torch.ones_like(values), SOURCES),
+        "logistic_normal": LogisticNormalPosterior(values, torch.ones_like(values), num_sources=SOURCES),
     }[family]
     state = torch.get_rng_state()
     first, again = posterior_spread(posterior, 8, seeded()), posterior_spread(posterior, 8, seeded())
