@@ -8,8 +8,9 @@ tangent space of the face, and changes it by a rank-one sweep when a source ente
 direction that is G-conjugate to the face. Where G has no curvature in it (duplicated sources, fewer examples than
 sources) the step goes on to the next boundary and a source leaves instead: M never inverts anything singular, and no
 ridge is needed. What counts as flat is relative to the larger of curvature and slope, as a saturated logistic loss has
-a Hessian of 1e-9 beside slopes of 1e2; the problem is scaled by a power of two, which rounds nothing. Every move lowers the value and faces are finitely many, as in Wolfe's method for the nearest point of
-a polytope (Mathematical Programming 11, 1976); "fully corrective" in the words of Frank-Wolfe.
+a Hessian of 1e-9 beside slopes of 1e2; the problem is scaled by a power of two, which rounds nothing. Every move lowers
+the value and faces are finitely many, as in Wolfe's method for the nearest point of a polytope (Mathematical
+Programming 11, 1976); "fully corrective" in the words of Frank-Wolfe.
 """
 
 from __future__ import annotations

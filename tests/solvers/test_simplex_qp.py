@@ -165,7 +165,7 @@ def test_a_hessian_far_below_the_slopes_leaves_a_point_of_the_simplex(ratio: flo
 
 
 def test_the_step_that_lost_all_its_weights() -> None:
-    """Rank one up to rounding, 1e-11 of the slopes: a rank-one update once left the last source of the face to leave."""
+    """Rank one up to rounding, 1e-11 of the slopes: an update once drove the last source of the face out."""
     gram = [
         [2.49684362e-09, 3.97213819e-09, -1.95628227e-09, -1.20415663e-10],
         [3.97213819e-09, 6.31926525e-09, -3.11220326e-09, -1.91595595e-10],
