@@ -13,7 +13,14 @@ from pathlib import Path
 from torch import nn
 
 from pyro_smat.sources.checkpoint import Checkpoint
-from pyro_smat.sources.findings import Finding, network_findings, source_findings, suggested_head, value_findings
+from pyro_smat.sources.findings import (
+    Finding,
+    constant_findings,
+    network_findings,
+    source_findings,
+    suggested_head,
+    value_findings,
+)
 from pyro_smat.sources.layout import columns, readable_bytes
 from pyro_smat.sources.opening import Source, open_checkpoint
 from pyro_smat.sources.template import Template, matches
@@ -101,7 +108,8 @@ class CompatibilityReport:
         lines += _grouped(self.network, shown=len(self.network))
         for source in (s for s in self.sources if not s.fits):
             known = set(source.checkpoint.names) & self.template.tensors.keys()
-            other = "" if known else " - another architecture?"
+            prefixed = any(finding.kind == "prefix" for finding in source.findings)
+            other = "" if known or prefixed else " - another architecture?"
             lines.append(
                 f"source {source.name!r} ({source.checkpoint.origin}) does not fit {self.template.title}{other}:"
             )
@@ -160,7 +168,7 @@ def examine(template: Template, checkpoints: Mapping[str, Checkpoint], values: b
     """The report on opened checkpoints."""
     verdicts = []
     for name, checkpoint in checkpoints.items():
-        findings = source_findings(template, checkpoint)
+        findings = source_findings(template, checkpoint) + tuple(constant_findings(template, checkpoint))
         suggestion = suggested_head(template, checkpoint, findings)
         if values:
             findings += tuple(value_findings(template, checkpoint))
