@@ -199,9 +199,10 @@ def open_torch_file(path: str | Path, entry: str | None = None) -> TensorsInMemo
     path = Path(path)
     stamp = FileStamp.of(path)
     with path.open("rb") as file:
-        mapped = file.read(len(_ZIP)) == _ZIP
-    with readable(path), warnings.catch_warnings():
+        mapped = file.read(len(_ZIP)) == _ZIP and path.suffix != ".safetensors"
+    with path.open("rb") as file, readable(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of unusual pickle protocols before it refuses the file
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        # By its path torch would take a misnamed file for what its suffix says; only by its path it is mapped.
+        content: Any = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     weights = state_dict_in(content, str(path), entry)
-    return TensorsInMemory(weights, str(path), "torch" if mapped else "torch, old format (in memory)", stamp)
+    return TensorsInMemory(weights, str(path), "torch" if mapped else "torch (in memory)", stamp)
