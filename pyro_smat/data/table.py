@@ -69,8 +69,8 @@ def read_csv(
     """Read images listed in a CSV with a header.
 
     Columns: ``path`` (or ``filename``) and ``label``; also ``domain`` and ``split`` where there are such. Labels are
-    names, taken as text in composed Unicode (NFC); classes and domains are in the order of their names, images in the order of the lines. All
-    images are decoded once, into memory: N x channels x H x W bytes.
+    names, taken as text in composed Unicode (NFC); classes and domains are in the order of their names, images in the
+    order of the lines. All images are decoded once, into memory: N x channels x H x W bytes.
 
     Args:
         path: the CSV, whatever its suffix: UTF-8, or UTF-16 with a byte order mark.
@@ -183,10 +183,9 @@ def read_table_text(path: Path, encoding: str | None = None) -> str:
 def _file_of(start: Path, listed: str, where: str, allow_outside: bool) -> Path:
     """The file of a line, below the root unless that is allowed; also when its name is in another Unicode form."""
     file = start / listed
-    root = Path(os.path.abspath(start))
-    inside = Path(os.path.abspath(file)).is_relative_to(root)  # without "..", and by no link
-    if ".." in file.relative_to(start).parts if inside and file.is_relative_to(start) else False:
-        inside = file.resolve().is_relative_to(root.resolve())
+    inside = file.resolve().is_relative_to(start.resolve())
+    if not inside and ".." not in Path(listed).parts:  # a link below the root may lead elsewhere
+        inside = Path(os.path.abspath(file)).is_relative_to(os.path.abspath(start))
     if not inside and not allow_outside:
         raise ValueError(
             f"{where}: {listed!r} is outside of {start}; expected files below it: pass root= the folder that they are "
