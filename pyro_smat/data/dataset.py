@@ -56,7 +56,7 @@ def read_dataset(
     check_form(size, channels)
     known = label_names(dataset, class_names)
     labels: list[int] = []
-    count = len(dataset) if hasattr(dataset, "__len__") else None
+    count = _count(dataset)
     pixels = _items(dataset, count, labels, (size, channels, max_pixels))
     if count is None:
         kept = list(pixels)
@@ -73,6 +73,14 @@ def read_dataset(
         class_names=(names,),
         domain=torch.zeros(count, dtype=torch.long),
     )
+
+
+def _count(dataset: Any) -> int | None:
+    """Its length; None for a stream, of which some have a __len__ that fails."""
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
 
 
 def _items(

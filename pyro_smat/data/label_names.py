@@ -112,8 +112,8 @@ def _own(dataset: Any) -> dict[int, str] | None:
         return None
     if getattr(dataset, "target_transform", None) is not None:
         raise ValueError(
-            f"{kind} has names for its classes and a target_transform, which may change the labels; {_REMEDY}, or leave "
-            "target_transform out"
+            f"{kind} has names for its classes and a target_transform, which may change the labels; {_REMEDY}, or "
+            "leave target_transform out"
         )
     if by_class is not None and by_index is not None and by_class != by_index:
         label = next(k for k in sorted({*by_class, *by_index}) if by_class.get(k) != by_index.get(k))
@@ -142,13 +142,14 @@ def _mapping(names: Any, what: str) -> dict[int, str]:
         if len(found) < len(pairs):
             raise ValueError(f"{what} gives two names to one label; expected one for each: {_REMEDY}")
     else:
+        if isinstance(names, set | frozenset) or not hasattr(names, "__iter__"):
+            raise ValueError(f"{what} is a {type(names).__name__}, which has no order; {_REMEDY}")
         listed = list(names)
-        if listed and all(map(_is_label, listed)):
-            if [int(k) for k in listed] != list(range(len(listed))):
-                raise ValueError(
-                    f"{what} are the numbers {listed[:8]}, and it is not clear whether label {listed[0]} is the first of "
-                    f"them or the class {listed[0]}; {_REMEDY}"
-                )
+        if listed and all(map(_is_label, listed)) and [int(k) for k in listed] != list(range(len(listed))):
+            raise ValueError(
+                f"{what} are the numbers {listed[:8]}, and it is not clear whether label {listed[0]} is the first of "
+                f"them or the class {listed[0]}; {_REMEDY}"
+            )
         found = {k: str(int(v)) if _is_label(v) else _text(v, what) for k, v in enumerate(listed)}
     seen: dict[str, int] = {}
     for label, name in found.items():
