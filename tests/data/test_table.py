@@ -81,9 +81,10 @@ def test_a_table_and_a_folder_are_told_apart_by_what_they_are(tmp_path, images, 
     (tmp_path / name).write_text("path,label\npictures/0.png,a\npictures/1.png,b\n")
     assert read_pool(tmp_path / name).class_names == (("a", "b"),)
     folder = tmp_path / "folder.csv"
-    (tmp_path / "pictures").rename(folder / "cat") if folder.mkdir() is None else None
+    folder.mkdir()
+    (tmp_path / "pictures").rename(folder / "cat")
     assert read_pool(folder).class_names == (("cat",),)
-    with pytest.raises(ValueError, match="nothing.csv is not there; expected a folder of class folders, or a CSV"):
+    with pytest.raises(ValueError, match=r"nothing.csv is not there; expected a folder of class folders, or a CSV"):
         read_pool(tmp_path / "nothing.csv")
     with pytest.raises(ValueError, match=r"0.png is an image; expected a CSV"):
         read_pool(folder / "cat" / "0.png")
@@ -137,7 +138,7 @@ def test_other_encodings_are_named_with_what_they_would_read(tmp_path, images):
         read_csv(path)
     assert read_csv(path, encoding="latin-1").class_names == (("caf\u00e9", "z"),)
     path.write_bytes(TEXT.encode("utf-16-le"))
-    with pytest.raises(ValueError, match="NUL bytes, as UTF-16 without a byte order mark does|0xe9"):
+    with pytest.raises(ValueError, match=r"NUL bytes, as UTF-16 without a byte order mark does|0xe9"):
         read_csv(path)
     with pytest.raises(ValueError, match="encoding is 'klingon'; expected a name"):
         read_csv(path, encoding="klingon")

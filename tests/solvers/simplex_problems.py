@@ -85,7 +85,7 @@ def _solve(loss: cp.Expression, constraints: list[cp.Constraint]) -> float:
 
 def cvxpy_minimum(loss: cp.Expression, constraints: list[cp.Constraint], tolerance: float) -> float:
     """The minimum by Clarabel, at the first tolerance that it reaches: which one depends on the machine's rounding."""
-    for tried in (tolerance, 10 * tolerance, 100 * tolerance):
+    for tried in (tolerance, 10 * tolerance, 100 * tolerance, 1000 * tolerance):
         problem = cp.Problem(cp.Minimize(loss), constraints)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Solution may be inaccurate")
