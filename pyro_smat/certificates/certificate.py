@@ -11,6 +11,12 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
+from pyro_smat.metrics.arrays import FloatArray
+
+BoolArray = npt.NDArray[np.bool_]
 Quantity = Literal["mean", "CVaR", "selective risk"]
 UNINFORMATIVE = 0.95  # of the range of the loss: a bound from here up says next to nothing
 
@@ -93,3 +99,15 @@ def check_delta(delta: float) -> None:
     """
     if not 0 < delta < 1 or math.isnan(delta):
         raise ValueError(f"delta is {delta!r}; expected a failure probability in (0, 1), e.g. 0.05")
+
+
+def accepted_tasks(scores: FloatArray, threshold: float) -> BoolArray:
+    """``(N,)`` bool: scores ``(N,)`` of at most the threshold; a threshold of minus infinity accepts no score at all.
+
+    "Accept nothing" is thereby no statement about tasks whose score is minus infinity.
+
+    Example:
+        >>> accepted_tasks(np.array([-np.inf, 1.0]), -np.inf).any()
+        np.False_
+    """
+    return (scores <= threshold) & (threshold > -math.inf)

@@ -6,6 +6,8 @@ r"""Conformal statements: true on average over calibration and new episodes toge
 .. math:: \hat\eta = \sup\Bigl\{\eta : \frac{1}{N + 1} \Bigl(\sum_i L_i 1\{U_i < \eta\} + 1\Bigr) \le a\Bigr\},
           \qquad E\bigl[L\, 1\{U < \hat\eta\}\bigr] \le a.
 
+Minus infinity is the threshold that accepts nothing, a score of minus infinity included.
+
 Over calibration sets its risk exceeds a often, a third of the time or more; and the *selective* risk
 :math:`E[L \mid U \le \eta]` is not monotone and not controlled:
 :func:`~pyro_smat.certificates.select_abstention_threshold` is for that.
@@ -25,12 +27,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pyro_smat.certificates.certificate import BoolArray, accepted_tasks
 from pyro_smat.certificates.mean import unit_losses
 from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, probability_array, same_length
 
-BoolArray = npt.NDArray[np.bool_]
 _TOLERANCE = 1e-9  # of sums of fractions that should be whole
 
 
@@ -39,7 +40,7 @@ class RiskControlledThreshold:
     """Accept a task when its score is at most ``threshold``: then E[loss x accepted] <= ``risk``, in expectation only.
 
     Attributes:
-        threshold: eta; infinity accepts everything, minus infinity nothing.
+        threshold: eta; infinity accepts everything, minus infinity nothing, whatever the score.
         coverage: the share of calibration episodes that it accepts.
         estimate: their mean of loss x accepted.
         risk: a.
@@ -53,6 +54,10 @@ class RiskControlledThreshold:
     risk: float
     count: int
     population: str = "new episodes drawn as these were"
+
+    def accepts(self, scores: Numbers) -> BoolArray:
+        """``(N,)`` bool: which tasks of scores ``(N,)`` the threshold accepts."""
+        return accepted_tasks(float_array(scores, "scores", finite=False), self.threshold)
 
     def __str__(self) -> str:
         return (
@@ -85,7 +90,7 @@ def risk_controlled_threshold(scores: Numbers, losses: Numbers, risk: float) -> 
     else:
         broken = np.flatnonzero(below > budget)
         threshold = math.nextafter(float(values[broken[0]]), -math.inf) if len(broken) else math.inf
-    kept = u <= threshold
+    kept = accepted_tasks(u, threshold)
     return RiskControlledThreshold(threshold, float(kept.mean()), float((x * kept).mean()), risk, len(x))
 
 

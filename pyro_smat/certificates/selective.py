@@ -6,6 +6,9 @@ that passed is the answer. Because the order is fixed, no correction for many te
 
 .. math:: P\bigl(E[L \mid U \le \hat\eta] > r\bigr) \le \delta.
 
+Minus infinity is the threshold that accepts nothing, a score of minus infinity included; it is never tested. Such a
+score is below every other threshold and counts there like any score.
+
 Source: Angelopoulos, Bates, Candes, Jordan and Lei 2021, "Learn then test", section 2.2 (fixed sequence testing).
 """
 
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_smat.certificates.certificate import Certificate, check_delta
+from pyro_smat.certificates.certificate import BoolArray, Certificate, accepted_tasks, check_delta
 from pyro_smat.certificates.mean import MeanMethod, mean_p_value, unit_losses
 from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, same_length
 
@@ -25,10 +28,10 @@ GRID = np.arange(1, 41) / 40  # quantiles of the validation scores
 
 @dataclass(frozen=True)
 class CertifiedThreshold:
-    """Accept a task when its uncertainty score is at most ``threshold``.
+    """Accept a task when its uncertainty score is at most ``threshold``, unless that is -infinity.
 
     Attributes:
-        threshold: eta; -infinity accepts nothing (no threshold could be certified).
+        threshold: eta; -infinity accepts nothing, whatever the score (no threshold could be certified).
         coverage: the share of held-out episodes that it accepts.
         certificate: of the selective risk; None when nothing is accepted.
         tested: ``(T,)`` thresholds that were tested, in order; p_values: ``(T,)``.
@@ -39,6 +42,10 @@ class CertifiedThreshold:
     certificate: Certificate | None
     tested: FloatArray
     p_values: FloatArray
+
+    def accepts(self, scores: Numbers) -> BoolArray:
+        """``(N,)`` bool: which tasks of scores ``(N,)`` the threshold accepts."""
+        return accepted_tasks(float_array(scores, "scores", finite=False), self.threshold)
 
 
 def select_abstention_threshold(
@@ -52,6 +59,8 @@ def select_abstention_threshold(
     seed: int = 0,
 ) -> CertifiedThreshold:
     """The largest threshold that a walk from below certifies: the mean loss of accepted tasks is at most ``risk``.
+
+    There is a certificate only of a threshold that passed its test.
 
     Losses that are all 0 or 1 are tested by the exact binomial tail, others in [0, 1] by betting. Which test is used is
     read off the losses: where other values are possible but none has happened, delta may be exceeded, up to twice.
@@ -80,9 +89,10 @@ def select_abstention_threshold(
         minimum = minimum if method == "clopper-pearson" else max(60, minimum)
     others = float_array(validation_scores, "validation scores", finite=False)
     grid = np.unique(np.quantile(others, GRID, method="inverted_cdf"))
+    grid = grid[grid > -math.inf]  # which is to accept nothing
     tested, p_values, best = [], [], -math.inf
     for threshold in grid:
-        accepted = u <= threshold
+        accepted = accepted_tasks(u, threshold)
         if accepted.sum() < minimum:
             continue
         tested.append(float(threshold))
@@ -90,9 +100,9 @@ def select_abstention_threshold(
         if p_values[-1] > delta:
             break
         best = float(threshold)
-    accepted = u <= best
+    accepted = accepted_tasks(u, best)
     certificate = None
-    if accepted.any():
+    if best > -math.inf:
         certificate = Certificate(
             bound=risk,
             estimate=float(x[accepted].mean()),

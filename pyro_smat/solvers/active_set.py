@@ -7,8 +7,10 @@ The method walks over faces of the simplex. It keeps the matrix :math:`M = N (N^
 tangent space of the face, and changes it by a rank-one sweep when a source enters or leaves. A source enters along the
 direction that is G-conjugate to the face. Where G has no curvature in it (duplicated sources, fewer examples than
 sources) the step goes on to the next boundary and a source leaves instead: M never inverts anything singular, and no
-ridge is needed. Every move lowers the value and faces are finitely many, as in Wolfe's method for the nearest point of
-a polytope (Mathematical Programming 11, 1976); "fully corrective" in the words of Frank-Wolfe.
+ridge is needed. What counts as flat is relative to the larger of curvature and slope, as a saturated logistic loss has
+a Hessian of 1e-9 beside slopes of 1e2; the problem is scaled by a power of two, which rounds nothing. Every move lowers
+the value and faces are finitely many, as in Wolfe's method for the nearest point of a polytope (Mathematical
+Programming 11, 1976); "fully corrective" in the words of Frank-Wolfe.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from scipy.linalg.lapack import dpotri, dpstrf
 
 from pyro_smat.metrics.arrays import FloatArray, Numbers
 from pyro_smat.solvers.face_guess import guess_face
-from pyro_smat.solvers.validation import feasible_weights, finite_array
+from pyro_smat.solvers.validation import check_convex, feasible_weights, finite_array, is_single
 
 _EPSILON = float(np.finfo(np.float64).eps)
-_FLAT = 1e-12  # a face with less curvature than this, relative to the largest of gram, is walked off, not factorised
+_FLAT = 1e-12  # a face with less curvature than this, relative to the problem's unit, is walked off, not factorised
 _PATIENCE = 3  # entries that may fail to lower the value, which they do by rounding only
 _ROUNDS = 4  # of recomputing what rank-one updates have worn; two suffice but for the worst conditioned problems
 
@@ -46,18 +48,38 @@ def solve_simplex_qp(
         iterations.
 
     Raises:
-        ValueError: for shapes that do not fit, NaN or infinity, no source, or a start that is not feasible.
+        ValueError: for shapes that do not fit, NaN or infinity, no source, a gram that is not symmetric or has a
+            negative eigenvalue (beyond the rounding of its dtype), or a start that is not feasible.
 
     Example:
         >>> solve_simplex_qp([[2.0, 0.0], [0.0, 1.0]], [0.0, 0.0])[0]
         array([0.33333333, 0.66666667])
     """
-    checked_gram, checked_linear, checked_start = _checked(gram, linear, start, blocks)
-    if float(checked_gram.diagonal().max()) < _EPSILON * float(np.ptp(checked_linear.reshape(blocks, -1), 1).max()):
-        checked_gram = np.zeros_like(checked_gram)  # it moves the value by less than the tolerance: not to divide by
-    if checked_start is None:
-        checked_start = guess_face(checked_gram, checked_linear, blocks)
-    walk = _Walk(checked_gram, checked_linear, checked_start, blocks)
+    return solve_convex_qp(*_checked(gram, linear, start, blocks), blocks)
+
+
+def solve_convex_qp(
+    gram: FloatArray, linear: FloatArray, start: FloatArray | None, blocks: int = 1
+) -> tuple[FloatArray, float, int]:
+    """:func:`solve_simplex_qp` of a float64 problem that is known to be convex: what other solvers call at every step.
+
+    Args:
+        gram: ``(L * R, L * R)``.
+        linear: ``(L * R,)``.
+        start: ``(L * R,)`` in the product of the simplices; None finds one.
+        blocks: L.
+
+    Raises:
+        ValueError: for NaN or infinity, in the problem or in what is found.
+    """
+    largest = float(np.abs(gram).max()), float(np.abs(linear).max())
+    if not np.isfinite(largest).all():
+        raise ValueError(f"gram reaches {largest[0]} and linear {largest[1]}; expected finite numbers")
+    scale = _power_of_two(max(largest))
+    gram, linear = gram / scale, linear / scale
+    if float(gram.diagonal().max()) < _EPSILON * _slope(linear, blocks):
+        gram = np.zeros_like(gram)  # it moves the value by less than the tolerance: not to divide by
+    walk = _Walk(gram, linear, guess_face(gram, linear, blocks) if start is None else start.copy(), blocks)
     gap = np.inf
     for _ in range(_ROUNDS):
         walk.factorise()
@@ -68,7 +90,22 @@ def solve_simplex_qp(
         gap = walk.gap()
         if gap <= walk.tolerance:
             break
-    return walk.weights, walk.gap(), walk.iterations
+    if not (np.isfinite(walk.weights).all() and np.isfinite(walk.gap())):
+        raise ValueError(
+            f"no weights were found: gram reaches {largest[0]:.3g} and linear {largest[1]:.3g}; expected a convex "
+            "problem, whose numbers are not further apart than float64 resolves"
+        )
+    return walk.weights, walk.gap() * scale, walk.iterations
+
+
+def _power_of_two(size: float) -> float:
+    """The scale of a problem: dividing by it rounds nothing."""
+    return float(np.ldexp(1.0, int(np.clip(np.frexp(size)[1], -1000, 1000)))) if size > 0 else 1.0
+
+
+def _slope(linear: FloatArray, blocks: int) -> float:
+    """The largest difference of two entries of a block: what is common to all moves nothing."""
+    return float(np.ptp(linear.reshape(blocks, -1), 1).max())
 
 
 class _Walk:
@@ -77,7 +114,7 @@ class _Walk:
     def __init__(self, gram: FloatArray, linear: FloatArray, start: FloatArray, blocks: int) -> None:
         self.gram, self.linear, self.weights = gram, linear, start
         self.shape = (blocks, len(linear) // blocks)
-        self.unit = float(gram.diagonal().max()) or 1.0
+        self.unit = max(float(gram.diagonal().max()), _slope(linear, blocks)) or 1.0
         self.iterations, self.limit = 0, 100 + 20 * len(linear)
         self.settle()
 
@@ -156,7 +193,7 @@ class _Walk:
             direction = np.zeros_like(self.weights)
             direction[source] = 1.0
             direction[first + np.where(self.inside[block], self.weights[block], -1.0).argmax()] = -1.0
-            direction -= self.inverse @ (self.gram @ direction)
+            direction = self._balanced(direction - self.inverse @ (self.gram @ direction))
             curvature = float(direction @ self.gram @ direction)
             if curvature > 16 * _EPSILON * self.unit * float(np.abs(direction).sum()) ** 2:
                 self.inverse += np.outer(direction, direction / curvature)
@@ -168,8 +205,18 @@ class _Walk:
         """Go to the minimum over the face, dropping the sources that stand in the way."""
         while self.iterations < self.limit:
             self.iterations += 1
-            if self._move(self.inverse @ self.slopes().ravel(), 1.0) < 0:
+            if self._move(self._balanced(self.inverse @ self.slopes().ravel()), 1.0) < 0:
                 return
+
+    def _balanced(self, direction: FloatArray) -> FloatArray:
+        """A direction whose sum over every block is zero, also after rounding: the heaviest source takes the rest.
+
+        So a source that is alone in its block stays, however large the entries of M that rank-one updates have left.
+        """
+        change = direction.reshape(self.shape)
+        heaviest = np.where(self.inside, self.weights, -1.0).reshape(self.shape).argmax(1)
+        change[np.arange(self.shape[0]), heaviest] -= change.sum(1)
+        return change.ravel()
 
     def _move(self, direction: FloatArray, step: float) -> int:
         """Move by ``step``, or to the boundary before it, where a source leaves; its index, or -1."""
@@ -201,6 +248,7 @@ def _checked(
         raise ValueError(f"gram has shape {matrix.shape} and linear {vector.shape}; expected (R, R) and (R,)")
     if blocks < 1 or len(vector) % blocks:
         raise ValueError(f"{len(vector)} weights do not divide into {blocks} blocks; expected blocks of one size")
+    check_convex(matrix, single=is_single(gram))
     if start is None:
         return matrix, vector, None
     point = finite_array(start, "start")

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_smat.solvers.active_set import solve_simplex_qp
+from pyro_smat.solvers.active_set import solve_convex_qp
+from pyro_smat.solvers.validation import ASYMMETRIC, INDEFINITE, ROUNDING, ROUNDING_SINGLE
 
 _FIRST_STEPS, _STEPS = 32, 16  # pairwise, in the first round and in the others
 _PIVOTS = 2  # of a round, but none in the first, which is enough for many tasks
@@ -57,7 +58,8 @@ def minimize_quadratics_on_simplex(
 
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, no source, NaN or infinity, a task without sources,
-            or budgets that allow nothing.
+            budgets that allow nothing, or a Gram matrix that is not symmetric or has a negative eigenvalue (beyond the
+            rounding of its dtype); names the task. Sources that a task lacks are not looked at.
 
     Example:
         >>> gram = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 4.0]]])
@@ -69,6 +71,7 @@ def minimize_quadratics_on_simplex(
     if mask is None:
         mask = torch.ones_like(linear, dtype=torch.bool)
     size = _TASKS_AT_A_TIME.get(linear.device.type, 2**14)
+    _check_convex(gram, mask, size)
     parts = [
         _solve(*part, tolerance, max_rounds)
         for part in zip(gram.split(size), linear.split(size), mask.split(size), strict=True)
@@ -146,7 +149,7 @@ def _solve(
 def _one_at_a_time(gram: Tensor, linear: Tensor, mask: Tensor) -> Tensor:
     weights = torch.zeros_like(linear)
     for task, kept in enumerate(mask):
-        exact, _, _ = solve_simplex_qp(gram[task][kept][:, kept], linear[task, kept])
+        exact, _, _ = solve_convex_qp(gram[task][kept][:, kept].numpy(), linear[task, kept].numpy(), None)
         weights[task, kept] = torch.from_numpy(exact)
     return weights
 
@@ -254,7 +257,7 @@ def _check(gram: Tensor, linear: Tensor, tolerance: float, max_rounds: int, mask
             f"gram is {gram.dtype} on {gram.device} and linear {linear.dtype} on {linear.device}; expected both "
             "float32 or both float64, on one device"
         )
-    if not (gram.sum().isfinite() and linear.sum().isfinite()):
+    if not (gram.isfinite().all() and linear.isfinite().all()):
         raise ValueError("gram or linear has NaN or infinite entries; expected finite numbers")
     if mask is not None:
         if mask.shape != linear.shape or mask.dtype != torch.bool or mask.device != linear.device:
@@ -270,3 +273,19 @@ def _check(gram: Tensor, linear: Tensor, tolerance: float, max_rounds: int, mask
         raise ValueError(f"tolerance is {tolerance!r}; expected a gap > 0")
     if max_rounds < 1:
         raise ValueError(f"max_rounds is {max_rounds!r}; expected at least 1")
+
+
+def _check_convex(gram: Tensor, mask: Tensor, tasks_at_a_time: int) -> None:
+    """Refuse tasks whose function is not convex among their sources; the device is asked once a chunk."""
+    rounding = ROUNDING_SINGLE if gram.dtype == torch.float32 else ROUNDING
+    for number, (matrix, kept) in enumerate(zip(gram.split(tasks_at_a_time), mask.split(tasks_at_a_time), strict=True)):
+        both = kept.unsqueeze(2) & kept.unsqueeze(1)
+        scaled = torch.where(both, matrix, 0.0)
+        scaled = scaled / scaled.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
+        asymmetry = (scaled - scaled.mT).abs().amax((1, 2))
+        scaled.diagonal(dim1=1, dim2=2).add_(rounding + (~kept).to(gram.dtype))
+        wrong = torch.stack([asymmetry > rounding, torch.linalg.cholesky_ex(scaled).info > 0]).cpu()
+        if wrong.any():
+            task = int(wrong.any(0).nonzero()[0])
+            where = f" in task {number * tasks_at_a_time + task}"
+            raise ValueError((ASYMMETRIC if wrong[0, task] else INDEFINITE).format(found=where[1:], where=where))

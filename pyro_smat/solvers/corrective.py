@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyro_smat.metrics.arrays import FloatArray
-from pyro_smat.solvers.active_set import solve_simplex_qp
+from pyro_smat.solvers.active_set import solve_convex_qp
 from pyro_smat.solvers.certified import Budget, Search, SimplexSolution, open_sources
 from pyro_smat.solvers.objectives import CurvedObjective
 
@@ -54,7 +54,7 @@ def _newton_target(
     hessian = objective.hessian(weights)
     linear = hessian @ weights.ravel() - gradient.ravel()
     blocks = weights.size // weights.shape[-1]
-    target, _, _ = solve_simplex_qp(hessian, linear, None if near is None else near.ravel(), blocks=blocks)
+    target, _, _ = solve_convex_qp(hessian, linear, None if near is None else near.ravel(), blocks)
     return target.reshape(weights.shape)
 
 
@@ -73,7 +73,7 @@ def _corrected(objective: CurvedObjective, weights: FloatArray, gradient: FloatA
     flat = columns.ravel()
     hessian = objective.hessian(weights)
     linear = hessian @ weights.ravel() - gradient.ravel()
-    solved, _, _ = solve_simplex_qp(hessian[np.ix_(flat, flat)], linear[flat], blocks=len(chosen))
+    solved, _, _ = solve_convex_qp(hessian[np.ix_(flat, flat)], linear[flat], None, len(chosen))
     target = np.zeros(weights.size)
     np.add.at(target, flat, solved)
     return target.reshape(weights.shape)

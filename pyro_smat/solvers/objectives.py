@@ -14,9 +14,7 @@ import numpy as np
 from scipy.special import logsumexp, softmax
 
 from pyro_smat.metrics.arrays import FloatArray, Numbers
-from pyro_smat.solvers.validation import finite_array
-
-_INDEFINITE = 1e-9  # rounding of a Gram matrix, relative to its largest diagonal entry
+from pyro_smat.solvers.validation import check_convex, finite_array, is_single
 
 
 class SimplexObjective(Protocol):
@@ -60,7 +58,7 @@ class QuadraticObjective:
         constant: c.
 
     Raises:
-        ValueError: for shapes that do not fit, NaN or infinity, or a gram that is not positive semidefinite.
+        ValueError: for shapes that do not fit, NaN or infinity, or a gram that is not symmetric positive semidefinite.
     """
 
     def __init__(self, gram: Numbers, linear: Numbers, constant: float = 0.0) -> None:
@@ -71,15 +69,7 @@ class QuadraticObjective:
                 "or (L * R, L * R) with (L, R)"
             )
         self.shape, self.convex = self.linear.shape, True
-        rounding = _INDEFINITE * float(np.abs(self.gram).max()) + np.finfo(np.float64).tiny
-        if np.abs(self.gram - self.gram.T).max() > rounding:
-            raise ValueError("gram is not symmetric; expected G = G^T, such as (gram + gram.T) / 2")
-        try:
-            np.linalg.cholesky(self.gram + rounding * np.eye(len(self.gram)))
-        except np.linalg.LinAlgError:
-            raise ValueError(
-                "gram has a negative eigenvalue, so the function is not convex; expected a positive semidefinite matrix"
-            ) from None
+        check_convex(self.gram, single=is_single(gram))
 
     @classmethod
     def from_predictions(cls, predictions: Numbers, targets: Numbers) -> Self:

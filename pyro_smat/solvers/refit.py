@@ -19,7 +19,7 @@ import numpy as np
 from scipy.linalg import cho_solve
 
 from pyro_smat.metrics.arrays import FloatArray
-from pyro_smat.solvers.active_set import solve_simplex_qp
+from pyro_smat.solvers.active_set import solve_convex_qp
 from pyro_smat.solvers.problem import Expansion, Indices, Point, Problem
 
 _STEPS = 60
@@ -114,7 +114,7 @@ def _newton_target(expansion: Expansion, point: Point, penalties: FloatArray) ->
     cross = hessian[count:, :count]
     solved = cho_solve((factor, True), np.column_stack([cross, linear[count:]]), check_finite=False)
     gram = hessian[:count, :count] - cross.T @ solved[:, :-1]
-    weights, _, _ = solve_simplex_qp((gram + gram.T) / 2, linear[:count] - cross.T @ solved[:, -1], point.weights)
+    weights, _, _ = solve_convex_qp((gram + gram.T) / 2, linear[:count] - cross.T @ solved[:, -1], point.weights)
     return Point(weights, point.entries, solved[:, -1] - solved[:, :-1] @ weights)
 
 
@@ -122,7 +122,7 @@ def _weight_target(expansion: Expansion, point: Point, penalties: FloatArray) ->
     """The minimiser of the expansion over the simplex alone."""
     count = len(point.weights)
     gram = expansion.hessian[:count, :count]
-    weights, _, _ = solve_simplex_qp(gram, gram @ point.weights - expansion.weights, point.weights)
+    weights, _, _ = solve_convex_qp(gram, gram @ point.weights - expansion.weights, point.weights)
     return Point(weights, point.entries, point.values)
 
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_smat.metrics.arrays import FloatArray, Numbers
 
 _TOLERANCE = 1e-6  # of a sum: float32 softmax outputs are points of the simplex
+ROUNDING = 1e-9  # of a Gram matrix in float64, relative to its largest entry
+ROUNDING_SINGLE = 1e-5  # in float32
+ASYMMETRIC = "gram is not symmetric: {found}; expected G = G^T, such as (gram + gram.T) / 2"
+INDEFINITE = (
+    "gram has a negative eigenvalue{where}, so the function is not convex; expected a positive semidefinite matrix"
+)
 
 
 def finite_array(values: Numbers, what: str) -> FloatArray:
@@ -26,6 +33,37 @@ def finite_array(values: Numbers, what: str) -> FloatArray:
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{what} is NaN or infinite at index {first}; expected finite numbers")
     return array
+
+
+def is_single(values: Numbers) -> bool:
+    """Whether numbers come with the precision of float32 or less."""
+    dtype = getattr(values, "dtype", None)
+    return dtype in (torch.float32, torch.float16, torch.bfloat16) or dtype in (np.float32, np.float16)
+
+
+def check_convex(gram: FloatArray, *, single: bool = False) -> None:
+    """Refuse a Gram matrix ``(R, R)`` that is not symmetric positive semidefinite up to rounding.
+
+    Args:
+        gram: finite.
+        single: whether its entries were rounded to float32.
+
+    Raises:
+        ValueError: when an entry differs from its mirror image, or an eigenvalue is negative.
+    """
+    size = float(np.abs(gram).max())
+    if size == 0:
+        return
+    scaled = gram / size
+    rounding = ROUNDING_SINGLE if single else ROUNDING
+    asymmetry = np.abs(scaled - scaled.T)
+    if asymmetry.max() > rounding:
+        i, j = (int(k) for k in np.unravel_index(asymmetry.argmax(), gram.shape))
+        raise ValueError(ASYMMETRIC.format(found=f"[{i}, {j}] is {gram[i, j]:.6g} and [{j}, {i}] is {gram[j, i]:.6g}"))
+    try:
+        np.linalg.cholesky(scaled + rounding * np.eye(len(gram)))
+    except np.linalg.LinAlgError:
+        raise ValueError(INDEFINITE.format(where="")) from None
 
 
 def feasible_weights(weights: Numbers, shape: tuple[int, ...], what: str = "start") -> FloatArray:

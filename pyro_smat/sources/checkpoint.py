@@ -6,7 +6,9 @@ and files are memory-mapped, so a checkpoint takes no memory before that and the
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,16 +88,18 @@ class FileStamp:
 class TensorsInMemory:
     """A state dict: of a live network, or as ``torch.load`` maps it from a file.
 
-    The tensors are not copied. One that is changed in place afterwards, as training does, is refused when it is read.
+    The tensors are not copied. Of those in memory a digest is taken at once and compared whenever one is read, so that
+    any later change is refused: training, BatchNorm in training mode, ``.data``, a numpy view. PyTorch's own counters
+    of changes do not see all of these.
 
     Args:
         tensors: names to tensors.
         origin: for messages.
         format: for tables.
-        stamp: of the file that the tensors are mapped from.
+        stamp: of the file that the tensors are mapped from, which is looked at instead.
 
     Raises:
-        ValueError: for anything but a non-empty dict of tensors.
+        ValueError: for anything but a non-empty dict of dense tensors by name.
     """
 
     def __init__(
@@ -103,12 +107,16 @@ class TensorsInMemory:
     ) -> None:
         if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
             raise ValueError(f"{origin}: holds {type(tensors).__name__}; expected a state dict (names to tensors)")
+        for name, tensor in tensors.items():
+            if tensor.layout != torch.strided or tensor.is_quantized:
+                kind = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+                raise ValueError(f"{origin}: tensor {name!r} is {kind}; expected dense floating-point weights")
         self.origin, self.format, self._stamp = origin, format, stamp
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-        self._versions = {name: _version(tensor) for name, tensor in tensors.items()}
+        self._digests = {} if stamp is not None else {name: digest(t) for name, t in self._tensors.items()}
 
     def __reduce__(self) -> tuple[object, ...]:
-        return TensorsInMemory, (self._tensors, self.origin, self.format, self._stamp)  # a copy counts changes anew
+        return TensorsInMemory, (self._tensors, self.origin, self.format, self._stamp)  # a copy is looked at anew
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -129,18 +137,22 @@ class TensorsInMemory:
     def read(self, name: str) -> Tensor:
         if self._stamp is not None:
             self._stamp.check()
-        tensor = self._tensors[name]
-        if _version(tensor) != self._versions[name]:
+        tensor = self._tensors[name].cpu()
+        if self._stamp is None and digest(tensor) != self._digests[name]:
             raise ValueError(
                 f"{self.origin}: tensor {name!r} was changed in place since the source was opened; sources are frozen: "
                 "open a copy of the network (copy.deepcopy) or of its state dict"
             )
-        return tensor.cpu()
+        return tensor
 
 
-def _version(tensor: Tensor) -> int:
-    """PyTorch's count of in-place changes; inference tensors have none."""
-    return 0 if tensor.is_inference() else tensor._version
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes, 32 hexadecimal digits of it; of the meta device, without bytes."""
+    content = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    if not tensor.is_meta:
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+        content.update(plain.reshape(-1).contiguous().view(torch.uint8).numpy())
+    return content.hexdigest()[:32]
 
 
 @contextmanager
@@ -153,8 +165,11 @@ def readable(path: Path) -> Iterator[None]:
             f"{path}: not a readable safetensors file ({error}); expected a complete file written by safetensors"
         ) from error
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"{named[1]} is in it" if named else "it is a pickle of something other than tensors"
         raise ValueError(
-            f"{path}: a pickle of something other than tensors; expected weights: save the state dict with safetensors"
+            f"{path}: {what}, which only running its pickle could make, and that is never done; expected tensors "
+            "alone: where you trust the file, save its state dict with safetensors"
         ) from error
     except Exception as error:  # damaged bytes make the reader fail in any way: IndexError, KeyError, struct.error, ...
         raise ValueError(

@@ -13,7 +13,14 @@ from pathlib import Path
 from torch import nn
 
 from pyro_smat.sources.checkpoint import Checkpoint
-from pyro_smat.sources.issues import Issue, network_issues, source_issues, suggested_head, value_issues
+from pyro_smat.sources.issues import (
+    Issue,
+    constant_issues,
+    network_issues,
+    source_issues,
+    suggested_head,
+    value_issues,
+)
 from pyro_smat.sources.layout import columns, readable_bytes
 from pyro_smat.sources.opening import Source, open_checkpoint
 from pyro_smat.sources.template import Template, matches
@@ -101,7 +108,8 @@ class CompatibilityReport:
         lines += _grouped(self.network, shown=len(self.network))
         for source in (s for s in self.sources if not s.fits):
             known = set(source.checkpoint.names) & self.template.tensors.keys()
-            other = "" if known else " - another architecture?"
+            prefixed = any(issue.kind == "prefix" for issue in source.issues)
+            other = "" if known or prefixed else " - another architecture?"
             lines.append(
                 f"source {source.name!r} ({source.checkpoint.origin}) does not fit {self.template.title}{other}:"
             )
@@ -160,7 +168,7 @@ def examine(template: Template, checkpoints: Mapping[str, Checkpoint], values: b
     """The report on opened checkpoints."""
     verdicts = []
     for name, checkpoint in checkpoints.items():
-        issues = source_issues(template, checkpoint)
+        issues = source_issues(template, checkpoint) + tuple(constant_issues(template, checkpoint))
         suggestion = suggested_head(template, checkpoint, issues)
         if values:
             issues += tuple(value_issues(template, checkpoint))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_smat.sources.checkpoint import Checkpoint, readable
+from pyro_smat.sources.checkpoint import Checkpoint, digest, readable
 from pyro_smat.sources.codecs import CODECS
 from pyro_smat.sources.files import SafetensorsFile
 
@@ -37,13 +37,6 @@ class StoredTensor:
     shape: torch.Size
     dtype: torch.dtype
     base_digest: str | None = None
-
-
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes, 32 hexadecimal digits of it."""
-    content = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    content.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
-    return content.hexdigest()[:32]
 
 
 def joint_digest(stored: Mapping[str, StoredTensor]) -> str | None:

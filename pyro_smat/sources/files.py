@@ -15,6 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pyro_smat.sources.checkpoint import FileStamp, TensorsInMemory, readable
+from pyro_smat.sources.containers import state_dict_in
+from pyro_smat.sources.file_kind import LARGEST_INDEX, file_kind
 
 INDEX_SUFFIX = ".safetensors.index.json"
 _ZIP = b"PK\x03\x04"
@@ -46,7 +48,7 @@ class SafetensorsFile:
         metadata: the text that was stored with the tensors.
 
     Raises:
-        ValueError: for a missing, truncated or foreign file, or a dtype that PyTorch lacks.
+        ValueError: for a missing, truncated or foreign file, a header of absurd length, or a dtype that PyTorch lacks.
     """
 
     format = "safetensors"
@@ -55,6 +57,7 @@ class SafetensorsFile:
         self.path = Path(path)
         self.origin = str(path)
         self._stamp = FileStamp.of(self.path)
+        file_kind(self.path)  # before anything is allocated by what the header claims
         with readable(self.path):
             self._handle = safe_open(self.path, "pt")
             self.metadata: dict[str, str] = self._handle.metadata() or {}
@@ -118,12 +121,23 @@ class ShardedSafetensors:
         self.origin = str(path)
         self._folder = path.parent
         stamp = FileStamp.of(path)
+        if stamp.size > LARGEST_INDEX:
+            raise ValueError(f"{path}: has {stamp.size:,} bytes; expected an index of at most {LARGEST_INDEX:,}")
         with readable(path):
             content: Any = json.loads(path.read_bytes())
         where = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
             raise ValueError(f'{path}: has no "weight_map"; expected an index of tensor names to shards')
         self._shard_of: dict[str, str] = where
+        foreign = sorted({file for file in where.values() if not file.endswith(".safetensors")})
+        if foreign:
+            raise ValueError(
+                f"{path}: is an index of shards such as {foreign[0]}; expected shards in safetensors: load the model "
+                "with the library that wrote it and save it again (save_pretrained(..., safe_serialization=True))"
+            )
+        outside = sorted({file for file in where.values() if Path(file).name != file})
+        if outside:
+            raise ValueError(f"{path}: shard {outside[0]!r} is not beside the index; expected names of files, no paths")
         missing = sorted({file for file in where.values() if not (self._folder / file).is_file()})
         if missing:
             raise ValueError(f"{path}: shards {missing} are missing; expected them beside the index: complete the copy")
@@ -168,21 +182,27 @@ class ShardedSafetensors:
         return self._open.read(name)
 
 
-def open_torch_file(path: str | Path) -> TensorsInMemory:
-    """A ``.pt`` or ``.pth`` file of tensors, memory-mapped where its format allows (files before PyTorch 1.6 do not).
+def open_torch_file(path: str | Path, entry: str | None = None) -> TensorsInMemory:
+    """A file of tensors that PyTorch saved, memory-mapped where its format allows (files before PyTorch 1.6 do not).
 
-    Nothing is ever unpickled beyond tensors (``weights_only=True``). ``{"state_dict": ...}`` is unwrapped.
+    Nothing is ever unpickled beyond tensors (``weights_only=True``). The state dict is taken out of the usual
+    containers (:func:`~pyro_smat.sources.containers.state_dict_in`).
+
+    Args:
+        path: the file, whatever its suffix.
+        entry: which of several state dicts.
 
     Raises:
-        ValueError: for a missing, truncated or foreign file, a pickle of anything but tensors, or a file without any.
+        ValueError: for a missing, truncated or foreign file, a pickle of anything but tensors (the class is named), or
+            a file without a state dict, or with several.
     """
     path = Path(path)
     stamp = FileStamp.of(path)
     with path.open("rb") as file:
-        mapped = file.read(len(_ZIP)) == _ZIP
-    with readable(path), warnings.catch_warnings():
+        mapped = file.read(len(_ZIP)) == _ZIP and path.suffix != ".safetensors"
+    with path.open("rb") as file, readable(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of unusual pickle protocols before it refuses the file
-        weights: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
-    return TensorsInMemory(weights, str(path), "torch" if mapped else "torch, old format (in memory)", stamp)
+        # By its path torch would take a misnamed file for what its suffix says; only by its path it is mapped.
+        content: Any = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+    weights = state_dict_in(content, str(path), entry)
+    return TensorsInMemory(weights, str(path), "torch" if mapped else "torch (in memory)", stamp)

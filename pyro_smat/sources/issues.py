@@ -6,6 +6,7 @@ Feeds the compatibility report, and the errors of a library that cannot be opene
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ class Issue:
     """One way in which a checkpoint (or the network) is not what is expected.
 
     Attributes:
-        kind: "missing", "extra", "shape", "dtype", "tied", "integer buffer", "vocabulary", "positions", "prefix" or
-            "not finite".
+        kind: "missing", "extra", "shape", "dtype", "tied", "integer buffer", "vocabulary", "positions", "prefix",
+            "constant" or "not finite".
         tensor: its name.
         detail: what was found and what was expected.
         remedy: what to do about it.
@@ -68,6 +69,9 @@ def source_issues(template: Template, checkpoint: Checkpoint) -> tuple[Issue, ..
     if len(bare_expected.keys() & bare_stored.keys()) > len(expected.keys() & stored.keys()):
         issues.append(_prefix(template, checkpoint))
         expected, stored = bare_expected, bare_stored
+    elif prefix := _common_prefix(template, checkpoint):
+        issues.append(_named_prefix(template, checkpoint, prefix))
+        stored = {unwrapped(k).removeprefix(prefix): k for k in checkpoint.names if unwrapped(k).startswith(prefix)}
     twins = dict(template.tied) | {second: first for first, second in template.tied}
     for name, own in expected.items():
         if name not in stored:
@@ -90,6 +94,21 @@ def source_issues(template: Template, checkpoint: Checkpoint) -> tuple[Issue, ..
         elif there not in template.constants:
             issues.append(_extra(there, checkpoint.shape(there)))
     return tuple(issues)
+
+
+def constant_issues(template: Template, checkpoint: Checkpoint) -> Iterator[Issue]:
+    """Infinite buffers of the network of which a checkpoint has other values; reads these alone."""
+    for name, own in template.fixed.items():
+        if name not in checkpoint.names:
+            continue
+        shape = checkpoint.shape(name)
+        if shape != own.shape:
+            detail = f"is {tuple(shape)}, that of the network is {tuple(own.shape)}"
+        elif not torch.equal(checkpoint.read(name).to(own.dtype), own.cpu()):
+            detail = "has other values than the network, where it is a constant: it holds infinite values"
+        else:
+            continue
+        yield Issue("constant", name, detail, "build the network as the source was, or leave the buffer out (head=)")
 
 
 def value_issues(template: Template, checkpoint: Checkpoint) -> Iterator[Issue]:
@@ -136,7 +155,7 @@ def _prefix(template: Template, checkpoint: Checkpoint) -> Issue:
         return Issue(
             "prefix",
             wrapped,
-            "has the prefix of DistributedDataParallel (module.) or torch.compile (_orig_mod.)",
+            "has the prefix of DistributedDataParallel (module.), torch.compile (_orig_mod.) or another wrapper",
             "open it with pyro_smat.sources.without_wrappers(path); better, save the network inside the wrapper",
         )
     own = next(name for name in template.tensors if unwrapped(name) != name)
@@ -145,6 +164,29 @@ def _prefix(template: Template, checkpoint: Checkpoint) -> Issue:
         own,
         "of the network has the prefix of DistributedDataParallel (module.) or torch.compile (_orig_mod.)",
         "pass the network inside the wrapper (.module or ._orig_mod)",
+    )
+
+
+def _common_prefix(template: Template, checkpoint: Checkpoint) -> str:
+    """What stands before the network's names in a checkpoint, where most of them are there and hardly any without."""
+    found: Counter[str] = Counter()
+    for name in map(unwrapped, checkpoint.names):
+        places = (i + 1 for i, letter in enumerate(name) if letter == ".")
+        found.update(name[:i] for i in places if name[i:] in template.tensors)
+    if not found:
+        return ""
+    prefix, count = found.most_common(1)[0]
+    known = len(template.tensors.keys() & set(map(unwrapped, checkpoint.names)))
+    return prefix if 2 * count > len(template.tensors) and count > known else ""
+
+
+def _named_prefix(template: Template, checkpoint: Checkpoint, prefix: str) -> Issue:
+    first = next(name for name in checkpoint.names if unwrapped(name).startswith(prefix))
+    return Issue(
+        "prefix",
+        first,
+        f"has the prefix {prefix!r} before the names of the network, as Lightning and modules around a network give",
+        f"open it with pyro_smat.sources.without_wrappers(path, {prefix!r}); better, save the network itself",
     )
 
 

@@ -91,7 +91,7 @@ class SourceLibrary:
                 misshapen tensor of every file is listed at once.
         """
         template = Template.from_module(module, head)
-        space = space_without(module, blocks, template.head)
+        space = space_without(module, blocks, template.left_out)
         checkpoints = open_all(files, base)
         refuse_idle_patterns(template, checkpoints)
         return cls(tuple(checkpoints), tuple(checkpoints.values()), space, template)
@@ -282,4 +282,5 @@ class SourceLibrary:
         raise ValueError(
             f"not finite: {entry.name} holds NaN or infinite weights in source {where}; expected finite ones: train it "
             "again, or leave the source out (library.without)"
+            + ("" if entry.trainable else "; a constant of the network can be left out (head=)")
         )

@@ -3,7 +3,9 @@
 Parameters and floating-point persistent buffers are mixed (see :mod:`pyro_smat.networks.parameters`). Integer buffers
 and buffers that are not persistent are constants of the network. A **head** is left out by patterns: a tensor of the
 network whose name matches one is a constant too, it is not in the parameter space and keeps the network's own values;
-a tensor of a checkpoint whose name matches one is not looked at.
+a tensor of a checkpoint whose name matches one is not looked at. A buffer of the network that holds infinite values
+(the mask of an attention, -inf above the diagonal) is a constant as well: a mixture of infinities is NaN. Sources must
+agree with it.
 
 Patterns are those of file names: ``"fc.*"`` is every name that begins with ``fc.``.
 """
@@ -11,8 +13,9 @@ Patterns are those of file names: ``"fc.*"`` is every name that begins with ``fc
 from __future__ import annotations
 
 import fnmatch
+import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +32,11 @@ class Template:
     Attributes:
         title: class of the network, for messages.
         tensors: names to shapes of the tensors that are mixed, in the network's order.
-        constants: names of its other tensors: integers, buffers that are not persistent, the head.
+        constants: names of its other tensors: integers, buffers that are not persistent or infinite, the head.
         tied: pairs of names that are one tensor.
         embeddings: names of the weights of nn.Embedding.
         head: patterns of the names that are left out.
+        fixed: persistent floating-point buffers that hold infinite values, with the network's values.
     """
 
     title: str
@@ -41,6 +45,12 @@ class Template:
     tied: tuple[tuple[str, str], ...] = ()
     embeddings: frozenset[str] = frozenset()
     head: tuple[str, ...] = ()
+    fixed: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Patterns of everything in the network that is not mixed though it is floating point."""
+        return (*self.head, *map(glob.escape, self.fixed))
 
     @classmethod
     def from_module(cls, module: nn.Module, head: Sequence[str] = ()) -> Template:
@@ -56,7 +66,9 @@ class Template:
         buffers = dict(module.named_buffers(remove_duplicate=False))
         persistent: Mapping[str, Tensor] = module.state_dict(keep_vars=True)
         floating = {k: v for k, v in persistent.items() if k in parameters or (k in buffers and v.is_floating_point())}
-        mixed = {name: tensor.shape for name, tensor in floating.items() if not matches(name, *head)}
+        kept = {name: tensor for name, tensor in floating.items() if not matches(name, *head)}
+        fixed = {name: kept[name].detach().clone() for name in kept if name in buffers and _is_infinite(kept[name])}
+        mixed = {name: tensor.shape for name, tensor in kept.items() if name not in fixed}
         if not any(name in parameters for name in mixed):
             raise ValueError(f"{type(module).__name__} has no parameters outside {head}; expected weights to mix")
         embeddings = {
@@ -69,6 +81,7 @@ class Template:
             _tied({**parameters, **buffers}),
             frozenset(embeddings),
             head,
+            fixed,
         )
 
     @classmethod
@@ -103,6 +116,11 @@ def space_without(module: nn.Module, blocks: Mapping[str, str] | None, head: Seq
             raise ValueError(f"block {name!r} has no tensor outside the head {tuple(head)}; expected weights to mix")
     entries = [replace(e, offset=e.offset - size, block=e.block - 1) for e in whole.entries if e.block]
     return ParameterSpace(tuple(entries), whole.block_names[1:])
+
+
+def _is_infinite(buffer: Tensor) -> bool:
+    """Whether a buffer holds infinite values and no NaN; on the meta device nobody knows."""
+    return not buffer.is_meta and bool(buffer.isinf().any()) and not bool(buffer.isnan().any())
 
 
 def _tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:

@@ -73,3 +73,45 @@ def test_bad_input_is_refused() -> None:
         select_abstention_threshold([1, 2], [0, 1], 1, validation_scores=[1])
     with pytest.raises(ValueError, match=r"expected \[0, 1\]"):
         select_abstention_threshold([1, 2], [0, 2], 0.1, validation_scores=[1])
+
+
+@pytest.mark.parametrize("source", ["scores", "validation", "both"])
+def test_minus_infinity_is_no_threshold_that_passed(source: str) -> None:
+    """Half of the tasks score minus infinity and lose everything: nothing is accepted, so nothing is certified."""
+    rng = np.random.default_rng(0)
+    u, validation = rng.random(200), rng.random(100)
+    if source != "validation":
+        u[::2] = -np.inf
+    if source != "scores":
+        validation[::2] = -np.inf
+    found = select_abstention_threshold(u, np.ones(200), 0.1, validation_scores=validation)
+    assert (found.threshold, found.coverage, found.certificate) == (-np.inf, 0.0, None)
+    assert not found.accepts(u).any()
+    assert np.isfinite(found.tested).all()
+
+
+def test_scores_of_minus_infinity_count_under_every_threshold_that_is_tested() -> None:
+    """They are the surest tasks; a certificate speaks of them too, and its estimate holds their losses."""
+    rng = np.random.default_rng(1)
+    u, losses = rng.random(400), (rng.random(400) < 0.02).astype(float)
+    u[::2] = -np.inf
+    found = select_abstention_threshold(u, losses, 0.1, validation_scores=u[1::2])
+    assert found.certificate is not None
+    assert found.threshold > 0
+    np.testing.assert_array_equal(found.accepts(u), u <= found.threshold)
+    assert found.certificate.count == (u <= found.threshold).sum() > 200
+    assert found.certificate.estimate == losses[u <= found.threshold].mean()
+    losses[::2] = 1.0  # and they alone spoil it
+    assert select_abstention_threshold(u, losses, 0.1, validation_scores=u[1::2]).certificate is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_certificate_is_of_a_threshold_that_was_tested_and_passed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    u = rng.choice([-np.inf, -1.0, 0.0, 0.5, 1.0, np.inf], 300)
+    validation = rng.choice([-np.inf, -1.0, 0.0, 0.5, 1.0, np.inf], 50)
+    losses = (rng.random(300) < 0.15 * (u > 0)).astype(float)
+    found = select_abstention_threshold(u, losses, 0.1, validation_scores=validation)
+    assert (found.certificate is None) == (found.threshold == -np.inf) == (found.coverage == 0)
+    if found.certificate is not None:
+        assert found.p_values[found.tested.tolist().index(found.threshold)] <= 0.1

@@ -67,6 +67,23 @@ def test_risk_control_at_its_ends() -> None:
         risk_controlled_threshold([1, 2], [1], 0.5)
 
 
+@pytest.mark.parametrize(
+    ("scores", "losses", "risk"),
+    [
+        ([-math.inf, 1.0], [1.0, 0.0], 0.4),
+        ([-math.inf] * 50 + [1.0] * 50, [1.0] * 100, 0.1),
+        ([-math.inf, -math.inf, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], 0.3),
+    ],
+)
+def test_scores_of_minus_infinity_are_not_accepted_by_the_threshold_that_accepts_nothing(scores, losses, risk) -> None:
+    found = risk_controlled_threshold(scores, losses, risk)
+    assert (found.threshold, found.coverage, found.estimate) == (-math.inf, 0.0, 0.0)
+    assert not found.accepts(scores).any()
+    sure = risk_controlled_threshold(scores, np.zeros(len(losses)), 0.5)
+    assert (sure.threshold, sure.coverage) == (math.inf, 1.0)
+    assert sure.accepts(scores).all()
+
+
 # Label sets
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+from simplex_problems import cvxpy_minimum
 
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.solvers.problem import Problem
@@ -84,8 +85,4 @@ def simplex(size: int) -> tuple[cp.Variable, list[cp.Constraint]]:
 
 
 def solve(objective: cp.Expression, constraints: list[cp.Constraint]) -> float:
-    return float(
-        cp.Problem(cp.Minimize(objective), constraints).solve(
-            solver="CLARABEL", tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9
-        )
-    )
+    return cvxpy_minimum(objective, constraints, 1e-9)

@@ -129,3 +129,23 @@ def test_no_tasks_have_no_solutions() -> None:
     solution = minimize_quadratics_on_simplex(torch.zeros(0, 3, 3), torch.zeros(0, 3))
     assert solution.weights.shape == (0, 3)
     assert solution.gap.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda g: g[0, 1].add_(0.3), "gram is not symmetric: in task 603"),
+        (lambda g: g.diagonal().sub_(2.0), "negative eigenvalue in task 603"),
+    ],
+)
+def test_a_task_that_is_not_convex_is_named(dtype: torch.dtype, spoil, message: str) -> None:
+    gram, linear = (t.to(dtype) for t in tasks(700, 10, 5, 0.0))
+    minimize_quadratics_on_simplex(gram, linear, tolerance=1e-3)
+    spoil(gram[603])
+    with pytest.raises(ValueError, match=message):
+        minimize_quadratics_on_simplex(gram, linear)
+    kept = torch.ones(700, 5, dtype=torch.bool)
+    kept[603] = torch.arange(5) == 3  # among the one source that it has, a task with the odd entry is sound
+    if "symmetric" in message:
+        assert minimize_quadratics_on_simplex(gram, linear, mask=kept, tolerance=1e-3).converged.all()

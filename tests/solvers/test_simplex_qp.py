@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simplex_problems import clarabel_weights, frank_wolfe_gap, regression
 
 from pyro_smat.metrics.arrays import FloatArray
-from pyro_smat.solvers.active_set import solve_simplex_qp
+from pyro_smat.solvers.active_set import solve_convex_qp, solve_simplex_qp
 
 
 def value(gram: FloatArray, linear: FloatArray, weights: FloatArray) -> float:
@@ -143,3 +143,77 @@ def test_rounding_a_gram_to_float32_leaves_it_solvable() -> None:
 def test_bad_input_is_named(gram: FloatArray, linear: FloatArray, keywords: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         solve_simplex_qp(gram, linear, **keywords)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 1e-9, 1e-11, 1e-13, 1e-15, 1e-18, 1e-300])
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_hessian_far_below_the_slopes_leaves_a_point_of_the_simplex(ratio: float, started: bool, blocks: int) -> None:
+    """What is left of a saturated logistic loss; its minimum is the vertex of the largest linear term, or beside it."""
+    rng = np.random.default_rng(int(-np.log10(ratio)))
+    for sources in (2, 4, 9):
+        for rank in (1, 2, sources):
+            root = rng.normal(size=(blocks * sources, rank)) * 10.0 ** rng.uniform(-4, 0, size=rank)
+            gram, linear = ratio * root @ root.T, 1e2 * rng.normal(size=blocks * sources)
+            start = rng.dirichlet(np.ones(sources), size=blocks).ravel() if started else None
+            weights, gap, _ = solve_simplex_qp(gram, linear, start, blocks=blocks)
+            assert weights.min() >= 0
+            np.testing.assert_allclose(weights.reshape(blocks, -1).sum(1), 1, atol=1e-13)
+            vertices = linear.reshape(blocks, -1).max(1).sum()
+            assert value(gram, linear, weights) <= -vertices + gram.max() * blocks**2 + 1e-12 * scale(gram, linear)
+            assert gap <= 1e-12 * scale(gram, linear)
+
+
+def test_the_step_that_lost_all_its_weights() -> None:
+    """Rank one up to rounding, 1e-11 of the slopes: an update once drove the last source of the face out."""
+    gram = [
+        [2.49684362e-09, 3.97213819e-09, -1.95628227e-09, -1.20415663e-10],
+        [3.97213819e-09, 6.31926525e-09, -3.11220326e-09, -1.91595595e-10],
+        [-1.95628227e-09, -3.11220326e-09, 1.53275580e-09, 9.43515373e-11],
+        [-1.20415663e-10, -1.91595595e-10, 9.43515373e-11, 5.81431039e-12],
+    ]
+    linear = [-21.50996189, 107.60197734, -145.95650041, -119.61416845]
+    for start in (None, [0.12304688, 0.12304688, 0.41210936, 0.34179688]):
+        np.testing.assert_array_equal(solve_simplex_qp(gram, linear, start)[0], [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-150, 1e150, 1e300])
+def test_the_size_of_the_numbers_does_not_matter(size: float) -> None:
+    gram, linear = np.array([[2.0, 0.0], [0.0, 1.0]]), np.zeros(2)
+    weights, gap, _ = solve_simplex_qp(size * gram, linear)
+    np.testing.assert_allclose(weights, [1 / 3, 2 / 3], rtol=1e-13)
+    assert gap <= 1e-14 * size
+
+
+@pytest.mark.parametrize("noise", [1e-12, -1e-12])
+def test_noise_of_a_part_in_a_million_million_moves_the_value_as_little(noise: float) -> None:
+    rng = np.random.default_rng(4)
+    for kind in KINDS:
+        gram, linear = nasty(kind, rng, 7)
+        bent = rng.normal(size=gram.shape)
+        bent, shift = gram + noise * np.abs(gram).max() * (bent + bent.T), linear * (1 + noise * rng.normal(size=7))
+        one, two = solve_simplex_qp(gram, linear)[0], solve_simplex_qp(bent, shift)[0]
+        assert abs(value(gram, linear, one) - value(gram, linear, two)) <= 1e-10 * scale(gram, linear)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_gram_that_is_not_convex_is_refused(single: bool) -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(20, 5))
+    dtype = np.float32 if single else np.float64
+    gram = (matrix.T @ matrix).astype(dtype)
+    linear = np.ones(5, dtype)
+    solve_simplex_qp(gram, linear)
+    crooked = gram.copy()
+    crooked[1, 3] += 0.5
+    with pytest.raises(ValueError, match=r"gram is not symmetric: \[1, 3\] is .* and \[3, 1\] is"):
+        solve_simplex_qp(crooked, linear)
+    with pytest.raises(ValueError, match="gram has a negative eigenvalue"):
+        solve_simplex_qp(gram - 40 * np.eye(5, dtype=dtype), linear)
+
+
+def test_a_problem_that_overflows_is_refused_inside() -> None:
+    with pytest.raises(ValueError, match="gram reaches inf"):
+        solve_convex_qp(np.full((2, 2), np.inf), np.zeros(2), None)
+    with pytest.raises(ValueError, match="linear nan"):
+        solve_convex_qp(np.eye(2), np.array([0.0, np.nan]), None)

@@ -68,7 +68,7 @@ def test_every_problem_of_every_file_is_listed_in_one_error(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_of_another_architecture_is_called_that() -> None:
-    other = OrderedDict(("encoder." + k, v) for k, v in weights().items())
+    other = OrderedDict(("encoder." + k.replace(".", "_"), v) for k, v in weights().items())
     with pytest.raises(ValueError, match=r"source 'x' .* does not fit Sequential - another architecture"):
         SourceLibrary.from_state_dicts(network(), {"x": other})
 

@@ -210,7 +210,9 @@ def test_an_empty_safetensors_file_and_dicts_of_other_things_are_refused(tmp_pat
     save_file({}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"w\.safetensors: holds no tensors"):
         open_checkpoint(tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="state dict in memory: holds dict; expected a state dict"):
+    with pytest.raises(
+        ValueError, match=r"state dict in memory: holds dict with the keys \['a'\]; expected a state dict"
+    ):
         open_checkpoint({"a": 1.0})  # type: ignore[dict-item]
 
 

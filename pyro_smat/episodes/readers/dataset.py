@@ -12,10 +12,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_smat.episodes.pool import ImagePool
-from pyro_smat.episodes.readers.decode import check_form, stack_pixels, to_pixels
+from pyro_smat.episodes.readers.decode import MAX_PIXELS, check_form, stack_pixels, to_pixels
+from pyro_smat.episodes.readers.duplicates import warn_of_duplicates
+from pyro_smat.episodes.readers.label_names import ClassNames, coded, label_names
 
 
-def read_dataset(dataset: Dataset[Any], size: int | None = None, channels: int = 3) -> ImagePool:
+def read_dataset(
+    dataset: Dataset[Any],
+    size: int | None = None,
+    channels: int = 3,
+    *,
+    class_names: ClassNames | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> ImagePool:
     """Read every item of a dataset, each once, however many episodes are drawn later.
 
     An image is a PIL image, a uint8 or floating-point tensor ``(C, H, W)`` or ``(H, W)``, or an array ``(H, W, C)`` or
@@ -27,45 +36,55 @@ def read_dataset(dataset: Dataset[Any], size: int | None = None, channels: int =
         size: side in pixels of the square images that are wanted: the centre is cropped and scaled (bilinear). None
             keeps the items' own size, which must then be the same for all.
         channels: 1 (grey) or 3 (RGB).
+        class_names: what labels are called: a list by position, or a mapping from labels to names. None asks the
+            dataset.
+        max_pixels: of an image; larger ones are refused before they are decoded.
 
     Returns:
-        A pool with the one attribute ``"class"``. Class names are ``dataset.classes`` where there are such (also those
-        under ``torch.utils.data.Subset``), else the labels that occur, as text.
+        A pool with the one attribute ``"class"``. Class names are ``class_names``; else what ``dataset.classes`` or
+        ``class_to_idx`` say (also those under ``torch.utils.data.Subset`` and, part by part, ``ConcatDataset``: the
+        same name is one class); else the labels that occur, as text.
 
     Raises:
         ValueError: for an empty dataset, an item that is not such a pair, NaN, infinite or unscaled floating-point
-            images, labels that are not integers or that ``classes`` does not have, or mixed sizes; names the item.
+            images, too large ones, labels that are not integers or that ``classes`` does not have, or mixed sizes;
+            names the item. For names of classes that are in doubt.
+
+    Warns:
+        DuplicateWarning: of images that are there more than once.
     """
     check_form(size, channels)
+    known = label_names(dataset, class_names)
     labels: list[int] = []
-    count = len(dataset) if hasattr(dataset, "__len__") else None
-    pixels = _items(dataset, count, labels, size, channels)
+    count = _count(dataset)
+    pixels = _items(dataset, count, labels, (size, channels, max_pixels))
     if count is None:
         kept = list(pixels)
         pixels, count = iter(kept), len(kept)
     if count == 0:
         raise ValueError(f"{type(dataset).__name__} is empty; expected at least one (image, label)")
     images = stack_pixels(pixels, count)
-    names = _class_names(dataset)
-    if names is None:
-        found, codes = np.unique(labels, return_inverse=True)
-        names, labels = [str(k) for k in found], codes.tolist()
-    elif max(labels) >= len(names):
-        i = int(np.argmax(labels))
-        raise ValueError(
-            f"item {i} has label {labels[i]}; expected one below {len(names)}, the length of dataset.classes"
-        )
+    codes, names = coded(labels, known)
+    warn_of_duplicates(type(dataset).__name__, images, torch.tensor(codes), lambda row: f"item {row}")
     return ImagePool(
         images=images,
-        labels=torch.tensor(labels)[:, None],
+        labels=torch.tensor(codes)[:, None],
         attributes=("class",),
-        class_names=(tuple(names),),
+        class_names=(names,),
         domain=torch.zeros(count, dtype=torch.long),
     )
 
 
+def _count(dataset: Any) -> int | None:
+    """Its length; None for a stream, of which some have a __len__ that fails."""
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
+
+
 def _items(
-    dataset: Any, count: int | None, labels: list[int], size: int | None, channels: int
+    dataset: Any, count: int | None, labels: list[int], form: tuple[int | None, int, int]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, pixels) of every item; appends the labels."""
     source = iter(dataset) if count is None else (dataset[i] for i in range(count))
@@ -73,7 +92,12 @@ def _items(
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise ValueError(f"item {i} is {_describe(item)}; expected a pair (image, label)")
         labels.append(_label(item[1], i))
-        yield f"item {i}", to_pixels(_picture(item[0], i), size, channels)
+        picture = _picture(item[0], i)
+        try:
+            pixels = to_pixels(picture, *form)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"item {i}: image cannot be read ({error}); leave it out or mend it") from error
+        yield f"item {i}", pixels
 
 
 def _picture(image: Any, i: int) -> Image.Image:
@@ -113,13 +137,6 @@ def _label(label: Any, i: int) -> int:
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 0:
         raise ValueError(f"item {i}: label is {_describe(label)}; expected an integer of at least 0")
     return int(value)
-
-
-def _class_names(dataset: Any) -> list[str] | None:
-    while not hasattr(dataset, "classes") and isinstance(dataset, torch.utils.data.Subset):
-        dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
-    return None if names is None else [str(name) for name in names]
 
 
 def _describe(thing: Any) -> str:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import torch
 
 from pyro_smat.episodes.pool import ImagePool
-from pyro_smat.episodes.readers.decode import decode_files, image_files, subfolders
+from pyro_smat.episodes.readers.decode import MAX_PIXELS, decode_files
+from pyro_smat.episodes.readers.duplicates import warn_of_duplicates
+from pyro_smat.episodes.readers.listing import EXPECTED, LeftOut, describe, image_files, name_of, subfolders, warn_of
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def read_folder(
-    root: str | os.PathLike[str], size: int | None = None, channels: int = 3, split: str | None = None
+    root: str | os.PathLike[str],
+    size: int | None = None,
+    channels: int = 3,
+    split: str | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> ImagePool:
     """Read a folder of class folders; what its levels mean is found out.
 
@@ -25,8 +33,10 @@ def read_folder(
     ``root/<domain>/<class>/*.png``  otherwise; a class of the same name in two domains is one class
     ================================ ================================================================================
 
-    Files end in png, jpg, jpeg, webp, bmp or gif (any case). Hidden files are ignored, and so is everything that is not
-    an image. The order is that of the names, the same on every machine. All images are decoded once, into memory:
+    Files end in png, jpg, jpeg, jfif, webp, bmp, gif, tif, ppm or avif (any case), or in nothing and are known by their
+    content. Hidden files are passed over; other files that are not images are left out, with a warning that counts and
+    names them. Names are compared in composed Unicode (NFC). The order is that of the names, the same on every machine.
+    All images are decoded once, into memory:
     N x channels x H x W bytes.
 
     Args:
@@ -35,30 +45,40 @@ def read_folder(
             keeps the files' own size, which must then be the same for all.
         channels: 1 (grey) or 3 (RGB).
         split: which split to read, where there are splits.
+        max_pixels: of an image; larger ones are refused before they are decoded.
 
     Returns:
         A pool with the one attribute ``"class"``.
 
     Raises:
         ValueError: for a missing or empty folder, a class folder without images, images where folders are expected, an
-            unknown split, an unreadable image or mixed sizes; names the file or folder.
+            unknown split, an unreadable or too large image, mixed sizes, or a folder whose name is not valid UTF-8;
+            names the file or folder.
+
+    Warns:
+        LeftOutWarning: of files that were not read, with the reasons.
+        DuplicateWarning: of images that are there more than once.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root} is {'a file' if root.exists() else 'not there'}; expected a folder of class folders")
-    domains = _domains(_choose_split(root, split))
-    classes = sorted({folder.name for folders in domains.values() for folder in folders})
+    left_out: list[LeftOut] = []
+    domains = _domains(_choose_split(root, split), left_out)
+    classes = sorted({name_of(folder) for folders in domains.values() for folder in folders})
     place = {name: k for k, name in enumerate(classes)}
     files, labels, domain = [], [], []
     for d, folders in enumerate(domains.values()):
         for folder in folders:
-            found = _class_images(folder)
+            found = _class_images(folder, left_out)
             files += found
-            labels += [place[folder.name]] * len(found)
+            labels += [place[name_of(folder)]] * len(found)
             domain += [d] * len(found)
+    warn_of(root, left_out)
+    images, codes = decode_files(files, size, channels, max_pixels), torch.tensor(labels)
+    warn_of_duplicates(str(root), images, codes, lambda row: str(files[row].relative_to(root)))
     return ImagePool(
-        images=decode_files(files, size, channels),
-        labels=torch.tensor(labels)[:, None],
+        images=images,
+        labels=codes[:, None],
         attributes=("class",),
         class_names=(tuple(classes),),
         domain=torch.tensor(domain),
@@ -68,7 +88,8 @@ def read_folder(
 
 def canonical_split(name: str) -> str:
     """One spelling for each split: valid and validation are val, case does not matter."""
-    return SPLITS.get(name.strip().lower(), name.strip().lower())
+    plain = unicodedata.normalize("NFC", name).strip().lower()
+    return SPLITS.get(plain, plain)
 
 
 def _choose_split(root: Path, split: str | None) -> Path:
@@ -91,10 +112,11 @@ def _choose_split(root: Path, split: str | None) -> Path:
     return chosen[0]
 
 
-def _domains(root: Path) -> dict[str, list[Path]]:
-    """Class folders by domain; one domain ``"all"`` for ``root/<class>/``."""
+def _domains(root: Path, left_out: list[LeftOut]) -> dict[str, list[Path]]:
+    """Class folders by domain; one domain ``"all"`` for ``root/<class>/``. Files that are no images are added."""
     folders = subfolders(root)
-    loose = image_files(root)
+    loose, others = image_files(root)
+    left_out += others
     if loose:
         raise ValueError(
             f"{root} holds images such as {loose[0].name}{' beside folders' if folders else ''}; expected a folder for "
@@ -111,20 +133,24 @@ def _domains(root: Path) -> dict[str, list[Path]]:
             f"{nested[0]} holds folders but {flat[0]} does not; expected all folders of {root} to be classes (images "
             "in them) or all to be domains (class folders in them)"
         )
+    domains: dict[str, list[Path]] = {}
     for f in nested:
-        if image_files(f):
-            raise ValueError(
-                f"{f} holds images beside folders, such as {image_files(f)[0].name}; expected only one kind"
-            )
-    return {f.name: subfolders(f) for f in nested}
+        loose, others = image_files(f)
+        left_out += others
+        if loose:
+            raise ValueError(f"{f} holds images beside folders, such as {loose[0].name}; expected only one kind")
+        domains.setdefault(name_of(f), []).extend(subfolders(f))
+    return domains
 
 
-def _class_images(folder: Path) -> list[Path]:
+def _class_images(folder: Path, left_out: list[LeftOut]) -> list[Path]:
     if subfolders(folder):
         raise ValueError(
             f"class folder {folder} holds folders such as {subfolders(folder)[0].name}; expected only images"
         )
-    found = image_files(folder)
+    found, others = image_files(folder)
     if not found:
-        raise ValueError(f"class folder {folder} has no images; expected png, jpg, jpeg, webp, bmp or gif files")
+        why = f" ({describe(others)})" if others else ""
+        raise ValueError(f"class folder {folder} has no images; expected {EXPECTED}{why}")
+    left_out += others
     return found

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ChainDataset, ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from pyro_smat.episodes.readers.dataset import read_dataset
+from pyro_smat.episodes.readers.duplicates import DuplicateWarning
 from pyro_smat.episodes.sampler import EpisodeSampler
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 7, 3), dtype=np.uint8)
@@ -133,3 +134,109 @@ def test_labels_beyond_the_classes_and_items_that_are_no_pairs():
         read_dataset(Listed(list(PIXELS), [0] * 7 + [9] + [0] * 4, classes=["a", "b", "c"]))
     with pytest.raises(ValueError, match=r"item 0 is a tuple of 1; expected a pair \(image, label\)"):
         read_dataset(TensorDataset(CHANNELS_FIRST))
+
+
+# Names of labels
+
+
+class Renamed(Listed):
+    def __init__(self, labels, classes=None, class_to_idx=None, target_transform=None, first=0):
+        super().__init__(list(PIXELS[first : first + len(labels)]), labels, classes)
+        if class_to_idx is not None:
+            self.class_to_idx = class_to_idx
+        if target_transform is not None:
+            self.target_transform = target_transform
+
+
+def named(dataset, **options):
+    pool = read_dataset(dataset, **options)
+    return [pool.class_names[0][k] for k in pool.labels[:, 0].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "expected"),
+    [
+        ([0, 1], ["cat", "dog"], ["cat", "dog"]),
+        ([1, 0], ("cat", "dog"), ["dog", "cat"]),
+        ([0, 1], np.array(["cat", "dog"]), ["cat", "dog"]),
+        ([0, 1], {"dog": 1, "cat": 0}, ["cat", "dog"]),
+        ([0, 1], {1: "dog", 0: "cat"}, ["cat", "dog"]),
+        ([3, 7], {7: "dog", 3: "cat", 9: "ant"}, ["cat", "dog"]),
+        ([0, 1], 2, ["0", "1"]),
+        ([1, 0], [0, 1], ["1", "0"]),
+        ([0, 1], [("tench", "Tinca"), ("shark",)], ["tench, Tinca", "shark"]),
+        ([0, 1], ["cafe\u0301", "dog"], ["caf\u00e9", "dog"]),
+    ],
+)
+def test_names_are_those_that_the_dataset_gives(labels, classes, expected):
+    assert named(Renamed(labels, classes)) == expected
+    if isinstance(classes, dict) and all(isinstance(k, str) for k in classes):
+        assert named(Renamed(labels, class_to_idx=classes)) == expected
+    assert named(Renamed(labels, ["x", "y"] * 5), class_names=classes) == expected  # the caller's count alone
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": [1, 2, 3]}, r"are the numbers \[1, 2, 3\], and it is not clear whether label 1 is the first"),
+        ({"classes": ["cat", "cat"]}, "calls labels 0 and 1 both 'cat'"),
+        ({"classes": {"cat": 0, "dog": 0}}, "gives two names to one label"),
+        ({"classes": {"cat": "a", "dog": "b"}}, "maps 'cat' to 'a'; expected names to labels or labels to names"),
+        ({"classes": ["cat", None]}, "holds None; expected names as text"),
+        ({"classes": "cat"}, "is str 'cat'; expected names"),
+        ({"classes": {"cat", "dog"}}, "is a set, which has no order"),
+        ({"classes": lambda: ["cat", "dog"]}, "is function"),
+        (
+            {"classes": ["cat", "dog"], "class_to_idx": {"dog": 0, "cat": 1}},
+            "label 0 'cat' and class_to_idx 'dog'",
+        ),
+        ({"classes": ["cat", "dog"], "target_transform": abs}, "a target_transform, which may change the labels"),
+        (
+            {"classes": {5: "cat", 6: "dog"}},
+            r"item 0 has label 0; expected one of \[5, 6\], the labels that have",
+        ),
+    ],
+)
+def test_names_in_doubt_are_refused_with_the_remedy(options, message):
+    with pytest.raises(ValueError, match=message):
+        read_dataset(Renamed([0, 1], **options))
+    assert named(Renamed([0, 1], **options), class_names=["a", "b"]) == ["a", "b"]
+
+
+def test_parts_of_a_concatenation_have_names_of_their_own():
+    pets, cars = Renamed([0, 1, 1], ["cat", "dog"]), Renamed([0, 1], ["car", "cat"], first=3)
+    both = ConcatDataset([pets, cars])
+    expected = ["cat", "dog", "dog", "car", "cat"]
+    assert named(both) == expected
+    assert read_dataset(both).class_names == (("cat", "dog", "car"),)
+    rows = [4, 0, 3]
+    assert named(Subset(both, rows)) == [expected[i] for i in rows]
+    assert named(Subset(Subset(both, rows), [2, 0])) == ["car", "cat"]
+    more = ConcatDataset([both, Subset(Renamed([0, 1, 0], ["ant", "dog"], first=6), [1, 2])])
+    assert named(more) == [*expected, "dog", "ant"]
+    assert named(ConcatDataset([Renamed([4, 5]), Renamed([5], first=2)])) == ["4", "5", "5"]
+    with pytest.raises(ValueError, match="part 1 of the ConcatDataset has no names for its classes and others do"):
+        read_dataset(ConcatDataset([pets, Renamed([0], first=5)]))
+    with pytest.raises(ValueError, match="item 3 has label 9; expected one below 2"):
+        read_dataset(ConcatDataset([pets, Renamed([9], ["car", "bus"], first=3)]))
+
+
+def test_parts_of_a_chain_must_agree():
+    class Stream(IterableDataset):
+        def __init__(self, classes, first):
+            self.classes, self.first = classes, first
+
+        def __iter__(self):
+            return iter(zip(PIXELS[self.first :][:2], range(2), strict=True))
+
+    same_names = ChainDataset([Stream(["cat", "dog"], 0), Stream(["cat", "dog"], 2)])
+    assert named(same_names) == ["cat", "dog"] * 2
+    with pytest.raises(ValueError, match="parts of the ChainDataset have different names"):
+        read_dataset(ChainDataset([Stream(["cat", "dog"], 0), Stream(["car", "bus"], 2)]))
+
+
+def test_duplicates_and_too_large_items_are_named():
+    with pytest.warns(DuplicateWarning, match="Listed: 1 of 3 images are there already, .* item 2 is item 0"):
+        read_dataset(Listed([PIXELS[0], PIXELS[1], PIXELS[0]], [0, 1, 0]))
+    with pytest.raises(ValueError, match=r"item 0: image cannot be read \(it has 7 x 5 = 35 pixels; .* at most 34"):
+        read_dataset(Listed(list(PIXELS), [0] * 12), max_pixels=34)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import unicodedata
+
 import pytest
 import torch
 
+from pyro_smat.episodes.readers.duplicates import DuplicateWarning, same_images
 from pyro_smat.episodes.readers.folders import read_folder
+from pyro_smat.episodes.readers.listing import LeftOutWarning
 from pyro_smat.episodes.sampler import EpisodeSampler
 
 
@@ -28,12 +34,15 @@ def test_classes(tmp_path, write_image):
     (tmp_path / "readme.txt").write_text("hello")
     (tmp_path / "cat" / ".DS_Store").write_text("junk")
     (tmp_path / "cat" / "notes.txt").write_text("junk")
-    pool = read_folder(str(tmp_path))
+    with pytest.warns(LeftOutWarning, match=r"2 files were left out: 2 end in .txt \(.*readme.txt, cat/notes.txt\)"):
+        pool = read_folder(str(tmp_path))
     assert (pool.attributes, pool.class_names, pool.domain_names) == (("class",), (("cat", "dog"),), ("all",))
     assert pool.labels.tolist() == [[0], [0], [0], [1], [1]]
     assert pool.domain.tolist() == [0] * 5
     expected = [written[f"{name}.png"] for name in ("cat/0", "cat/1", "cat/2", "dog/0", "dog/1")]
     assert torch.equal(pool.images, torch.stack(expected))
+    for junk in (tmp_path / "readme.txt", tmp_path / "cat" / "notes.txt"):
+        junk.unlink()
     assert read_folder(tmp_path, size=4, channels=1).images.shape == (5, 1, 4, 4)
 
 
@@ -112,3 +121,62 @@ def test_refusals(tmp_path, write_image):
     refused(r"cat.0.png is 6 x 6 and .*dog.1.png is 9 x 9", deep)
     (deep / "photo" / "dog" / "1.png").write_bytes(b"GIF89a")
     refused("1.png cannot be read as an image", deep, size=4)
+
+
+def test_everything_that_is_left_out_is_counted_by_reason(tmp_path, write_image):
+    plant(tmp_path, write_image, {"cat": 2, "dog": 2})
+    for i in range(5):
+        (tmp_path / "cat" / f"{i}.heic").write_bytes(b"....ftypheic")
+        os.symlink("/nowhere/x.png", tmp_path / "dog" / f"gone{i}.png")
+    (tmp_path / "dog" / "LICENSE").write_text("free")
+    os.mkfifo(tmp_path / "dog" / "pipe.png")
+    shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "cat" / "0.bak")
+    with pytest.warns(LeftOutWarning) as said:
+        assert len(read_folder(tmp_path)) == 4
+    (warning,) = [str(w.message) for w in said]
+    for part in (
+        "13 files were left out: ",
+        "5 end in .heic (cat/0.heic, cat/1.heic, cat/2.heic, ...)",
+        "5 are dangling links (dog/gone0.png, ",
+        "1 end in .bak though they look like images (cat/0.bak)",
+        "1 have no suffix and are no images (dog/LICENSE)",
+        "1 are no regular files (dog/pipe.png)",
+    ):
+        assert part in warning
+    for path in (tmp_path / "cat").glob("*.png"):
+        path.unlink()
+    (tmp_path / "cat" / "0.bak").unlink()
+    with pytest.raises(ValueError, match=r"class folder .*cat has no images; expected png.*\(5 files were left out"):
+        read_folder(tmp_path)
+
+
+def test_names_in_either_unicode_form_are_one_class(tmp_path, write_image):
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    assert composed != apart
+    plant(tmp_path, write_image, {f"photo/{composed}": 1, "photo/dog": 1, f"sketch/{apart}": 2})
+    pool = read_folder(tmp_path)
+    assert pool.class_names == ((composed, "dog"),)
+    assert pool.labels.flatten().tolist() == [0, 1, 0, 0]
+    (tmp_path / "sketch" / os.fsdecode(b"caf\xe9")).mkdir()
+    with pytest.raises(ValueError, match=r"the name 'caf.*' in .*sketch' is not valid UTF-8; rename it"):
+        read_folder(tmp_path)
+
+
+def test_the_same_image_twice_is_reported(tmp_path, write_image):
+    plant(tmp_path, write_image, {"cat": 3, "dog": 2})
+    read_folder(tmp_path)
+    shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "cat" / "again.png")
+    shutil.copy(tmp_path / "cat" / "1.png", tmp_path / "dog" / "wrong.png")
+    with pytest.warns(DuplicateWarning) as said:
+        pool = read_folder(tmp_path)
+    text = str(said[0].message)
+    assert "2 of 7 images are there already" in text
+    assert "cat/again.png is cat/0.png, dog/wrong.png is cat/1.png" in text
+    assert "1 of them have another label" in text
+    assert same_images(pool.images).tolist() == [0, 1, 2, 0, 4, 5, 1]
+
+
+def test_too_large_an_image_of_a_folder_is_named(tmp_path, write_image):
+    plant(tmp_path, write_image, {"cat": 1})
+    with pytest.raises(ValueError, match=r"cat.0.png .*6 x 6 = 36 pixels; expected at most 35"):
+        read_folder(tmp_path, max_pixels=35)
