@@ -45,8 +45,8 @@ from pyro_smat.inference.evaluation.baselines import (
     uniform_soup,
 )
 from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, Evaluation
-from pyro_smat.inference.runs.assembly import build_pool, build_sampler, choose_device
-from pyro_smat.inference.runs.config import load_config
+from pyro_smat.inference.assembly.router import build_pool, build_sampler, choose_device
+from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.runs.run import VALIDATION_SEED, evaluate_router, prepare_folder, train_router
 from pyro_smat.metrics.arrays import Numbers
 from pyro_smat.metrics.intervals import episode_interval

@@ -43,7 +43,7 @@ class RoutedModel(Remembered, LocalModule):
         metric: "cosine" or "euclidean" prototypes.
         scale: initial scale of the similarities; learned, kept positive by a softplus.
         compute_dtype: dtype of task parameters and features; bfloat16 on a GPU.
-        masks: vectorised particles share one "shared" sample of the experts' gates (less variance), or have
+        gates: vectorised particles share one "shared" sample of the experts' gates (less variance), or have
             "separate" ones; of an enumerated site, its routings have.
         straight_through: compose with one-hot weights but with the gradient of the soft ones.
 
@@ -56,13 +56,13 @@ class RoutedModel(Remembered, LocalModule):
         self,
         network: TaskNetwork,
         library: SourceLibrary,
+        *,
         prior: RoutingPrior,
         experts: ExpertBank | None = None,
-        *,
         metric: Metric = "cosine",
         scale: float = 10.0,
         compute_dtype: torch.dtype = torch.float32,
-        masks: Literal["shared", "separate"] = "shared",
+        gates: Literal["shared", "separate"] = "shared",
         straight_through: bool = False,
     ) -> None:
         super().__init__()
@@ -78,15 +78,15 @@ class RoutedModel(Remembered, LocalModule):
                 f"the prior is over {prior.size} coefficients; expected {rows}: {len(library)} sources "
                 f"{library.names} and {rows - len(library)} experts"
             )
-        if masks not in ("shared", "separate"):
-            raise ValueError(f"masks is {masks!r}; expected 'shared' or 'separate'")
+        if gates not in ("shared", "separate"):
+            raise ValueError(f"gates is {gates!r}; expected 'shared' or 'separate'")
         self.network = network
         self.source_names = library.names
         self.prior = prior
         self.experts = experts
         self.metric: Metric = metric
         self.compute_dtype = compute_dtype
-        self.masks, self.straight_through = masks, straight_through
+        self.gates, self.straight_through = gates, straight_through
         self.raw_scale = nn.Parameter(torch.tensor(float(scale)).expm1().log())
         # Not persistent: checkpoints and DDP never carry the source library.
         self.register_buffer("source_basis", library.basis.to(compute_dtype), persistent=False)
@@ -168,7 +168,7 @@ class RoutedModel(Remembered, LocalModule):
         """A basis for every vectorised particle, where that is wanted."""
         episode_dims = 2 if self.prior.num_blocks == 1 else 3
         particles = coefficients.shape[0] if coefficients.ndim > episode_dims else 1
-        if self.masks == "shared" or not self.training or particles == 1:
+        if self.gates == "shared" or not self.training or particles == 1:
             return None
         return self.basis(particles)
 

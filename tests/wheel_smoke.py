@@ -21,8 +21,8 @@ from pyro_smat import ParameterSpace, RoutedClassifier, SourceLibrary
 from pyro_smat.models import RoutedModel
 from pyro_smat.guides import LogisticNormalGuide
 from pyro_smat.inference import CVaR_ELBO
-from pyro_smat.inference.runs.config import load_config
-from pyro_smat.inference.runs.assembly import open_library
+from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.assembly.router import open_library
 from pyro_smat import certificates, cost, metrics, networks, solvers
 from pyro_smat.inference import baselines, certification, refinement
 from pyro_smat.solvers.residual import METHODS

@@ -19,7 +19,7 @@ from pyro_smat.inference.decision.fallback import SOURCE_0
 from pyro_smat.inference.decision.isotonic import IsotonicCalibration
 from pyro_smat.inference.decision.risk_predictor import RiskPredictor, cross_fitted_risk
 from pyro_smat.inference.decision.scores import QUERY_SCORES, SCORES, SUPPORT_SCORES
-from pyro_smat.inference.runs.config import Decision
+from pyro_smat.inference.assembly.config import Decision
 from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array
 from pyro_smat.metrics.selective import aurc
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.runs.assembly import build_router
-from pyro_smat.inference.runs.config import Prior, RunConfig
+from pyro_smat.inference.assembly.router import build_router
+from pyro_smat.inference.assembly.config import Prior, RunConfig
 from pyro_smat.inference.runs.families import default_catalog
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary

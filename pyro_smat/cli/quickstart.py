@@ -1,151 +1,39 @@
-"""The quickstart: the whole story on glyphs, from five checkpoints to a report, on two CPU cores.
-
-Opens (or makes) four specialists and a generalist, meta-trains a router and a point-routing baseline, evaluates both in
-and out of domain with clean, confounded and mislabelled supports, and writes the run folder.
-"""
+"""``pyro-smat quickstart``: the whole story on built-in glyphs, from checkpoints to a report."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Sequence
-from dataclasses import replace
-from importlib.resources import files
+import sys
 from pathlib import Path
+from typing import Annotated
 
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
+import typer
 
-from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.episodes.corruption import SupportCorruption
-from pyro_smat.episodes.readers.glyphs import ATTRIBUTES
-from pyro_smat.inference.decision.rules import predict
-from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.evaluation.evaluation import Baseline, Evaluation
-from pyro_smat.inference.runs.assembly import build_pool, build_router, choose_device, open_library
-from pyro_smat.inference.runs.config import Custom, Prior, RunConfig, load_config
-from pyro_smat.inference.runs.run import evaluate_router, prepare_folder, train_router, write_evaluation
-from pyro_smat.report.page import write_report
-from pyro_smat.report.summary import build_report
-from pyro_smat.sources.pretraining import GLYPH_NETWORK, make_glyph_sources
-
-POINT = "point routing"
-CONDITIONS = {
-    "clean": SupportCorruption(),
-    "confounded": SupportCorruption(confounding=1.0),
-    "40% mislabelled": SupportCorruption(label_noise=0.4),
-}
-SPLITS = {"test": "In domain", "ood": "Out of domain"}
-QUERIES = 10  # a class, in evaluation
+from pyro_smat.cli.options import Device, Overrides, Progress, Seed
 
 
-def run_quickstart(
-    folder: Path,
-    *,
-    overrides: Sequence[str] = (),
-    episodes: int = 100,
-    from_scratch: bool = False,
-    device: str = "auto",
-    progress: bool = True,
-) -> Path:
-    """Run it; returns the path of report.html.
+def quickstart(
+    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/quickstart"),
+    from_scratch: Annotated[
+        bool, typer.Option(help="Make the source checkpoints too (17 minutes of one core).")
+    ] = False,
+    episodes: Annotated[int, typer.Option(help="Test episodes per condition.")] = 100,
+    set_: Overrides = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    browser: Annotated[bool, typer.Option(help="Open the report where there is a browser.")] = True,
+    progress: Progress = True,
+) -> None:
+    """The whole story on built-in glyphs: open sources, meta-train a router, evaluate it, write a report."""
+    from pyro_smat.cli.quickstart_run import run_quickstart
 
-    Args:
-        folder: the run folder; replaced if it holds an earlier quickstart.
-        overrides: ``key=value`` overrides of quickstart.toml.
-        episodes: test episodes per condition.
-        from_scratch: make the source checkpoints instead of opening those of the package.
-        device: "auto", "cpu" or "cuda".
-        progress: show progress bars.
-    """
-    started = time.perf_counter()
-    where = choose_device(device)
-    config = load_config(Path(str(files("pyro_smat.cli") / "quickstart.toml")), overrides)
-    if from_scratch:
-        made = make_glyph_sources(folder / "sources", seed=config.seed, device=where, progress=progress)
-        config = _with_sources(config, made)
-    prepare_folder(folder, config, replace=True)
-    opened = open_library(config)
-    say = tqdm.write if progress else lambda text: None
-    say(opened[1].report)
-
-    point_config = _point_routing(config)
-    point_router = build_router(point_config, where, opened)
-    pools = {split: build_pool(config, split) for split in ("train", "validation", *SPLITS)}
-    features = {split: point_router.features(pool, progress) for split, pool in pools.items()}
-    classifier, history = train_router(config, where, folder, features=features, progress=progress)
-    point, _ = train_router(point_config, where, router=point_router, features=features, progress=progress)
-
-    asked = config.episodes.model_copy(update={"query": QUERIES})
-    classifier = _with_config(classifier, config.model_copy(update={"episodes": asked}))
-    evaluations: dict[str, Evaluation] = {}
-    for split, place in SPLITS.items():
-        for condition, corruption in CONDITIONS.items():
-            evaluation = evaluate_router(
-                classifier,
-                pools[split],
-                corruption=corruption,
-                episodes=episodes,
-                baselines={POINT: _baseline(point)},
-                features=features[split],
-                progress=progress,
-            )
-            evaluations[f"{place}, {condition}"] = evaluation
-            write_evaluation(folder / "evaluations" / f"{split}-{condition.split()[-1]}", classifier, evaluation)
-
-    minutes = (time.perf_counter() - started) / 60
-    report = build_report(
-        classifier,
-        evaluations,
-        title="pyro-smat quickstart",
-        subtitle="One router over four specialists and a generalist, on letters it has never seen",
-        command="pyro-smat quickstart" + " --from-scratch" * from_scratch + "".join(f" --set {o}" for o in overrides),
-        history=history,
-        route_names=ATTRIBUTES,
-        extra=(POINT,),
-        figures_of=[c for c in evaluations if c.startswith(SPLITS["ood"])],
-        settings={
-            "population": "new episodes from these pools of letters: "
-            + ", ".join(f"{split} {len(pools[split]):,} images" for split in SPLITS),
-            "device, time": f"{where}, {torch.get_num_threads()} threads, {minutes:.1f} minutes",
-        },
+    report = run_quickstart(
+        output,
+        overrides=[*(set_ or []), *([] if seed is None else [f"seed={seed}"])],
+        episodes=episodes,
+        from_scratch=from_scratch,
+        device=device,
+        progress=progress,
     )
-    return write_report(report, folder / "report.html")
-
-
-def _point_routing(config: RunConfig) -> RunConfig:
-    """The baseline: a point router under the uniform prior, trained on the mean NLL, on twice as many episodes."""
-    return config.model_copy(
-        update={
-            "guide": config.guide.model_copy(update={"family": "point"}),
-            "prior": Prior(),
-            "objective": config.objective.model_copy(
-                update={"tail_weight": 0.0, "episode_loss": "nll", "kl_weight": 1.0, "reference": "none"}
-            ),
-            "training": config.training.model_copy(update={"steps": 2 * config.training.steps}),
-            "decision": config.decision.model_copy(update={"rule": "mean"}),
-            "custom": Custom(),
-        }
-    )
-
-
-def _baseline(classifier: RoutedClassifier) -> Baseline:
-    model, guide = classifier.router.model, classifier.router.guide
-    basis = model.basis().detach()
-
-    def probabilities(batch: EpisodeBatch) -> Tensor:
-        return predict(model, guide.posterior(batch), batch, "mean", basis=basis)
-
-    return probabilities
-
-
-def _with_config(classifier: RoutedClassifier, config: RunConfig) -> RoutedClassifier:
-    return RoutedClassifier(replace(classifier.router, config=config), classifier.abstention)
-
-
-def _with_sources(config: RunConfig, made: dict[str, Path]) -> RunConfig:
-    name, options = GLYPH_NETWORK
-    values = json.loads(config.model_dump_json())
-    values["sources"] = {"network": name, "options": options, "files": {k: str(v) for k, v in made.items()}}
-    return RunConfig.model_validate(values)
+    typer.echo(f"report: {report}")
+    if browser and sys.stdout.isatty():
+        typer.launch(report.resolve().as_uri())

@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from pyro_smat.cli.errors import Device, Overrides, OwnGuide, OwnModel, commands_of
+from pyro_smat.cli.options import (
+    Device,
+    Overrides,
+    OwnGuide,
+    OwnModel,
+    OwnNetwork,
+    OwnParts,
+    RunFolder,
+    commands_of,
+    open_router,
+    own_parts,
+)
 
 app = typer.Typer(help="Checkpoints: do they fit, how far apart are they, align, compress, add and remove them.")
 command = commands_of(app)
@@ -24,7 +35,7 @@ def inspect(
     values: Annotated[bool, typer.Option(help="Read all weights too and look for NaN.")] = False,
 ) -> None:
     """Files, formats, sizes, and whether every source fits the network; what to do where one does not."""
-    from pyro_smat.inference.runs.assembly import source_files
+    from pyro_smat.inference.assembly.router import source_files
     from pyro_smat.sources import check_compatibility
 
     parsed = _parsed(config, set_)
@@ -38,7 +49,7 @@ def inspect(
 @command
 def compare(config: Config = None, set_: Overrides = None) -> None:
     """Distances, cosines of task vectors and shares of weights that differ, pair by pair."""
-    from pyro_smat.inference.runs.assembly import open_library
+    from pyro_smat.inference.assembly.router import open_library
     from pyro_smat.sources.tables import comparison_table
 
     library = open_library(_parsed(config, set_))[1]
@@ -60,7 +71,7 @@ def align(
 ) -> None:
     """Permute hidden units and attention heads of every source to match the first; writes aligned checkpoints."""
     from pyro_smat.episodes.readers.folders import read_folder
-    from pyro_smat.inference.runs.assembly import source_files
+    from pyro_smat.inference.assembly.router import source_files
     from pyro_smat.sources.alignment import align_files
 
     parsed = _parsed(config, set_)
@@ -80,7 +91,7 @@ def compress(
     tolerance: Annotated[float, typer.Option(help="Largest relative error of a tensor; 0 is lossless.")] = 0.0,
 ) -> None:
     """Store every source but the first as differences to the first, or in 8 bits; prints real bytes and errors."""
-    from pyro_smat.inference.runs.assembly import source_files
+    from pyro_smat.inference.assembly.router import source_files
     from pyro_smat.sources import compress as compress_source
     from pyro_smat.sources.tables import compression_table
 
@@ -103,7 +114,7 @@ def compress(
 
 @command
 def add(
-    run: Run,
+    run: RunFolder,
     source: Annotated[str, typer.Argument(help="The new source: NAME=FILE.")],
     output: Annotated[Path, typer.Option(help="Folder for the new router.")],
     cost: Annotated[float, typer.Option(help="Its price, where the config prices sources one by one.")] = 1.0,
@@ -112,6 +123,8 @@ def add(
     ] = None,
     model: OwnModel = None,
     guide: OwnGuide = None,
+    network: OwnNetwork = None,
+    own: OwnParts = None,
     device: Device = "auto",
 ) -> None:
     """Add a source to a trained router, without training."""
@@ -120,45 +133,35 @@ def add(
     name, separator, path = source.partition("=")
     if not separator or not name or not path:
         raise ValueError(f"the source is {source!r}; expected NAME=FILE")
-    _save(add_source(_router(run, device, model, guide), name, Path(path), cost=cost, base=base), output)
+    _save(add_source(open_router(run, device, own_parts(model, guide, network, own)), name, Path(path), cost=cost, base=base), output)
 
 
 @command
 def remove(
-    run: Run,
+    run: RunFolder,
     name: Annotated[str, typer.Argument(help="The source to remove.")],
     output: Annotated[Path, typer.Option(help="Folder for the new router.")],
     model: OwnModel = None,
     guide: OwnGuide = None,
+    network: OwnNetwork = None,
+    own: OwnParts = None,
     device: Device = "auto",
 ) -> None:
     """Remove a source from a trained router, without training."""
     from pyro_smat.inference.deployment.changing_sources import remove_source
 
-    _save(remove_source(_router(run, device, model, guide), name), output)
+    _save(remove_source(open_router(run, device, own_parts(model, guide, network, own)), name), output)
 
 
 def _parsed(config: Path | None, overrides: list[str] | None) -> Any:
-    from pyro_smat.inference.runs.config import load_config
+    from pyro_smat.inference.assembly.config import load_config
 
     return load_config(config, overrides or [])
 
 
-def _router(run: Path, device: str, model: str | None, guide: str | None) -> Any:
-    from pyro_smat.inference import RoutedClassifier
-    from pyro_smat.inference.runs.custom import load_class
-
-    return RoutedClassifier.load(
-        run if (run / "router.json").exists() else run / "router",
-        device=device,
-        model_class=None if model is None else load_class(model),
-        guide_class=None if guide is None else load_class(guide),
-    )
-
-
 def _save(changed: Any, output: Path) -> None:
     typer.echo(f"router over {', '.join(changed.source_names)}: {changed.save(output)}")
-    if changed.abstention.threshold != float("inf"):
+    if not changed.deployment.never_abstains:
         typer.echo(
             "its threshold of abstention was chosen for the old sources; `evaluate --abstain-risk` chooses one anew"
         )

@@ -42,10 +42,15 @@ class Choice:
         return {"kind": self.kind, **{k: _plain(v) for k, v in self.options.items()}}
 
 
-class _OfKind:
-    """The pydantic schema of a :class:`Choice` of one kind."""
+class Of:
+    """What kind of thing a config field holds: ``prior: Annotated[Choice, Of("prior", "uniform")]``.
 
-    def __init__(self, of: str, default: str | None) -> None:
+    Args:
+        of: a key of :data:`~pyro_smat.registry.kinds.KINDS`.
+        default: the name that a table without ``kind`` means.
+    """
+
+    def __init__(self, of: str, default: str | None = None) -> None:
         self.of, self.default = of, default
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -79,16 +84,6 @@ class _OfKind:
         return Choice(self.of, kind, {k: v for k, v in kept.items() if k in given or is_plain(v)}, factory)
 
 
-def Of(kind: str, default: str | None = None) -> Any:
-    """The type of a config field that holds a thing of a kind.
-
-    Args:
-        kind: a key of :data:`~pyro_smat.registry.kinds.KINDS`.
-        default: the name that a table without ``kind`` means.
-    """
-    return Annotated[Choice, _OfKind(kind, default)]
-
-
 def choose(kind: str, value: Any, *, own: Mapping[str, Factory] | None = None, run_files: bool = False) -> Choice:
     """A checked choice from a name or a table, as a config would read it.
 
@@ -100,7 +95,7 @@ def choose(kind: str, value: Any, *, own: Mapping[str, Factory] | None = None, r
         3.0
     """
     try:
-        return TypeAdapter(Of(kind)).validate_python(value, context={"own": own or {}, "run_files": run_files})
+        return TypeAdapter(Annotated[Choice, Of(kind)]).validate_python(value, context={"own": own or {}, "run_files": run_files})
     except ValidationError as error:
         raise ValueError(f"{kind}: {error.errors()[0]['msg']}") from error
 
@@ -109,7 +104,8 @@ def build(choice: Choice, supplied: Mapping[str, Any] = MappingProxyType({})) ->
     """What a choice means: its factory with its options and with what it asks for of the supplied values.
 
     Args:
-        choice: checked options; those that are choices themselves are built from the same supplied values.
+        choice: checked options; those that are choices themselves are taken from the supplied values, where they have
+            one of that name, or built from them.
         supplied: at least what the factory needs of ``KINDS[kind].supplied``; values are taken as they are needed.
 
     Raises:
@@ -119,7 +115,8 @@ def build(choice: Choice, supplied: Mapping[str, Any] = MappingProxyType({})) ->
     arguments: dict[str, Any] = {}
     for name, parameter in parameters_of(factory).items():
         if name in choice.options:
-            arguments[name] = _built(choice.options[name], supplied)
+            given = name in supplied and isinstance(choice.options[name], Choice)  # made already, for all who ask
+            arguments[name] = supplied[name] if given else _built(choice.options[name], supplied)
         elif name in supplied and (name in kind.supplied or parameter.default is parameter.empty):
             arguments[name] = supplied[name]
         elif parameter.default is parameter.empty:

@@ -16,13 +16,14 @@ class Kind:
         room: the package whose files are of this kind.
         supplied: constructor arguments that the program supplies: name -> what it is. All others are options.
         base: "module:Class" that annotations use for it, so that one option may be another registered thing.
-        argument: of the command line and of ``RoutedClassifier.load``, where a class of one's own can be passed.
+        default: the name that stands where such an option is not given.
     """
 
     name: str
     room: str
     supplied: Mapping[str, str]
     base: str | None = None
+    default: str | None = None
 
 
 _SHAPE = {"num_sources": "R", "num_experts": "M", "num_blocks": "L"}
@@ -62,6 +63,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "pyro_smat.encoders",
                 {"feature_width": "f", "descriptors": "of the sources, (R, D)"},
                 "pyro_smat.encoders.encoder:SupportEncoder",
+                "evidence",
             ),
             Kind(
                 "catalog",
@@ -74,6 +76,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                     "search": "training episodes and a model to try routings on (CatalogSearch)",
                 },
                 "pyro_smat.routing.catalog:Catalog",
+                "k_hot",
             ),
             Kind(
                 "episode_loss",

@@ -15,8 +15,8 @@ import torch
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.sampler import EpisodeSampler
-from pyro_smat.inference.runs.assembly import Router, build_elbo, build_router, build_sampler, training_settings
-from pyro_smat.inference.runs.config import RunConfig, load_config
+from pyro_smat.inference.assembly.router import Router, build_elbo, build_router, build_sampler, training_settings
+from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.inference.training.trainer import MetaTrainer
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources import SourceLibrary

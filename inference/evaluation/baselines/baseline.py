@@ -60,7 +60,7 @@ class ComposedLibrary:
         model = RoutedModel(
             self.network,
             self.library,
-            LogisticNormalPrior(len(self.library), num_blocks=blocks),
+            prior=LogisticNormalPrior(len(self.library), num_blocks=blocks),
             metric=self.metric,
             scale=self.scale,
             compute_dtype=self.library.basis.dtype,

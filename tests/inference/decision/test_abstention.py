@@ -35,8 +35,8 @@ from pyro_smat.inference.deployment.changing_sources import remove_source
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.evaluation.evaluation import Evaluation, evaluate
 from pyro_smat.inference.objective.candidates import support_candidate_losses
-from pyro_smat.inference.runs.assembly import build_sampler
-from pyro_smat.inference.runs.config import Decision, load_config
+from pyro_smat.inference.assembly.router import build_sampler
+from pyro_smat.inference.assembly.config import Decision, load_config
 from pyro_smat.metrics.selective import aurc
 from pyro_smat.models.priors import RoutingPrior
 

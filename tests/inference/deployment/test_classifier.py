@@ -20,8 +20,8 @@ from pyro_smat.inference.decision.rules import RULES, predict
 from pyro_smat.inference.deployment.changing_sources import add_source
 from pyro_smat.inference.deployment.classifier import AbstentionRule, RoutedClassifier
 from pyro_smat.inference.deployment.refinement import DirichletRefinement, FrankWolfe, SupportObjective
-from pyro_smat.inference.runs.assembly import build_router, open_library
-from pyro_smat.inference.runs.config import RunConfig, load_config
+from pyro_smat.inference.assembly.router import build_router, open_library
+from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.models import RoutedModel
 from pyro_smat.sources import SourceLibrary, compress
 

@@ -174,7 +174,7 @@ def two_block_model(sources: int = 3) -> tuple[RoutedModel, SourceLibrary]:
     basis = torch.randn(sources, space.dim, generator=generator, dtype=torch.float64)
     library = SourceLibrary(tuple("abc"[:sources]), basis, space)
     prior = LogisticNormalPrior(sources, 0, num_blocks=2)
-    return RoutedModel(TaskNetwork(network, space), library, prior, compute_dtype=torch.float64).double(), library
+    return RoutedModel(TaskNetwork(network, space), library, prior=prior, compute_dtype=torch.float64).double(), library
 
 
 def test_blockwise_routings(make_router: Callable) -> None:
@@ -185,7 +185,7 @@ def test_blockwise_routings(make_router: Callable) -> None:
     pasted = torch.stack([torch.cat([library.basis[0, :25], library.basis[2, 25:]]), library.basis[1]])
     whole = SourceLibrary(("pasted", "b"), pasted, library.space)
     plain = RoutedModel(
-        model.network, whole, LogisticNormalPrior(2, 0, num_blocks=2), compute_dtype=torch.float64
+        model.network, whole, prior=LogisticNormalPrior(2, 0, num_blocks=2), compute_dtype=torch.float64
     ).double()
     each = torch.eye(2, dtype=torch.float64).unsqueeze(1).expand(-1, 2, -1)
     for evaluate in (candidate_losses, support_candidate_losses):

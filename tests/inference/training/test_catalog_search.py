@@ -36,7 +36,7 @@ def planted_model(blocks: dict[str, str] | None = None) -> RoutedModel:
     basis = torch.stack([torch.cat([weight.flatten(), torch.eye(4).flatten()]) for weight in first]).double()
     prior = LogisticNormalPrior(5, 0, num_blocks=len(space.block_names))
     library = SourceLibrary(SOURCES, basis, space)
-    return RoutedModel(TaskNetwork(network, space), library, prior, compute_dtype=torch.float64).double()
+    return RoutedModel(TaskNetwork(network, space), library, prior=prior, compute_dtype=torch.float64).double()
 
 
 def planted_episode(upper: bool, seed: int) -> Episode:

@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from pyro_smat.inference.runs.config import Family, build_config, load_config
-from pyro_smat.inference.runs.assembly import training_settings
+from pyro_smat.inference.assembly.config import Family, build_config, load_config
+from pyro_smat.inference.assembly.router import training_settings
 from pyro_smat.inference.training.trainer import TrainingSettings
 
 

@@ -1,16 +1,11 @@
-"""Models and guides of the user's own: ``--model my_model.py:MyModel --guide my_guide.py:MyGuide``.
+"""What goes with what: priors and guides by their constructors, models and guides by their sites.
 
-A class is constructed with what its constructor asks for by name; what cannot be had, and sites that do not fit
-together, are errors that name it before any training starts.
+Every misfit is an error that names it before any training starts.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +15,15 @@ from pyro.poutine.util import prune_subsample_sites
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.objective.sites import sample_sites
+from pyro_smat.registry import Choice, accepts, find, names
+from pyro_smat.routing import Catalog
 
 MODEL_NEEDS = (
     "forward",
     "basis",
     "logits",
     "network",
-    "sources",
+    "source_basis",
     "source_names",
     "prior",
     "experts",
@@ -36,58 +33,25 @@ MODEL_NEEDS = (
 GUIDE_NEEDS = ("forward", "posterior", "anneal")
 
 
-def load_class(reference: str) -> type:
-    """The class that ``"path/to/file.py:Class"`` names; runs the file.
+def goes_with(factory: Any, over_catalog: bool) -> bool:
+    """Whether a prior fits guides over a catalog, or those on the simplex: its constructor says so."""
+    if accepts(factory, "guide_class") or accepts(factory, "components"):
+        return True
+    return accepts(factory, "catalog") == over_catalog
+
+
+def check_prior(prior: Choice, guide: Choice, catalog: Catalog | None) -> None:
+    """Refuse a prior over a catalog for a guide without one, and the reverse.
 
     Raises:
-        ValueError: when the reference is not of that form, or there is no such file or class.
+        ValueError: naming the priors that go with the guide.
     """
-    where, separator, name = reference.rpartition(":")
-    path = Path(where)
-    if not separator or path.suffix != ".py":
-        raise ValueError(f"{reference!r} is not of the form file.py:Class, e.g. my_model.py:MyModel")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected the Python file that defines {name}")
-    spec = importlib.util.spec_from_file_location(f"pyro_smat_custom_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and type hints of the file look their module up
-    spec.loader.exec_module(module)
-    found = getattr(module, name, None)
-    if not isinstance(found, type):
-        classes = [k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
-        raise ValueError(f"{path}: has no class {name!r}; its classes are {classes}")
-    return found
-
-
-def construct(cls: type, available: Mapping[str, Any]) -> Any:
-    """``cls(...)`` with those of the available values that its constructor has parameters for.
-
-    Raises:
-        ValueError: naming a parameter without default that is not available.
-    """
-    parameters = _parameters(cls)
-    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in available]
-    if missing:
-        raise ValueError(
-            f"{cls.__name__} asks for {', '.join(map(repr, missing))}, which cannot be had; its constructor may use "
-            f"{', '.join(sorted(available))}, or defaults"
-        )
-    return cls(**{name: value for name, value in available.items() if name in parameters})
-
-
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Parameters of a constructor, and of those of its bases as long as ``**options`` go on to them."""
-    found: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        own = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-        found = {p.name: p for p in own} | found
-        if not any(p.kind is p.VAR_KEYWORD for p in own):
-            break
-    return {name: p for name, p in found.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    over = catalog is not None
+    if prior.factory is not None and not goes_with(prior.factory, over):
+        known = [name for name in names("prior") if goes_with(find("prior", name), over)]
+        raise ValueError(f"prior {prior.kind!r} does not go with guide {guide.kind!r}; expected one of {', '.join(known)}")
+    for component in prior.options.get("components", ()):
+        check_prior(component, guide, catalog)
 
 
 def check_attributes(made: Any, needed: tuple[str, ...], what: str) -> None:

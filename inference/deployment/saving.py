@@ -1,0 +1,223 @@
+"""Saving: a router as a folder of two files, router.safetensors and router.json; nothing in it is run or unpickled.
+
+Classes come from the registry by name, or are passed by the caller. The JSON holds a SHA-256 digest of the weights and
+of itself, and one schema says what it must hold.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from pyro_smat.files import write_atomically
+from pyro_smat.inference.assembly.config import RunConfig, build_config
+from pyro_smat.inference.assembly.router import Router, build_router
+from pyro_smat.inference.decision.deployment import Deployment
+from pyro_smat.inference.deployment.format_3 import from_format_3
+from pyro_smat.networks.backbones import describe_network
+from pyro_smat.registry import Choice, build, choose
+from pyro_smat.registry.entries import Factory, is_file
+from pyro_smat.routing import Catalog
+from pyro_smat.sources import SourceLibrary, load_weights
+from pyro_smat.sources.template import Template, matches, space_without
+
+FORMAT = 4
+WEIGHTS, DESCRIPTION = "router.safetensors", "router.json"
+
+
+class SavedRouter(BaseModel):
+    """What router.json holds.
+
+    Attributes:
+        format: 4.
+        weights: SHA-256 digest of router.safetensors.
+        network: what builds the template of the networks; None for one that has to be passed.
+        source_names: of the R sources.
+        catalog: names of the routings of a guide over a catalog.
+        config: that the router was built from.
+        deployment: how it decides.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[4]
+    weights: str
+    network: dict[str, Any] | None
+    source_names: tuple[str, ...]
+    catalog: tuple[str, ...] | None
+    config: dict[str, Any]
+    deployment: dict[str, Any]
+
+
+def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
+    """Write router.safetensors and router.json.
+
+    Raises:
+        ValueError: when the folder cannot be written to.
+    """
+    tensors = {f"model.{k}": v for k, v in router.model.state_dict().items()}
+    tensors |= {f"guide.{k}": v for k, v in router.guide.state_dict().items()}
+    if router.catalog is not None:
+        tensors["catalog"] = router.catalog.coefficients
+    if router.descriptors is not None:
+        tensors["descriptors"] = router.descriptors
+    weights = router.network.state_dict()
+    tensors |= {f"head.{name}": weights[name] for name in _head_of(router.network, router.config)}
+    tensors = {k: v.clone() for k, v in tensors.items()}  # the format refuses memory that priors and catalog share
+    tensors["sources"] = router.library.basis
+    content = to_safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    network = describe_network(router.network)
+    saved = SavedRouter(
+        format=FORMAT,
+        weights=hashlib.sha256(content).hexdigest(),
+        network=None if network is None else network.to_dict(),
+        source_names=router.library.names,
+        catalog=None if router.catalog is None else router.catalog.names,
+        config=router.config.model_dump(mode="json"),
+        deployment=deployment.to_dict(),
+    )
+    values = saved.model_dump(mode="json")
+    write_atomically(folder / WEIGHTS, content)
+    write_atomically(folder / DESCRIPTION, json.dumps(values | {"digest": _digest(values)}, indent=2).encode())
+
+
+def load_router(
+    folder: Path,
+    device: torch.device,
+    *,
+    network: nn.Module | None = None,
+    own: Mapping[str, Factory] | None = None,
+) -> tuple[Router, Deployment]:
+    """Open what :func:`save_router` wrote, or a router of format 3.
+
+    Args:
+        folder: with router.safetensors and router.json.
+        device: where to put the router.
+        network: the template, when it is not one that the registry can build.
+        own: kind ("model", "guide", "prior", ...) -> the class of a router that was made with one of the user's own.
+
+    Raises:
+        ValueError: for missing, damaged or foreign files (each named, with what was expected), or classes that were not
+            passed.
+    """
+    own = dict(own or {})
+    saved = read_description(folder)
+    tensors = load_weights(folder / WEIGHTS, digest=saved.weights or None)
+    config = build_config(saved.config, own=own)
+    _refuse_missing(folder, config, own)
+    module = _network(folder, saved, network, own)
+    head = _head_of(module, config)
+    if head:
+        module = copy.deepcopy(module)
+        module.load_state_dict({name: tensors.pop(f"head.{name}") for name in head}, strict=False)
+    space = space_without(module, config.sources.blocks or None, config.sources.head)
+    if "sources" not in tensors or tensors["sources"].shape != (len(saved.source_names), space.dim):
+        found = tuple(tensors["sources"].shape) if "sources" in tensors else "missing"
+        raise ValueError(
+            f"{folder / WEIGHTS}: sources are {found}; expected ({len(saved.source_names)}, {space.dim}) for network "
+            f"{saved.network and saved.network['kind']!r}"
+        )
+    template = Template.from_module(module, config.sources.head)  # what a source that is added later must hold
+    library = SourceLibrary(saved.source_names, tensors.pop("sources"), space, template)
+    if saved.catalog is not None and "catalog" not in tensors:
+        raise ValueError(
+            f"{folder / WEIGHTS}: the catalog of {len(saved.catalog)} routings is missing; expected it beside the sources"
+        )
+    catalog = None if saved.catalog is None else Catalog(tensors.pop("catalog"), saved.catalog)
+    router = build_router(
+        config, device, opened=(module, library), catalog=catalog, descriptors=tensors.pop("descriptors", None)
+    )
+    for part, target in (("model", router.model), ("guide", router.guide)):
+        state = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+        try:
+            target.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: the saved {part} does not fit its config ({error})") from error
+    try:
+        return router, Deployment.from_dict(saved.deployment, own=own)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / DESCRIPTION}: deployment: {error}") from error
+
+
+def read_description(folder: Path) -> SavedRouter:
+    """What router.json says, checked against its digest and its schema.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a folder that RoutedClassifier.save wrote")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict) or values.get("format") not in (3, FORMAT):
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        raise ValueError(
+            f"{path}: format is {found!r}; this version reads formats 3 and {FORMAT}: save the router again with the "
+            "version that wrote it, or install that version"
+        )
+    try:
+        if values["format"] == 3:
+            return SavedRouter.model_validate(from_format_3(values))
+        digest = values.pop("digest", None)
+        if digest != _digest(values):
+            raise ValueError(f"its digest is {digest!r} and its content's {_digest(values)!r}: it was changed or damaged")
+        return SavedRouter.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {key}: {first['msg']} (found {first['input']!r:.80})") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; expected what RoutedClassifier.save wrote") from error
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
+    """Tensors that the config leaves out of the sources: they are the network's own, and saved with the router."""
+    return tuple(name for name in network.state_dict() if matches(name, *config.sources.head))
+
+
+def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Mapping[str, Factory]) -> nn.Module:
+    if given is not None:
+        return given
+    if saved.network is None:
+        raise ValueError(
+            f"{folder}: was made with a network of your own; pass network= a module of that architecture (command line: "
+            "--network file.py:build)"
+        )
+    return build(choose("network", saved.network, own=own))
+
+
+def _refuse_missing(folder: Path, config: RunConfig, own: Mapping[str, Factory]) -> None:
+    """Classes of the user's own that were not passed, at any depth of the config."""
+    for choice in _choices(config):
+        if is_file(choice.kind) and choice.of != "network" and choice.of not in own:
+            option = choice.of.replace("_", "-")
+            raise ValueError(
+                f"{folder}: was trained with a {choice.of} of your own, {choice.kind}; pass "
+                f"own={{{choice.of!r}: that class}} (command line: --own {option}={choice.kind})"
+            )
+
+
+def _choices(value: Any) -> list[Choice]:
+    if isinstance(value, Choice):
+        return [value, *(c for v in value.options.values() for c in _choices(v))]
+    if isinstance(value, BaseModel):
+        return [c for name in type(value).model_fields for c in _choices(getattr(value, name))]
+    if isinstance(value, tuple | list):
+        return [c for part in value for c in _choices(part)]
+    return []
