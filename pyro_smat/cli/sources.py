@@ -25,7 +25,6 @@ command = commands_of(app)
 
 Config = Annotated[Path | None, typer.Argument(help="TOML config; default: the built-in glyph sources.")]
 Output = Annotated[Path, typer.Option(help="Folder for the new .safetensors files.")]
-Run = Annotated[Path, typer.Argument(help="A run folder (or a router folder).")]
 
 
 @command
