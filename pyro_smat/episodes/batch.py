@@ -163,7 +163,8 @@ class EpisodeBatch:
                 f"a batch is indexed by a slice, a list or a tensor (m,); found {episodes!r}. "
                 "batch.episode(i) is one episode"
             )
-        index = torch.arange(len(self))[torch.as_tensor(episodes, device="cpu")]
+        numbers = torch.as_tensor(episodes, device="cpu")
+        index = torch.arange(len(self))[numbers if len(numbers) else numbers.long()]
         chosen = index.tolist()
         return self._map(lambda tensor: tensor[index.to(tensor.device)], lambda names: tuple(names[i] for i in chosen))
 
