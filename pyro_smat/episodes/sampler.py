@@ -171,6 +171,9 @@ class EpisodeSampler:
     def at(self, number: int | Sequence[int]) -> Episode | EpisodeBatch:
         """Episode number i, or a batch of several: the same for any order, batch size, number of processes and resume.
 
+        What is done to the rows or pixels of supports is drawn last: number i has the same queries as that of a clean
+        sampler with the same seed, so that the two can be compared in pairs.
+
         Args:
             number: at least 0; or a sequence of such, for example ``range(rank, 64, world_size)``.
 
