@@ -13,7 +13,7 @@ from pyro_smat.episodes.episode import Episode
 from pyro_smat.episodes.labelled import UNKNOWN, Labelled
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class EpisodeBatch:
     """B episodes, padded to the largest support, query set and way.
 
@@ -22,12 +22,16 @@ class EpisodeBatch:
         query: likewise with Q; None for none.
         way: ``(B,)`` long.
         route, domain, corrupted_labels, confounded_with: ``(B,)`` long, see :class:`Episode`; None where unknown.
+        class_names, corruptions: B tuples of names; None where unknown.
 
     Example:
         >>> import torch
         >>> support = Labelled(torch.rand(4, 1, 8, 8), torch.tensor([0, 0, 1, 1]))
-        >>> EpisodeBatch.collate([Episode(support), Episode(support)]).support.images.shape
-        torch.Size([2, 4, 1, 8, 8])
+        >>> batch = EpisodeBatch.collate([Episode(support), Episode(support), Episode(support)])
+        >>> batch
+        EpisodeBatch(3 episodes, 2-way, 4 support, no query, 1x8x8)
+        >>> batch[[0, 2]]
+        EpisodeBatch(2 episodes, 2-way, 4 support, no query, 1x8x8)
     """
 
     support: Labelled
@@ -37,6 +41,8 @@ class EpisodeBatch:
     domain: Tensor
     corrupted_labels: Tensor
     confounded_with: Tensor
+    class_names: tuple[tuple[str, ...], ...]
+    corruptions: tuple[tuple[str, ...], ...]
 
     def __init__(
         self,
@@ -48,6 +54,8 @@ class EpisodeBatch:
         domain: Tensor | None = None,
         corrupted_labels: Tensor | None = None,
         confounded_with: Tensor | None = None,
+        class_names: tuple[tuple[str, ...], ...] | None = None,
+        corruptions: tuple[tuple[str, ...], ...] | None = None,
     ) -> None:
         unknown = torch.full_like(way, UNKNOWN)
         values = {
@@ -58,6 +66,8 @@ class EpisodeBatch:
             "domain": unknown if domain is None else domain,
             "corrupted_labels": torch.zeros_like(way) if corrupted_labels is None else corrupted_labels,
             "confounded_with": unknown if confounded_with is None else confounded_with,
+            "class_names": ((),) * len(way) if class_names is None else class_names,
+            "corruptions": ((),) * len(way) if corruptions is None else corruptions,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -79,7 +89,11 @@ class EpisodeBatch:
             for name in ("way", "route", "domain", "corrupted_labels", "confounded_with")
         }
         return cls(
-            Labelled.collate([e.support for e in episodes]), Labelled.collate([e.query for e in episodes]), **numbers
+            Labelled.collate([e.support for e in episodes]),
+            Labelled.collate([e.query for e in episodes]),
+            class_names=tuple(e.class_names for e in episodes),
+            corruptions=tuple(e.corruptions for e in episodes),
+            **numbers,
         )
 
     def __len__(self) -> int:
@@ -100,16 +114,72 @@ class EpisodeBatch:
         """The same batch with ``support.features`` ``(B, R, S, f)``."""
         return replace(self, support=replace(self.support, features=features))
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.support.images.shape[2:]))
+        ways, support, query = (_span(t) for t in (self.way, self.support.counts, self.query.counts))
+        query = "no" if query == "0" else query
+        return f"EpisodeBatch({len(self)} episodes, {ways}-way, {support} support, {query} query, {size})"
+
+    def episode(self, i: int) -> Episode:
+        """Episode i without its padding.
+
+        Raises:
+            IndexError: when i is not in [-B, B).
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"episode {i} of a batch of {len(self)}; expected a number from 0 to {len(self) - 1}")
+        return Episode(
+            *(
+                Labelled(*(t[i][part.mask[i]] for t in (part.images, part.labels, part.mask, part.rows)))
+                for part in (self.support, self.query)
+            ),
+            way=int(self.way[i]),
+            class_names=self.class_names[i],
+            route=int(self.route[i]),
+            domain=int(self.domain[i]),
+            corrupted_labels=int(self.corrupted_labels[i]),
+            confounded_with=int(self.confounded_with[i]),
+            corruptions=self.corruptions[i],
+        )
+
     def to(self, device: torch.device | str) -> EpisodeBatch:
         """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda names: names)
 
-    def __getitem__(self, rows: slice) -> EpisodeBatch:
-        """A slice of the episodes (padding stays as it is)."""
-        return self._map(lambda tensor: tensor[rows])
+    def __getitem__(self, episodes: slice | Tensor | Sequence[int] | Sequence[bool]) -> EpisodeBatch:
+        """Some of the episodes; padding stays as it is.
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> EpisodeBatch:
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self, **{k: v.map(function) if isinstance(v, Labelled) else function(v) for k, v in parts.items()}
-        )
+        Args:
+            episodes: a slice, a list of numbers, or a tensor of numbers ``(m,)`` or of bool ``(B,)``.
+
+        Raises:
+            TypeError: for a single number; :meth:`episode` gives one episode.
+            IndexError: for a number out of range, or a bool mask of another length.
+        """
+        if isinstance(episodes, slice):
+            return self._map(lambda tensor: tensor[episodes], lambda names: names[episodes])
+        if isinstance(episodes, int) or (isinstance(episodes, Tensor) and episodes.ndim != 1):
+            raise TypeError(
+                f"a batch is indexed by a slice, a list or a tensor (m,); found {episodes!r}. "
+                "batch.episode(i) is one episode"
+            )
+        numbers = torch.as_tensor(episodes, device="cpu")
+        index = torch.arange(len(self))[numbers if len(numbers) else numbers.long()]
+        chosen = index.tolist()
+        return self._map(lambda tensor: tensor[index.to(tensor.device)], lambda names: tuple(names[i] for i in chosen))
+
+    def _map(self, function: Callable[[Tensor], Tensor], of_names: Callable[[_Names], _Names]) -> EpisodeBatch:
+        def mapped(value: Any) -> Any:
+            if isinstance(value, Labelled):
+                return value.map(function)
+            return function(value) if isinstance(value, Tensor) else of_names(value)
+
+        return replace(self, **{f.name: mapped(getattr(self, f.name)) for f in fields(self)})
+
+
+_Names = tuple[tuple[str, ...], ...]
+
+
+def _span(numbers: Tensor) -> str:
+    low, high = (int(n) for n in numbers.aminmax()) if len(numbers) else (0, 0)
+    return str(low) if low == high else f"{low} to {high}"

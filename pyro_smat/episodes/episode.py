@@ -9,7 +9,7 @@ import torch
 from pyro_smat.episodes.labelled import UNKNOWN, Labelled, check_images
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Episode:
     """One task.
 
@@ -20,16 +20,17 @@ class Episode:
         class_names: one name a class, or empty.
         route: the true route (an attribute or a domain) where it is known, else -1.
         domain: index of the domain, else -1.
-        corrupted_labels: how many support labels were changed by label noise.
+        corrupted_labels: how many support images have a label that is not their class.
         confounded_with: the attribute that confounds the support, else -1.
+        corruptions: names of the corruptions that were applied.
 
     Raises:
         ValueError: for images that no network can use, or labels that are not one long in [0, way) an image.
 
     Example:
         >>> import torch
-        >>> Episode(Labelled(torch.rand(4, 1, 8, 8), torch.tensor([0, 0, 1, 1]))).way
-        2
+        >>> Episode(Labelled(torch.rand(4, 1, 8, 8), torch.tensor([0, 0, 1, 1])))
+        Episode(2-way, 4 support, no query, 1x8x8)
     """
 
     support: Labelled
@@ -40,6 +41,7 @@ class Episode:
     domain: int
     corrupted_labels: int
     confounded_with: int
+    corruptions: tuple[str, ...]
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class Episode:
         domain: int = UNKNOWN,
         corrupted_labels: int = 0,
         confounded_with: int = UNKNOWN,
+        corruptions: tuple[str, ...] = (),
     ) -> None:
         values = {
             "support": support,
@@ -62,6 +65,7 @@ class Episode:
             "domain": domain,
             "corrupted_labels": corrupted_labels,
             "confounded_with": confounded_with,
+            "corruptions": corruptions,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -79,6 +83,11 @@ class Episode:
             raise ValueError(
                 f"classes {names} have no support image; expected at least one for each of {self.way} classes"
             )
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.support.images.shape[1:]))
+        query = f"{len(self.query) or 'no'} query"
+        return f"Episode({self.way}-way, {len(self.support)} support, {query}, {size})"
 
     def _check(self, part: Labelled, what: str) -> None:
         check_images(part.images, what)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -33,20 +35,24 @@ def index_classes(
     domains: list[int],
     mix_domains: bool,
     wanted: dict[int, list[int] | None],
-    need: int,
+    shots: int,
+    queries: int,
+    pictures: np.ndarray | None = None,
 ) -> dict[int, list[ClassIndex]]:
-    """The rows of every (attribute, domain, class); classes with 1 to ``need`` - 1 images are too small.
+    """The rows of every (attribute, domain, class); classes with 1 to ``shots + queries`` - 1 images are too small.
 
     Args:
         pool: the images.
         attributes, domains: indices of those to draw from.
         mix_domains: make one index of all domains.
         wanted: for every attribute its classes to draw from, None for all.
-        need: images that an episode may need of one class.
+        shots, queries: images that an episode may need of one class.
+        pictures: see :attr:`ImagePool.pictures`; where given, copies of what ``shots`` images show do not count.
 
     Raises:
         ValueError: when a class that was asked for has no image in the domains.
     """
+    need = shots + queries
     labels, domain = pool.labels.cpu().numpy(), pool.domain.cpu().numpy()
     groups = {d: np.flatnonzero(domain == d) for d in domains}
     if mix_domains and len(domains) > 1:
@@ -62,6 +68,8 @@ def index_classes(
             total += counts
             starts = np.concatenate([[0], np.cumsum(counts)])
             considered = range(len(counts)) if named is None else named
+            if pictures is not None:
+                counts = counts - np.array([_idle_copies(pictures[order[i:j]], shots) for i, j in pairwise(starts)])
             rows = {k: order[starts[k] : starts[k + 1]] for k in considered if counts[k] >= need}
             small = {k: int(counts[k]) for k in considered if 0 < counts[k] < need}
             indices[a].append(ClassIndex(a, d, np.array(sorted(rows), dtype=np.int64), rows, small))
@@ -72,6 +80,27 @@ def index_classes(
                 f"expected at least {need} of each"
             )
     return indices
+
+
+def _idle_copies(pictures: np.ndarray, shots: int) -> int:
+    """How many images ``shots`` shots of a class can keep out of its queries, because they are copies of the shots."""
+    copies = np.sort(np.unique(pictures, return_counts=True)[1] - 1)
+    return int(copies[-shots:].sum())
+
+
+def enough_classes(
+    pool: ImagePool, indices: list[ClassIndex], way: tuple[int, int], shots: int, queries: int
+) -> list[ClassIndex]:
+    """The indices of one attribute that can give some episode; refuse when none can give the largest."""
+    most = max(indices, key=lambda s: len(s.classes))
+    if len(most.classes) < way[1]:
+        where = "any one domain" if len(indices) > 1 else "the pool"
+        raise ValueError(
+            f"attribute {pool.attributes[most.attribute]!r} has {len(most.classes)} classes with at least "
+            f"{shots + queries} images in {where}; expected {way[1]} for way {way[1]} ({shots} shots and {queries} "
+            f"queries of each). {list_small(pool, indices)}Lower way, shot or query, or leave the attribute out"
+        )
+    return [s for s in indices if len(s.classes) >= way[0]]
 
 
 def check_small_classes(pool: ImagePool, indices: dict[int, list[ClassIndex]], need: int) -> None:
@@ -111,25 +140,44 @@ def list_small(pool: ImagePool, indices: list[ClassIndex]) -> str:
     return f"Too small: {', '.join(found[:NAMED])}{more}. " if found else ""
 
 
+ClassNames = Sequence[str] | Mapping[str, Sequence[str]]  # a mapping has one list for each attribute
+
+
 def wanted_classes(
-    classes: Sequence[str] | Mapping[str, Sequence[str]] | None, attributes: list[int], pool: ImagePool
+    classes: ClassNames | None, excluded: ClassNames | None, attributes: list[int], pool: ImagePool
 ) -> dict[int, list[int] | None]:
-    """For every attribute the positions of the classes that were asked for, None for all."""
-    if classes is None:
-        return dict.fromkeys(attributes)
-    if not isinstance(classes, Mapping):
-        if len(attributes) != 1:
-            names = [pool.attributes[a] for a in attributes]
-            raise ValueError(f"classes is a list for {len(names)} attributes; expected a mapping from each of {names}")
-        classes = {pool.attributes[attributes[0]]: classes}
-    positions("classes (keys)", list(classes), [pool.attributes[a] for a in attributes])
+    """For every attribute the positions of the classes to draw from, None for all."""
+    wanted = _named_classes("classes", classes, attributes, pool)
+    left_out = _named_classes("exclude_classes", excluded, attributes, pool)
+    found: dict[int, list[int] | None] = {}
+    for a in attributes:
+        kept, gone = wanted.get(a), left_out.get(a, [])
+        if gone:
+            kept = [k for k in (range(len(pool.class_names[a])) if kept is None else kept) if k not in set(gone)]
+        if kept is not None and not kept:
+            raise ValueError(
+                f"exclude_classes leaves no class of attribute {pool.attributes[a]!r}; expected at least two that are "
+                "not excluded, or attributes without it"
+            )
+        found[a] = kept
+    return found
+
+
+def _named_classes(what: str, names: ClassNames | None, attributes: list[int], pool: ImagePool) -> dict[int, list[int]]:
+    """The positions of named classes by attribute."""
+    if names is None:
+        return {}
+    known = {pool.attributes[a]: a for a in attributes}
+    if not isinstance(names, Mapping):
+        if len(known) != 1:
+            raise ValueError(
+                f"{what} is a list for {len(known)} attributes; expected a mapping from each of {list(known)}"
+            )
+        names = dict.fromkeys(known, names)
+    positions(f"{what} (keys)", list(names), list(known))
     return {
-        a: positions(
-            f"classes of attribute {pool.attributes[a]!r}", classes.get(pool.attributes[a]), pool.class_names[a]
-        )
-        if pool.attributes[a] in classes
-        else None
-        for a in attributes
+        known[attribute]: positions(f"{what} of attribute {attribute!r}", listed, pool.class_names[known[attribute]])
+        for attribute, listed in names.items()
     }
 
 
@@ -145,3 +193,17 @@ def positions(what: str, names: Sequence[str] | None, known: Sequence[str]) -> l
         has = f"{list(known[:20])}" + (f" and {len(known) - 20} more" if len(known) > 20 else "")
         raise ValueError(f"{what} {unknown[:NAMED] if unknown else '[]'} are not in the pool; expected some of {has}")
     return sorted({place[n] for n in names})
+
+
+def checked_span(name: str, value: Any, least: int) -> tuple[int, int]:
+    """An inclusive range from a number or a pair.
+
+    Raises:
+        ValueError: when it is neither, below ``least``, or empty.
+    """
+    pair = (value[0], value[1]) if isinstance(value, tuple | list) and len(value) == 2 else (value, value)
+    if any(isinstance(v, bool) or not isinstance(v, int | np.integer) for v in pair):
+        raise ValueError(f"{name} is {value!r}; expected an integer or a range (low, high) of integers")
+    if not least <= pair[0] <= pair[1]:
+        raise ValueError(f"{name} is {value!r}; expected at least {least}, and low <= high in a range (low, high)")
+    return int(pair[0]), int(pair[1])

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 UNKNOWN = -1  # a label, route, domain or pool row that nobody knows
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Labelled:
     """n images of one task, or those of B tasks, padded to the longest.
 
@@ -74,6 +74,13 @@ class Labelled:
     def __len__(self) -> int:
         """n, of the longest task."""
         return self.labels.shape[-1]
+
+    def __repr__(self) -> str:
+        *batch, n = self.labels.shape
+        size = "x".join(map(str, self.images.shape[-3:]))
+        what = ["labelled" if self.has_labels else "not all labelled" if (self.labels >= 0).any() else "no labels"]
+        what += [] if self.features is None else [f"features {tuple(self.features.shape)}"]
+        return f"Labelled({''.join(f'{b} x ' for b in batch)}{n} images {size}, {', '.join(what)})"
 
     @property
     def has_labels(self) -> bool:

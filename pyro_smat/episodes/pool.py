@@ -5,13 +5,18 @@ Readers (glyphs, folders, CSV, any torch Dataset) end here; samplers start here.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_DIGESTED_AT_ONCE = 4096  # images, so that those of another device are copied in parts
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ImagePool:
     """N decoded images.
 
@@ -22,6 +27,15 @@ class ImagePool:
         class_names: for every attribute, its class names in the order of the labels.
         domain: ``(N,)`` long, index into ``domain_names``.
         domain_names: names of the domains; a single ``"all"`` where there is only one.
+
+    Raises:
+        ValueError: for images that are not uint8 ``(N, C, H, W)`` with N > 0, or labels or domains of another length.
+
+    Example:
+        >>> import torch
+        >>> images = torch.arange(4, dtype=torch.uint8).repeat_interleave(64).view(4, 1, 8, 8)
+        >>> ImagePool(images, torch.tensor([[0], [0], [1], [1]]), ("class",), (("cat", "dog"),), torch.zeros(4).long())
+        ImagePool(4 images 1x8x8, class: 2 classes)
     """
 
     images: Tensor
@@ -48,6 +62,39 @@ class ImagePool:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def __repr__(self) -> str:
+        attributes = (f"{a}: {len(names)} classes" for a, names in zip(self.attributes, self.class_names, strict=True))
+        domains = (f"domains: {', '.join(self.domain_names)}",) if len(self.domain_names) > 1 else ()
+        size = "x".join(map(str, self.images.shape[1:]))
+        return f"ImagePool({', '.join((f'{len(self)} images {size}', *attributes, *domains))})"
+
     def at(self, rows: Tensor) -> Tensor:
         """Images ``(*rows, C, H, W)`` as float32 in [0, 1]."""
         return self.images[rows].float() / 255.0
+
+    def duplicates(self) -> list[list[int]]:
+        """Groups of rows whose pictures are identical to the pixel, each group and the groups in the order of rows.
+
+        Example:
+            >>> import torch
+            >>> images = torch.tensor([7, 8, 7, 9], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 8, 8)
+            >>> pool = ImagePool(images, torch.zeros(4, 1).long(), ("class",), (("cat",),), torch.zeros(4).long())
+            >>> pool.duplicates()
+            [[0, 2]]
+        """
+        if self.pictures is None:
+            return []
+        order = np.argsort(self.pictures, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(self.pictures[order])) + 1)
+        return [group.tolist() for group in groups if len(group) > 1]
+
+    @cached_property
+    def pictures(self) -> np.ndarray | None:
+        """``(N,)`` int: the first row with the same picture, by content digest; None where no two are identical."""
+        first: dict[bytes, int] = {}
+        found = np.empty(len(self), dtype=np.int64)
+        for start in range(0, len(self), _DIGESTED_AT_ONCE):
+            part = self.images[start : start + _DIGESTED_AT_ONCE].cpu().contiguous().flatten(1).numpy()
+            for row, pixels in enumerate(part, start):
+                found[row] = first.setdefault(hashlib.blake2b(pixels, digest_size=16).digest(), row)
+        return found if len(first) < len(self) else None

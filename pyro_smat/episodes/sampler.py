@@ -7,30 +7,37 @@ can be wrong with a request (too few classes, too few images, unknown names) is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, overload
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pyro_smat.episodes.batch import EpisodeBatch
-from pyro_smat.episodes.confounding import Confounder
-from pyro_smat.episodes.corruption import SupportCorruption, noisy_count, replace_labels
+from pyro_smat.episodes.corruptions.corruption import (
+    ChoiceCorruption,
+    CorruptionLike,
+    CountCorruption,
+    PixelCorruption,
+    RowCorruption,
+    make_corruptions,
+)
+from pyro_smat.episodes.draw import Draw, gather
 from pyro_smat.episodes.episode import Episode
 from pyro_smat.episodes.index import (
-    ClassIndex,
+    ClassNames,
     check_idle_domains,
     check_small_classes,
+    checked_span,
+    enough_classes,
     index_classes,
-    list_small,
     positions,
     wanted_classes,
 )
-from pyro_smat.episodes.labelled import UNKNOWN, Labelled
 from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.episodes.scope import Scope
+from pyro_smat.episodes.selection import draw_images
 
-__all__ = ["EpisodeSampler", "SupportCorruption"]
+__all__ = ["EpisodeSampler"]
 
 
 class EpisodeSampler:
@@ -38,8 +45,13 @@ class EpisodeSampler:
 
     For every episode: an attribute, uniformly; way, shot and query, uniformly from their ranges; a domain, uniformly
     among those with enough classes; ``way`` classes in random order (so label k means nothing); images at random, so
-    that all other attributes vary. Images are grouped by true label. The same seed gives the same episodes in any
-    process, however the draws are cut into batches.
+    that all other attributes vary. Images are grouped by true label.
+
+    There are two ways to the same distribution of episodes. :meth:`sample` and :meth:`episode` continue one stream: the
+    same seed gives the same episodes in any process, however the draws are cut into batches, and :meth:`state_dict`
+    says where the stream stands. :meth:`at` numbers episodes: number i has a generator of its own, seeded by (seed, i),
+    and is the same whoever asks for it, in any order, so that processes can share numbers out; it neither reads nor
+    moves the stream, and ``at(i)`` is not the stream's i-th episode.
 
     Args:
         pool: where images come from.
@@ -49,23 +61,30 @@ class EpisodeSampler:
         attributes: names of the attributes that may be the label; all by default.
         domains: names of the domains to draw from; all by default.
         mix_domains: let one episode span all domains; its ``domain`` is then -1 (where there are several).
-        imbalance: b in [0, 1). Class k of an episode has max(1, round(shot u_k)) shots, u_k uniform in [1 - b, 1 + b].
-        corruption: what is wrong with the supports.
+        corruptions: what goes wrong, see :mod:`pyro_smat.episodes.corruptions`: objects, names, or tables such as
+            ``{"kind": "label_noise", "fraction": (0, 0.5), "probability": 0.5}``.
         classes: names of the classes to draw from, or a mapping from attributes to such names; all by default.
-        seed: of the sampler's own PCG64 generator.
+        exclude_classes: likewise, names of classes to leave out, for example those that a source was trained on.
+        seed: of the sampler's own PCG64 generators, at least 0.
         skip_small_classes: leave out classes with fewer images than an episode may need, and domains with too few
             classes, instead of raising.
+        identical_apart: keep pictures that are identical to the pixel (:meth:`ImagePool.duplicates`) out of support and
+            query of one episode, too; changes nothing for a pool without such.
 
     The true ``route`` of an episode is its attribute (an index into ``pool.attributes``) where the pool has several,
     else its domain where the pool has several, else -1.
 
     Raises:
         ValueError: for a value outside its range, a name that the pool does not have, fewer usable classes than the
-            largest way, classes with too few images, or a confounding that the pool cannot index.
+            largest way, classes with too few images, or a corruption that the pool cannot show.
 
     Example:
-        >>> sampler = EpisodeSampler(pool, way=5, shot=(1, 5), query=10, seed=0)  # doctest: +SKIP
-        >>> batch = sampler.sample(16)  # doctest: +SKIP
+        >>> from pyro_smat.episodes import glyph_pool
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 5, 5, 10, corruptions=["label_noise"], seed=0)
+        >>> sampler.sample(16)
+        EpisodeBatch(16 episodes, 5-way, 25 support, 50 query, 1x32x32)
+        >>> sampler.at(7).corrupted_labels
+        10
     """
 
     def __init__(
@@ -78,77 +97,97 @@ class EpisodeSampler:
         attributes: Sequence[str] | None = None,
         domains: Sequence[str] | None = None,
         mix_domains: bool = False,
-        imbalance: float = 0.0,
-        corruption: SupportCorruption = SupportCorruption(),  # noqa: B008 (frozen)
-        classes: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        corruptions: Sequence[CorruptionLike] = (),
+        classes: ClassNames | None = None,
+        exclude_classes: ClassNames | None = None,
         seed: int = 0,
         skip_small_classes: bool = False,
+        identical_apart: bool = True,
     ) -> None:
         self.pool = pool
-        self.way, self.shot, self.query = _span("way", way, 2), _span("shot", shot, 1), _span("query", query, 1)
-        if not 0 <= imbalance < 1:
-            raise ValueError(f"imbalance is {imbalance}; expected a number in [0, 1), 0 for equally many shots a class")
-        self.imbalance = imbalance
-        self.corruption = corruption
+        self.way, self.shot, self.query = (
+            checked_span("way", way, 2),
+            checked_span("shot", shot, 1),
+            checked_span("query", query, 1),
+        )
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"seed is {seed!r}; expected an integer of at least 0")
+        self.corruptions = made = make_corruptions(corruptions)
+        self._counts = [c for c in made if isinstance(c, CountCorruption)]
+        self._choices = [c for c in made if isinstance(c, ChoiceCorruption)]
+        self._rows = [c for c in made if isinstance(c, RowCorruption)]
+        self._pixels = [c for c in made if isinstance(c, PixelCorruption)]
+        self._seed = int(seed)
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._most_shots = _shots(self.shot[1], 1 + imbalance)
 
+        most = (self.shot[1], self.query[1])
+        for count in self._counts:
+            most = count.most(*most)
         chosen = positions("attributes", attributes, pool.attributes)
-        wanted = wanted_classes(classes, chosen, pool)
+        pictures = pool.pictures if identical_apart else None
         indices = index_classes(
             pool,
             chosen,
             positions("domains", domains, pool.domain_names),
             mix_domains,
-            wanted,
-            need=self._most_shots + self.query[1],
+            wanted_classes(classes, exclude_classes, chosen, pool),
+            *most,
+            pictures,
         )
-        self._indices = {a: self._enough(a, indices[a]) for a in chosen}
+        used = {a: enough_classes(pool, indices[a], self.way, *most) for a in chosen}
+        self._scope = Scope(pool, used, self.way, self.shot, self.query, *most, pictures)
         if not skip_small_classes:
-            check_small_classes(pool, indices, self._most_shots + self.query[1])
-            check_idle_domains(pool, indices, self._indices, self.way[0])
-        self._check_label_noise()
-        self._confounder = Confounder(pool)
-        if corruption.confounding > 0:
-            for index in (s for group in self._indices.values() for s in group):
-                self._confounder.check(index, min(self.way[1], len(index.classes)), self._most_shots)
+            check_small_classes(pool, indices, sum(most))
+            check_idle_domains(pool, indices, used, self.way[0])
+        for corruption in made:
+            corruption.check(self._scope)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{name}={low if low == high else (low, high)}"
+            for name, (low, high) in (("way", self.way), ("shot", self.shot), ("query", self.query))
+        )
+        wrong = f", corruptions=[{', '.join(map(str, self.corruptions))}]" if self.corruptions else ""
+        return f"EpisodeSampler({self.pool!r}, {sizes}{wrong}, seed={self._seed})"
 
     def episode(self) -> Episode:
-        """The next episode."""
-        draw = self._draw()
-        names = self.pool.class_names[draw.attribute]
-        return Episode(
-            self._labelled(torch.from_numpy(draw.support), torch.from_numpy(draw.support_labels)),
-            self._labelled(torch.from_numpy(draw.query), torch.from_numpy(draw.query_labels)),
-            way=len(draw.classes),
-            class_names=tuple(names[k] for k in draw.classes),
-            route=self._route(draw),
-            domain=draw.domain,
-            corrupted_labels=draw.corrupted,
-            confounded_with=draw.confounded_with,
-        )
+        """The next episode of the stream."""
+        return gather(self.pool, [self._draw(self._rng)]).episode(0)
 
     def sample(self, count: int) -> EpisodeBatch:
-        """The next ``count`` episodes as a batch: what ``EpisodeBatch.collate`` makes of them, with one image gather.
+        """The next ``count`` episodes of the stream: ``EpisodeBatch.collate`` of them, with one gather of images.
 
         Raises:
             ValueError: when ``count`` is below 1.
         """
         if count < 1:
             raise ValueError(f"count is {count}; expected at least 1 episode")
-        draws = [self._draw() for _ in range(count)]
-        return EpisodeBatch(
-            self._labelled(_padded([d.support for d in draws]), _padded([d.support_labels for d in draws])),
-            self._labelled(_padded([d.query for d in draws]), _padded([d.query_labels for d in draws])),
-            torch.tensor([len(d.classes) for d in draws]),
-            route=torch.tensor([self._route(d) for d in draws]),
-            domain=torch.tensor([d.domain for d in draws]),
-            corrupted_labels=torch.tensor([d.corrupted for d in draws]),
-            confounded_with=torch.tensor([d.confounded_with for d in draws]),
-        ).to(self.pool.images.device)
+        return gather(self.pool, [self._draw(self._rng) for _ in range(count)])
+
+    @overload
+    def at(self, number: int) -> Episode: ...
+    @overload
+    def at(self, number: Sequence[int]) -> EpisodeBatch: ...
+    def at(self, number: int | Sequence[int]) -> Episode | EpisodeBatch:
+        """Episode number i, or a batch of several: the same for any order, batch size, number of processes and resume.
+
+        What is done to the rows or pixels of supports is drawn last: number i has the same queries as that of a clean
+        sampler with the same seed, so that the two can be compared in pairs.
+
+        Args:
+            number: at least 0; or a sequence of such, for example ``range(rank, 64, world_size)``.
+
+        Raises:
+            ValueError: for no numbers, or one below 0.
+        """
+        if isinstance(number, int | np.integer):
+            return gather(self.pool, [self._draw(self._numbered(int(number)))]).episode(0)
+        if not len(number):
+            raise ValueError("got no episode numbers; expected at least one")
+        return gather(self.pool, [self._draw(self._numbered(int(i))) for i in number])
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator's state, plain enough for JSON."""
+        """Where the stream stands: the generator's state, plain enough for JSON."""
         return {"generator": self._rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -165,126 +204,36 @@ class EpisodeSampler:
                 "EpisodeSampler.state_dict() gives it"
             ) from error
 
-    def _route(self, draw: _Draw) -> int:
-        if len(self.pool.attributes) > 1:
-            return draw.attribute
-        return draw.domain if len(self.pool.domain_names) > 1 else UNKNOWN
+    def _numbered(self, number: int) -> np.random.Generator:
+        if number < 0:
+            raise ValueError(f"episode number is {number}; expected at least 0")
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self._seed, spawn_key=(number,))))
 
-    def _labelled(self, rows: Tensor, labels: Tensor) -> Labelled:
-        """Images of rows, -1 where padded."""
-        device = self.pool.images.device
-        rows, labels = rows.to(device), labels.to(device)
-        mask = rows >= 0
-        images = self.pool.at(rows.clamp_min(0))
-        if not mask.all():
-            images[~mask] = 0
-        return Labelled(images, labels.clamp_min(0), mask, rows)
-
-    def _draw(self) -> _Draw:
-        rng = self._rng
-        attributes = list(self._indices)
+    def _draw(self, rng: np.random.Generator) -> Draw:
+        # The order of these draws is what a seed means: a corruption that is not asked for draws nothing.
+        attributes = list(self._scope.indices)
         attribute = attributes[rng.integers(len(attributes))]
         way, shot, query = (int(rng.integers(low, high + 1)) for low, high in (self.way, self.shot, self.query))
-        indices = [s for s in self._indices[attribute] if len(s.classes) >= way]
+        indices = [s for s in self._scope.indices[attribute] if len(s.classes) >= way]
         index = indices[rng.integers(len(indices))]
-        shots = np.full(way, shot)
-        if self.imbalance:
-            shots = _shots(shot, rng.uniform(1 - self.imbalance, 1 + self.imbalance, size=way))
-
-        if rng.random() < self.corruption.confounding:
-            classes, confounder, values = self._confounder.draw(index, shots, rng)
+        applied = []
+        shots, queries = np.full(way, shot), np.full(way, query)
+        for count in self._counts:
+            if count.applies(rng):
+                applied.append(count.name)
+                shots, queries = count.counts(shots, queries, rng)
+        selection = None
+        if self._choices:
+            choice = next((c for c in self._choices if c.applies(rng)), None)
+            if choice is not None:
+                applied.append(choice.name)
+                selection = choice.choose(self._scope, index, shots, rng)
         else:
-            classes, confounder = rng.choice(index.classes, way, replace=False), UNKNOWN
-            values = np.full(way, UNKNOWN)
-        support, queries = [], []
-        for k, v, n in zip(classes.tolist(), values.tolist(), shots.tolist(), strict=True):
-            rows = index.rows[k]
-            drawn = rows[rng.choice(len(rows), n + query, replace=False)]
-            if confounder == UNKNOWN:
-                support.append(drawn[:n])
-                queries.append(drawn[n:])
-            else:
-                shared = self._confounder.overlap(index, confounder).rows(k, v)
-                support.append(shared[rng.choice(len(shared), n, replace=False)])
-                unused = (drawn[:, None] != support[-1]).all(1)  # at most n of the n + query are in the support
-                queries.append(drawn[unused][:query])
-
-        labels, corrupted = np.repeat(np.arange(way), shots), 0
-        low, high = self.corruption.label_noise_range
-        if high > 0 and rng.random() < self.corruption.label_noise_probability:
-            labels, corrupted = replace_labels(labels, way, rng.uniform(low, high) if low < high else low, rng)
-        return _Draw(
-            attribute=attribute,
-            domain=index.domain,
-            classes=[int(k) for k in classes],
-            support=np.concatenate(support),
-            support_labels=labels,
-            query=np.concatenate(queries),
-            query_labels=np.repeat(np.arange(way), query),
-            corrupted=corrupted,
-            confounded_with=confounder,
-        )
-
-    def _enough(self, attribute: int, indices: list[ClassIndex]) -> list[ClassIndex]:
-        """The indices that can give some episode; refuse when none can give the largest."""
-        most = max(indices, key=lambda s: len(s.classes))
-        if len(most.classes) < self.way[1]:
-            need = self._most_shots + self.query[1]
-            where = "any one domain" if len(indices) > 1 else "the pool"
-            raise ValueError(
-                f"attribute {self.pool.attributes[attribute]!r} has {len(most.classes)} classes with at least {need} "
-                f"images in {where}; expected {self.way[1]} for way {self.way[1]} ({self._most_shots} shots and "
-                f"{self.query[1]} queries of each). {list_small(self.pool, indices)}Lower way, shot or query, or "
-                "leave the attribute out"
-            )
-        return [s for s in indices if len(s.classes) >= self.way[0]]
-
-    def _check_label_noise(self) -> None:
-        if self.corruption.label_noise_probability == 0:
-            return
-        high = self.corruption.label_noise_range[1]
-        way = self.way[1]
-        size = way * self._most_shots
-        if noisy_count(high, size) > size - way:
-            raise ValueError(
-                f"label_noise {high} replaces {noisy_count(high, size)} of {size} labels of a {way}-way "
-                f"{self._most_shots}-shot support; expected at most {size - way}, for every class keeps one true shot "
-                "(raise shot or lower label_noise)"
-            )
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """The rows and labels of one episode, before any image is touched."""
-
-    attribute: int
-    domain: int
-    classes: list[int]
-    support: np.ndarray
-    support_labels: np.ndarray
-    query: np.ndarray
-    query_labels: np.ndarray
-    corrupted: int
-    confounded_with: int
-
-
-def _span(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int | np.integer) for v in pair):
-        raise ValueError(f"{name} is {value!r}; expected an integer or a range (low, high) of integers")
-    if not least <= pair[0] <= pair[1]:
-        raise ValueError(f"{name} is {value!r}; expected at least {least}, and low <= high in a range (low, high)")
-    return int(pair[0]), int(pair[1])
-
-
-def _shots(shot: int, factor: Any) -> Any:
-    """max(1, round(shot * factor)), halves up."""
-    return np.maximum(1, np.floor(shot * np.asarray(factor) + 0.5)).astype(np.int64)
-
-
-def _padded(rows: list[np.ndarray]) -> Tensor:
-    """``(B, longest)`` long, -1 where a row has ended."""
-    table = np.full((len(rows), max(map(len, rows))), UNKNOWN, dtype=np.int64)
-    for line, values in zip(table, rows, strict=True):
-        line[: len(values)] = values
-    return torch.from_numpy(table)
+            rng.random()  # whether to confound: a sampler that can, draws here
+        draw = draw_images(self._scope, index, shots, queries, selection, rng)
+        for change in self._rows:
+            if change.applies(rng):
+                applied.append(change.name)
+                draw = change.change(draw, index, self._scope, rng)
+        pixels = [(c, int(rng.integers(2**63))) for c in self._pixels if c.applies(rng)]
+        return replace(draw, corruptions=(*applied, *(c.name for c, _ in pixels)), pixels=tuple(pixels))

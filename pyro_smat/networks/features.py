@@ -50,20 +50,22 @@ class SourceFeatures:
         """The batch with ``support.features`` ``(B, R, S, f)``.
 
         Raises:
-            ValueError: when there is a pool and a support image is not one of its rows.
+            ValueError: when there is a pool and a support image has a row beyond its end.
         """
-        foreign = batch.support.mask & ((batch.support.rows < 0) | (batch.support.rows >= len(self.pool or ())))
+        foreign = batch.support.mask & (batch.support.rows >= len(self.pool or ()))
         if self.pool is not None and foreign.any():
             raise ValueError(
                 f"{int(foreign.sum())} support images have no row in the pool of {len(self.pool)} images; expected "
                 "episodes drawn from this pool: build SourceFeatures without a pool to embed the images themselves"
             )
-        return batch.with_features(self.of(batch.support.images, batch.support.rows))
+        return batch.with_features(self.of(batch.support.images, batch.support.rows, batch.support.mask))
 
-    def of(self, images: Tensor, rows: Tensor) -> Tensor:
+    def of(self, images: Tensor, rows: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features ``(B, R, n, f)`` of images ``(B, n, C, H, W)`` that are the pool's ``rows`` ``(B, n)``.
 
-        Rows of -1 are padding; without a pool the images themselves are embedded.
+        Images with row -1 are not the pool's (a corruption may have altered them) and are embedded themselves, as all
+        are without a pool. Padding gets any features: where ``mask`` ``(B, n)`` is False; without a mask, what is black
+        and has row -1.
         """
         if self.pool is None:
             features = self(images.flatten(0, 1))
@@ -71,6 +73,9 @@ class SourceFeatures:
             if self._cache is None:
                 self._cache = self._embed_pool(self.pool)
             features = self._cache[rows.flatten().clamp(min=0).to(self._cache.device)]
+            own = (rows < 0) & (images.flatten(2).any(-1) if mask is None else mask)
+            if own.any():
+                features[own.flatten().to(features.device)] = self(images[own])
         return features.unflatten(0, rows.shape).transpose(1, 2)
 
     def _embed_pool(self, pool: ImagePool) -> Tensor:

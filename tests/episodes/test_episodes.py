@@ -54,6 +54,44 @@ def test_masked_means_of_a_batch_equal_the_means_of_its_episodes():
     torch.testing.assert_close(batch.query.images.sum((1, 2, 3, 4)), expected)
 
 
+def test_indexing_by_slices_lists_and_tensors(assert_same):
+    episodes = [make(2, [1, 1 + s], 1, seed=s, corruptions=(f"c{s}",), class_names=("a", str(s))) for s in range(4)]
+    batch = EpisodeBatch.collate(episodes)
+    expected = [episodes[3], episodes[1]]
+    for index in ([3, 1], torch.tensor([3, 1]), [-1, -3]):
+        part = batch[index]
+        assert part.support.mask.sum(1).tolist() == [5, 3]
+        assert part.corruptions == (("c3",), ("c1",))
+        for i, episode in enumerate(expected):
+            assert_same(part.episode(i), episode)
+    assert_same(batch[torch.tensor([False, True, False, True])], batch[1::2])
+    assert_same(batch[[False, True, False, True]], batch[1::2])
+    assert len(batch[:0]) == len(batch[[]]) == 0
+    for i, episode in enumerate(episodes):
+        assert_same(batch.episode(i), episode)
+    assert_same(batch.episode(-1), episodes[-1])
+    with pytest.raises(IndexError, match="episode 4 of a batch of 4"):
+        batch.episode(4)
+    with pytest.raises(IndexError):
+        batch[[4]]
+    with pytest.raises(IndexError):
+        batch[[True, False]]
+    with pytest.raises(TypeError, match=r"batch\.episode\(i\) is one episode"):
+        batch[2]
+
+
+def test_what_things_say_of_themselves():
+    batch = EpisodeBatch.collate([make(2, [1, 1], 5), make(5, [3] * 5, 2)])
+    assert repr(batch) == "EpisodeBatch(2 episodes, 2 to 5-way, 2 to 15 support, 10 query, 1x3x3)"
+    assert repr(batch[1:]) == "EpisodeBatch(1 episodes, 5-way, 15 support, 10 query, 1x3x3)"
+    assert repr(batch[:0]).startswith("EpisodeBatch(0 episodes")
+    assert repr(Episode(make(2, [1, 1], 5).support)) == "Episode(2-way, 2 support, no query, 1x3x3)"
+    assert repr(batch.support) == "Labelled(2 x 15 images 1x3x3, labelled)"
+    assert repr(batch.with_features(torch.zeros(2, 3, 15, 7)).support).endswith("features (2, 3, 15, 7))")
+    assert repr(Labelled(torch.rand(4, 3, 8, 8))) == "Labelled(4 images 3x8x8, no labels)"
+    assert "not all labelled" in repr(Labelled(torch.rand(2, 3, 8, 8), torch.tensor([0, -1])))
+
+
 def test_slices_features_and_devices():
     batch = EpisodeBatch.collate([make(2, [1, 1], 1, seed=s) for s in range(4)])
     part = batch[1:3]

@@ -7,16 +7,16 @@ import subprocess
 import sys
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 
-from pyro_smat.episodes import EpisodeBatch, Labelled
-from pyro_smat.episodes.confounding import distinct_values
-from pyro_smat.episodes.pool import ImagePool
-from pyro_smat.episodes.sampler import EpisodeSampler, SupportCorruption
+from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
+from pyro_smat.episodes.corruptions.class_imbalance import ClassImbalance
+from pyro_smat.episodes.corruptions.confounding import Confounding
+from pyro_smat.episodes.corruptions.label_noise import LabelNoise
 
 VARIED = {"way": (2, 5), "shot": (1, 4), "query": (1, 6)}
+WRONG = [Confounding(probability=0.5), LabelNoise((0.0, 0.5), probability=0.5), ClassImbalance(0.5)]
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,10 @@ VARIED = {"way": (2, 5), "shot": (1, 4), "query": (1, 6)}
     [
         {},
         VARIED,
-        {**VARIED, "imbalance": 0.7},
+        {**VARIED, "corruptions": [ClassImbalance(0.7)]},
         {**VARIED, "mix_domains": True},
-        {**VARIED, "corruption": SupportCorruption(confounding=0.5)},
-        {**VARIED, "corruption": SupportCorruption((0.0, 0.5), 0.5, 0.5), "imbalance": 0.5},
+        {**VARIED, "corruptions": [Confounding(probability=0.5)]},
+        {**VARIED, "corruptions": WRONG},
     ],
 )
 def test_episodes_are_what_they_claim(crossed_pool, decode, options):
@@ -59,19 +59,6 @@ def test_counts_stay_in_their_ranges_and_reach_both_ends(crossed_pool):
         seen["shot"] |= shots
         seen["query"] |= queries
     assert seen == {"way": set(range(2, 6)), "shot": set(range(1, 5)), "query": set(range(1, 7))}
-
-
-def test_imbalance_spreads_the_shots_and_keeps_one(crossed_pool):
-    shots = torch.cat(
-        [
-            EpisodeSampler(crossed_pool, 5, 4, 3, imbalance=0.75, seed=s).episode().support.labels.bincount()
-            for s in range(300)
-        ]
-    )
-    assert set(shots.tolist()) == set(range(1, 8))  # round(4 u), u in [.25, 1.75]
-    assert shots.float().mean() == pytest.approx(4, abs=0.2)
-    smallest = EpisodeSampler(crossed_pool, 5, 1, 3, imbalance=0.9, seed=0).sample(50)
-    assert smallest.support.mask.sum() >= 250
 
 
 def test_every_image_is_reached_in_both_roles(crossed_pool):
@@ -126,90 +113,14 @@ def test_a_domain_gives_only_the_ways_that_it_has(make_pool):
     assert drawn == {(0, 2), (0, 3)} | {(1, w) for w in range(2, 7)}
 
 
-@pytest.mark.parametrize(("fraction", "shot", "expected"), [(0.4, 5, 10), (0.2, 5, 5), (0.1, 5, 3), (0.3, 2, 3)])
-def test_label_noise_counts_are_exact(crossed_pool, fraction, shot, expected):
-    sampler = EpisodeSampler(crossed_pool, 5, shot, 5, corruption=SupportCorruption(fraction), seed=1)
-    for _ in range(100):
-        e = sampler.episode()
-        names = crossed_pool.class_names[e.route]
-        truth = torch.tensor([e.class_names.index(names[k]) for k in crossed_pool.labels[e.support.rows, e.route]])
-        wrong = truth != e.support.labels
-        assert int(wrong.sum()) == e.corrupted_labels == expected
-        assert set(truth[~wrong].tolist()) == set(range(5))  # every class keeps a true shot
-
-
-def test_label_noise_is_uniform_over_shots_and_other_labels(crossed_pool):
-    sampler = EpisodeSampler(crossed_pool, 3, 4, 1, attributes=["shape"], corruption=SupportCorruption(0.5), seed=1)
-    moves = torch.zeros(3, 3)
-    hit = torch.zeros(12)
-    for _ in range(1500):
-        e = sampler.episode()
-        truth = torch.arange(3).repeat_interleave(4)
-        for t, k in zip(truth.tolist(), e.support.labels.tolist(), strict=True):
-            moves[t, k] += 1
-        hit += truth != e.support.labels
-    off = moves[~torch.eye(3, dtype=torch.bool)]
-    assert ((off - 1500).abs() < 5 * 1500**0.5).all()  # 6 of 12 labels replaced, 6 kinds of move
-    assert ((hit - 750).abs() < 5 * 375**0.5).all()
-
-
-def test_label_noise_probability_and_range(crossed_pool):
-    corruption = SupportCorruption((0.2, 0.4), label_noise_probability=0.5)
-    counts = EpisodeSampler(crossed_pool, 5, 5, 5, corruption=corruption, seed=0).sample(1000).corrupted_labels
-    assert abs(int((counts > 0).sum()) - 500) < 5 * 250**0.5
-    assert set(counts.tolist()) == {0, 5, 6, 7, 8, 9, 10}
-
-
-def test_one_shot_episodes_of_a_range_stay_clean(crossed_pool):
-    sampler = EpisodeSampler(crossed_pool, 5, (1, 4), 5, corruption=SupportCorruption(0.4), seed=0)
-    for _ in range(60):
-        e = sampler.episode()
-        assert e.corrupted_labels == {5: 0, 10: 4, 15: 6, 20: 8}[len(e.support.labels)]
-
-
-def test_confounded_supports_are_one_to_one_and_queries_are_not(crossed_pool):
-    corruption = SupportCorruption(confounding=0.5)
-    sampler = EpisodeSampler(crossed_pool, 5, 2, 6, corruption=corruption, seed=0)
-    confounders, agreements, total, confounded = Counter(), 0, 0, 0
-    first_values = torch.zeros(8)
-    for _ in range(600):
-        e = sampler.episode()
-        if e.confounded_with == -1:
-            continue
-        confounded += 1
-        assert e.confounded_with != e.route
-        confounders[e.route, e.confounded_with] += 1
-        values = crossed_pool.labels[e.support.rows, e.confounded_with].reshape(5, 2)
-        assert (values[:, 0] == values[:, 1]).all()
-        assert len(set(values[:, 0].tolist())) == 5
-        first_values[values[0, 0]] += 1
-        query = crossed_pool.labels[e.query.rows, e.confounded_with].reshape(5, 6)
-        agreements += int((query == values[:, :1]).sum())
-        total += 30
-    assert abs(confounded - 300) < 5 * 150**0.5
-    assert len(confounders) == 6
-    assert (first_values > 0).all()
-    assert first_values[:6].max() < 2.5 * first_values[:6].min()
-    # Honest queries share the value of their class's support as often as chance has it: about 1 of 6 to 8.
-    assert 0.07 < agreements / total < 0.2
-
-
-def test_distinct_values_finds_the_only_assignment():
-    rng = np.random.default_rng(0)
-    chain = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]).bool().numpy()
-    for _ in range(50):
-        assert distinct_values(chain, rng).tolist() == [0, 1, 2]
-    assert (distinct_values(chain[:, 1:3], rng) >= 0).sum() == 2
-
-
-def test_batches_equal_collated_episodes(crossed_pool):
-    options = {**VARIED, "imbalance": 0.5, "corruption": SupportCorruption((0.0, 0.4), 0.5, 0.3), "seed": 5}
+def test_batches_equal_collated_episodes(crossed_pool, assert_same):
+    options = {**VARIED, "corruptions": [*WRONG, "gaussian_noise"], "seed": 5}
     batch = EpisodeSampler(crossed_pool, **options).sample(12)
     alone = EpisodeSampler(crossed_pool, **options)
     assert_same(batch, EpisodeBatch.collate([alone.episode() for _ in range(12)]))
 
 
-def test_two_halves_equal_the_whole(crossed_pool):
+def test_two_halves_equal_the_whole(crossed_pool, assert_same):
     halves = EpisodeSampler(crossed_pool, seed=9)
     first, second = halves.sample(4), halves.sample(4)
     whole = EpisodeSampler(crossed_pool, seed=9).sample(8)
@@ -219,7 +130,7 @@ def test_two_halves_equal_the_whole(crossed_pool):
     assert not torch.equal(EpisodeSampler(crossed_pool, seed=10).sample(4).support.rows, first.support.rows)
 
 
-def test_resume_through_json(crossed_pool):
+def test_resume_through_json(crossed_pool, assert_same):
     sampler = EpisodeSampler(crossed_pool, **VARIED, seed=2)
     sampler.sample(7)
     state = json.loads(json.dumps(sampler.state_dict()))
@@ -231,14 +142,15 @@ def test_resume_through_json(crossed_pool):
 
 DRAW = """
 import torch
-from pyro_smat.episodes.pool import ImagePool
-from pyro_smat.episodes.sampler import EpisodeSampler, SupportCorruption
+from pyro_smat.episodes import ImagePool
+from pyro_smat.episodes import EpisodeSampler
 
 labels = torch.cartesian_prod(torch.arange(6), torch.arange(6), torch.arange(12))[:, :2].contiguous()
-images, domain = torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), torch.zeros(len(labels), dtype=torch.long)
+images = torch.arange(len(labels)).view(-1, 1).div(torch.tensor([1, 256]), rounding_mode="floor").to(torch.uint8)
+images, domain = images.view(-1, 1, 1, 2), torch.zeros(len(labels), dtype=torch.long)
 pool = ImagePool(images, labels, ("a", "b"), (tuple("uvwxyz"), tuple("UVWXYZ")), domain)
-corruption = SupportCorruption((0, 0.3), 0.5, 0.5)
-batch = EpisodeSampler(pool, (2, 5), (2, 4), 3, imbalance=0.3, corruption=corruption, seed=11).sample(10)
+wrong = ["confounding", {"kind": "class_imbalance", "imbalance": 0.3}, {"kind": "label_noise", "fraction": 0.2}]
+batch = EpisodeSampler(pool, (2, 5), (2, 4), 3, corruptions=wrong, seed=11).sample(10)
 drawn = str([batch.support.rows.tolist(), batch.query.rows.tolist(), batch.support.labels.tolist()])
 """
 
@@ -256,7 +168,14 @@ ERRORS = [
     ({"shot": 0}, "shot is 0; expected at least 1"),
     ({"shot": 2.5}, "shot is 2.5; expected an integer"),
     ({"query": True}, "query is True; expected an integer"),
-    ({"imbalance": 1.0}, r"imbalance is 1.0; expected a number in \[0, 1\)"),
+    ({"seed": -1}, "seed is -1; expected an integer of at least 0"),
+    ({"corruptions": "label_noise"}, r"corruptions is 'label_noise'; expected a list"),
+    ({"corruptions": ["label_nois"]}, "there is no corruption 'label_nois'; did you mean 'label_noise'"),
+    ({"corruptions": [{"kind": "label_noise", "fractoin": 0.3}]}, "no option 'fractoin'; did you mean 'fraction'"),
+    ({"corruptions": [{"kind": "label_noise", "fraction": 1.5}]}, "fraction of label_noise is 1.5; expected 0 <= low"),
+    ({"exclude_classes": {"shape": ["cube"]}}, r"exclude_classes of attribute 'shape' \['cube'\] are not in the pool"),
+    ({"attributes": ["size"], "exclude_classes": ["size0", "size1"]}, "'size' has 4 classes .* expected 5 for way 5"),
+    ({"exclude_classes": {"size": [f"size{i}" for i in range(6)]}}, "leaves no class of attribute 'size'"),
     (
         {"attributes": ["shape", "taste"]},
         r"attributes \['taste'\] are not in the pool; expected some of \['shape', 'colour'",
@@ -267,8 +186,8 @@ ERRORS = [
     ({"classes": ["shape1"]}, "classes is a list for 3 attributes"),
     ({"classes": {"shape": ["cube"]}}, r"classes of attribute 'shape' \['cube'\] are not in the pool"),
     ({"way": 7}, "attribute 'colour' has 6 classes with at least 15 images in any one domain; expected 7 for way 7"),
-    ({"corruption": SupportCorruption(0.9)}, "label_noise 0.9 replaces 23 of 25 labels.*expected at most 20"),
-    ({"shot": 1, "corruption": SupportCorruption(0.4)}, "expected at most 0, for every class keeps one true shot"),
+    ({"corruptions": [LabelNoise(0.9)]}, "label_noise 0.9 replaces 23 of 25 labels.*expected at most 20"),
+    ({"shot": 1, "corruptions": [LabelNoise(0.4)]}, "expected at most 0, for every class keeps one true shot"),
 ]
 
 
@@ -278,29 +197,12 @@ def test_refusals(crossed_pool, options, message):
         EpisodeSampler(crossed_pool, **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"label_noise": 1.0}, "label_noise is 1.0; expected 0 <= low <= high < 1"),
-        ({"label_noise": -0.1}, "label_noise is -0.1"),
-        ({"label_noise": (0.5, 0.2)}, r"label_noise is \(0.5, 0.2\)"),
-        ({"label_noise": (0.5,)}, "expected a number or a pair"),
-        ({"label_noise": float("nan")}, "label_noise is nan"),
-        ({"label_noise_probability": 1.1}, "label_noise_probability is 1.1"),
-        ({"confounding": -0.5}, r"confounding is -0.5; expected a probability in \[0, 1\]"),
-    ],
-)
-def test_corruption_refusals(options, message):
-    with pytest.raises(ValueError, match=message):
-        SupportCorruption(**options)
-
-
 def test_small_classes_are_named_or_skipped(make_pool):
     pool = make_pool({**{n: 20 for n in "abcdef"}, "tiny": 3, "slim": 14})
     with pytest.raises(ValueError, match=r"the 15 images .*class 'slim' has 14, class 'tiny' has 3"):
         EpisodeSampler(pool)
     with pytest.raises(ValueError, match="the 19 images"):
-        EpisodeSampler(pool, 2, 6, 10, imbalance=0.5)  # round(6 * 1.5) + 10
+        EpisodeSampler(pool, 2, 6, 10, corruptions=[ClassImbalance(0.5)])  # round(6 * 1.5) + 10
     sampler = EpisodeSampler(pool, skip_small_classes=True)
     assert {n for _ in range(50) for n in sampler.episode().class_names} == set("abcdef")
     with pytest.raises(ValueError, match=r"has 6 classes with at least 15 images.*expected 7.*'slim' has 14"):
@@ -330,44 +232,6 @@ def test_idle_domains_and_absent_classes_are_named(make_pool):
         EpisodeSampler(pool, way=3, domains=["y"], classes=["a", "b", "c", "d", "e"])
 
 
-def paired_pool(values: list[int]) -> ImagePool:
-    """Two attributes; class k of the first has 8 images, and all of them have value ``values[k]`` of the second."""
-    labels = torch.tensor([[k, v] for k, v in enumerate(values) for _ in range(8)])
-    return ImagePool(
-        images=torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8),
-        labels=labels,
-        attributes=("shape", "colour"),
-        class_names=(
-            tuple(f"shape{k}" for k in range(len(values))),
-            tuple(f"colour{v}" for v in range(max(values) + 1)),
-        ),
-        domain=torch.zeros(len(labels), dtype=torch.long),
-    )
-
-
-def test_confounding_that_the_pool_cannot_supply():
-    corruption, options = SupportCorruption(confounding=1.0), {"attributes": ["shape"], "seed": 0}
-    message = (
-        r"attribute 'shape' in domain 'all' cannot be confounded with \['colour'\]; expected 3 classes with a value of "
-        r"their own that 4 of their images share, found at most 2; class 'shape0' has at most 8 images"
-    )
-    with pytest.raises(ValueError, match=message):
-        EpisodeSampler(paired_pool([0, 0, 0, 1]), 3, 4, 4, corruption=corruption, **options)
-
-    lucky = EpisodeSampler(paired_pool([0] * 19 + [1]), 2, 4, 4, corruption=corruption, **options)
-    for _ in range(20):  # other classes are drawn until two values meet
-        assert "shape19" in lucky.episode().class_names
-
-    rare = EpisodeSampler(paired_pool([0] * 58 + [1, 2]), 3, 4, 4, corruption=corruption, **options)
-    with pytest.raises(ValueError, match="no confounded episode in 100 draws: attribute 'shape' in domain 'all'"):
-        rare.sample(50)
-
-
-def test_confounding_needs_a_second_attribute(make_pool):
-    with pytest.raises(ValueError, match="the pool has the one attribute 'class'"):
-        EpisodeSampler(make_pool({n: 20 for n in "abcde"}), corruption=SupportCorruption(confounding=0.1))
-
-
 def test_sample_and_state_refusals(crossed_pool):
     sampler = EpisodeSampler(crossed_pool)
     with pytest.raises(ValueError, match="count is 0; expected at least 1"):
@@ -378,13 +242,63 @@ def test_sample_and_state_refusals(crossed_pool):
         sampler.load_state_dict({"generator": {"bit_generator": "MT19937"}})
 
 
-def assert_same(a: EpisodeBatch | Labelled, b: EpisodeBatch | Labelled) -> None:
-    for name in vars(a):
-        left, right = getattr(a, name), getattr(b, name)
-        if isinstance(left, Labelled):
-            assert_same(left, right)
-        elif left is None:
-            assert right is None
-        else:
-            assert left.dtype == right.dtype
-            assert torch.equal(left, right), name
+def test_episodes_by_number(crossed_pool, assert_same):
+    """Number i is the same in any order, batch, process and state of the stream, and leaves the stream alone."""
+    options = {**VARIED, "corruptions": [*WRONG, "jpeg"], "seed": 3}
+    sampler = EpisodeSampler(crossed_pool, **options)
+    before = sampler.state_dict()
+    batch = sampler.at(range(12))
+    assert sampler.state_dict() == before
+    sampler.sample(5)
+    for i in (7, 0, 11):
+        assert_same(sampler.at(i), batch.episode(i))
+    ranks = [EpisodeSampler(crossed_pool, **options).at(range(rank, 12, 3)) for rank in range(3)]
+    for i in range(12):
+        assert_same(ranks[i % 3].episode(i // 3), batch.episode(i))
+    other = EpisodeSampler(crossed_pool, **{**options, "seed": 4})
+    assert not torch.equal(other.at(0).query.rows, sampler.at(0).query.rows)
+    with pytest.raises(ValueError, match="episode number is -1; expected at least 0"):
+        sampler.at(-1)
+    with pytest.raises(ValueError, match="got no episode numbers"):
+        sampler.at([])
+
+
+def test_numbered_episodes_have_the_distribution_of_the_stream(crossed_pool):
+    batch = EpisodeSampler(crossed_pool, 2, 1, 1, seed=0).at(range(3000))
+    assert ((batch.route.bincount() - 1000).abs() < 5 * (3000 * 2 / 9) ** 0.5).all()
+    assert ((batch.domain.bincount() - 1500).abs() < 5 * 750**0.5).all()
+    shape = crossed_pool.labels[batch.support.rows[batch.route == 0], 0]
+    counts = shape[:, 0].bincount(minlength=8).float()
+    expected = len(shape) / 8
+    assert ((counts - expected) ** 2 / expected).sum() < 24.3  # chi-squared, 7 degrees, p = .001
+
+
+def test_the_state_is_small(crossed_pool):
+    assert len(json.dumps(EpisodeSampler(crossed_pool, corruptions=WRONG).state_dict())) < 300
+
+
+def test_excluded_classes_are_never_drawn(crossed_pool):
+    seen = {"shape": ["shape0", "shape5"], "size": ["size3"]}
+    sampler = EpisodeSampler(crossed_pool, exclude_classes=seen, classes={"size": [f"size{i}" for i in range(6)]})
+    names = {n for _ in range(60) for n in sampler.episode().class_names}
+    everything = {n for named in crossed_pool.class_names for n in named}
+    assert names == everything - {"shape0", "shape5", "size3"}
+
+
+def test_the_record_says_what_was_done(crossed_pool):
+    wrong = [*WRONG, {"kind": "jpeg", "probability": 0.5}]
+    batch = EpisodeSampler(crossed_pool, 5, 4, 3, corruptions=wrong, seed=1).sample(200)
+    counts = Counter(name for names in batch.corruptions for name in names)
+    assert counts["class_imbalance"] == 200
+    for name in ("confounding", "label_noise", "jpeg"):
+        assert abs(counts[name] - 100) < 5 * 50**0.5
+    assert [b >= 0 for b in batch.confounded_with.tolist()] == ["confounding" in names for names in batch.corruptions]
+    assert all("label_noise" in names for names, n in zip(batch.corruptions, batch.corrupted_labels, strict=True) if n)
+
+
+def test_a_sampler_says_what_it_draws(make_pool):
+    pool = make_pool({n: 20 for n in "abcde"})
+    assert repr(EpisodeSampler(pool, 3, (1, 5), 2, corruptions=[LabelNoise(0.2, probability=0.5)], seed=7)) == (
+        "EpisodeSampler(ImagePool(100 images 1x2x2, class: 5 classes), way=3, shot=(1, 5), query=2, "
+        "corruptions=[label noise 0.2 in 50% of the episodes], seed=7)"
+    )

@@ -105,11 +105,28 @@ def test_parts_of_a_direct_computation_join_in_order(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(features(images.at(torch.arange(23))), whole, rtol=1e-5, atol=1e-6)
 
 
-def test_support_images_that_are_not_of_the_pool_are_refused() -> None:
-    """Row -1 is also what an episode without a pool has; looked up, it would get another image's features."""
+def test_images_that_are_not_of_the_pool_are_embedded_themselves() -> None:
+    """Row -1 is what an episode without a pool has, and an altered image; looked up, it would be another image."""
+    features, _, _, images = world()
+    batch = batch_from(images)
+    altered = batch.support.rows.clone()
+    altered[0, 1] = -1
+    pictures = batch.support.images.clone()
+    pictures[0, 1] = 1 - pictures[0, 1]
+    mixed = replace(batch, support=replace(batch.support, images=pictures, rows=altered))
+    plain, _, _, _ = world(with_pool=False)
+    mask = batch.support.mask
+    for one in (mixed, batch_from(images, with_index=False)):
+        found, expected = features.attach(one).support.features, plain.attach(one).support.features
+        assert found is not None
+        assert expected is not None
+        torch.testing.assert_close(found.movedim(1, 2)[mask], expected.movedim(1, 2)[mask], rtol=1e-5, atol=1e-6)
+        without_mask = features.of(one.support.images, one.support.rows)
+        torch.testing.assert_close(without_mask.movedim(1, 2)[mask], expected.movedim(1, 2)[mask], rtol=1e-5, atol=1e-6)
+
+
+def test_rows_beyond_the_pool_are_refused() -> None:
     features, network, _, images = world()
-    with pytest.raises(ValueError, match="7 support images have no row in the pool of 23 images"):
-        features.attach(batch_from(images, with_index=False))
     batch = batch_from(images)
     beyond = batch.support.rows.clone()
     beyond[0, 1] = 23

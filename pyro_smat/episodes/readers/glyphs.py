@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import unicodedata
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
-from zipfile import BadZipFile
 
 import matplotlib
 import numpy as np
@@ -28,6 +24,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.episodes.readers.array_cache import cache_folder, read_cached, write_cached
 
 GlyphSplit = Literal["train", "validation", "test", "ood"]
 ATTRIBUTES = ("letter", "face", "rotation", "style")
@@ -68,6 +65,10 @@ def glyph_pool(split: str, size: int = 32, cache_dir: str | Path | None = None) 
 
     Raises:
         ValueError: for an unknown split or a size below 16.
+
+    Example:
+        >>> glyph_pool("validation")
+        ImagePool(6860 images 1x32x32, letter: 20 classes, face: 7 classes, rotation: 7 classes, style: 7 classes)
     """
     if split not in get_args(GlyphSplit):
         raise ValueError(f"split is {split!r}; expected one of {get_args(GlyphSplit)}")
@@ -75,10 +76,10 @@ def glyph_pool(split: str, size: int = 32, cache_dir: str | Path | None = None) 
         raise ValueError(f"size is {size} pixels; expected at least 16, smaller letters cannot be told apart")
     letters = LETTERS[split]
     path = _cache_path(split, size, cache_dir)
-    images = _read_cache(path, (len(letters) * _cells(), 1, size, size))
+    images = read_cached(path, (len(letters) * _cells(), 1, size, size))
     if images is None:
         images = np.concatenate([_draw_letter(letter, size) for letter in letters])
-        _write_cache(path, images)
+        write_cached(path, images)
     counts = (len(letters), len(FACES), len(ROTATIONS), len(STYLES))
     return ImagePool(
         images=torch.from_numpy(images),
@@ -228,35 +229,6 @@ def _paint(style: str, ink: NDArray[np.float32], generator: np.random.Generator)
 
 
 def _cache_path(split: str, size: int, cache_dir: str | Path | None) -> Path:
-    if cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache_dir = Path(base) / "pyro-smat"
     recipe = json.dumps([_VERSION, LETTERS[split], FACES, ROTATIONS, STYLES])
     key = hashlib.sha256(recipe.encode()).hexdigest()[:10]
-    return Path(cache_dir) / f"glyphs-{split}-{size}px-v{_VERSION}-{key}.npz"
-
-
-def _read_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The cached images, or None where there are none that can be read (then they are drawn again)."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            images = stored["images"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None
-    return images if images.shape == shape and images.dtype == np.uint8 else None
-
-
-def _write_cache(path: Path, images: NDArray[np.uint8]) -> None:
-    """Write beside the target and rename, so that a reader never sees half a file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, images=images)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        warnings.warn(f"cannot cache glyphs in {path.parent} ({error}); they are drawn again next time", stacklevel=3)
+    return Path(cache_dir or cache_folder()) / f"glyphs-{split}-{size}px-v{_VERSION}-{key}.npz"

@@ -97,7 +97,7 @@ def test_second_call_reads_the_cache_and_a_spoilt_cache_is_drawn_again(few_lette
 
 def test_a_cache_that_cannot_be_written_is_a_warning(few_letters, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.warns(UserWarning, match="cannot cache glyphs in .*file.*drawn again"):
+    with pytest.warns(UserWarning, match="cannot cache images in .*file.*made again"):
         pool = glyph_pool("test", cache_dir=tmp_path / "file")
     assert len(pool) == 3 * 343
 
