@@ -25,7 +25,7 @@ from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refi
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
 from pyro_smat.inference.runs.assembly import Router, build_router, choose_device
 from pyro_smat.inference.runs.config import RunConfig, build_config
-from pyro_smat.inference.training.checkpoint import write_atomically
+from pyro_smat.files import write_atomically
 from pyro_smat.networks import build_network
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary, load_weights

@@ -5,7 +5,7 @@ The one place that knows which class a name in the config means.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,7 @@ from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.runs.custom import MODEL_NEEDS, check_attributes, construct, load_class
-from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
-from pyro_smat.inference.objective.distillation import CandidateTeacher, PredictionDistillation, RoutingDistillation
-from pyro_smat.inference.objective.particle import EpisodePenalty
 from pyro_smat.inference.runs.families import build_guide, build_prior, default_catalog
-from pyro_smat.inference.objective.reference import SourceReference
-from pyro_smat.inference.training.trainer import TrainingSettings
 from pyro_smat.models import RoutedModel
 from pyro_smat.networks import build_network
 from pyro_smat.sources.pretraining import GLYPH_NETWORK, shipped_glyph_sources
@@ -221,61 +216,11 @@ def build_sampler(
     )
 
 
-def build_elbo(config: RunConfig, features: SourceFeatures, router: Router) -> CVaR_ELBO:
-    """The objective; ``features`` serve the reference of regret, ``router`` the teacher of distillation."""
-    objective = config.objective
-    reference: Callable[..., Tensor] | None = None
-    if objective.reference != "none":
-        reference = SourceReference(
-            features, objective.reference, episode_loss=objective.episode_loss, metric=config.head.metric
-        )
-    return CVaR_ELBO(
-        rho=objective.rho,
-        kl_weight=objective.kl_weight,
-        entropy_weight=objective.entropy_weight,
-        tail_weight=objective.tail_weight,
-        episode_loss=objective.episode_loss,
-        reference=reference,
-        threshold=objective.threshold,
-        baseline=objective.baseline,
-        penalties=_distillation(config, router),
-        num_particles=objective.num_particles,
-        vectorize_particles=objective.num_particles > 1,
-        max_plate_nesting=2 if objective.num_particles == 1 else 3,  # episodes, queries, and particles
-    )
-
-
-def _distillation(config: RunConfig, router: Router) -> dict[str, EpisodePenalty]:
-    wanted = config.objective.distillation
-    if not wanted.routing and not wanted.prediction:
-        return {}
-    catalog = router.catalog
-    if catalog is None:
-        one = Catalog.k_hot(router.library.names, config.experts.count, wanted.max_sources)
-        blocks = len(router.library.space.block_names)
-        catalog = one if blocks == 1 else Catalog.blockwise([one] * blocks)
-    teacher = CandidateTeacher(router.model, catalog, wanted.temperature, wanted.on)
-    terms: dict[str, EpisodePenalty] = {}
-    if wanted.routing:
-        terms["routing_distillation"] = RoutingDistillation(teacher, wanted.routing)
-    if wanted.prediction:
-        terms["prediction_distillation"] = PredictionDistillation(teacher.predictions, wanted.prediction)
-    return terms
-
-
 def _feature_width(config: RunConfig, network: TaskNetwork, library: SourceLibrary) -> int:
     """Width of the network's features, from one blank image."""
     blank = torch.zeros(1, config.data.channels, config.data.size, config.data.size)
     with torch.no_grad():
         return network(library.basis[0].float(), blank).shape[-1]
-
-
-def training_settings(config: RunConfig) -> TrainingSettings:
-    """The trainer's part of the config."""
-    names = set(TrainingSettings.__dataclass_fields__) - {"orthogonality"}
-    return TrainingSettings(
-        **{k: getattr(config.training, k) for k in names}, orthogonality=config.experts.orthogonality
-    )
 
 
 def sources_of_routes(pool: ImagePool, library: SourceLibrary) -> tuple[int, ...]:

@@ -15,6 +15,9 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pyro_smat.episodes.corruption import SupportCorruption
+from pyro_smat.inference.objective.settings import ObjectiveSettings
+from pyro_smat.inference.training.settings import TrainingSettings
+from pyro_smat.registry import Of
 
 IntRange = int | tuple[int, int]
 Family = Literal["logistic_normal", "catalog", "hierarchical", "concrete", "dirichlet", "point"]
@@ -89,8 +92,8 @@ class Sources(_Section):
 
 
 class Experts(_Section):
-    """See :class:`pyro_smat.networks.experts.ExpertBank`; ``masks`` says whether vectorised particles share a sample of the
-    gates, ``orthogonality`` weighs the penalty on experts that overlap."""
+    """See :class:`pyro_smat.networks.experts.ExpertBank`; ``masks`` says whether vectorised particles share a sample of
+    the gates."""
 
     count: int = Field(default=4, ge=0)
     sparsity: float = Field(default=0.9, ge=0, lt=1)
@@ -100,7 +103,6 @@ class Experts(_Section):
     dual_learning_rate: float = Field(default=5e-2, ge=0)
     ramp: float = Field(default=0.5, ge=0, le=1)
     masks: Literal["shared", "separate"] = "shared"
-    orthogonality: float = Field(default=0.0, ge=0)
 
 
 _COST = ("beta", "target_cost", "costs", "learn", "hyperprior")
@@ -155,20 +157,6 @@ class Prior(_Section):
         return self
 
 
-class CatalogSearch(_Section):
-    """How the catalog is built before training: see :func:`pyro_smat.inference.training.catalog_search.search_catalog`.
-
-    "k_hot" is every uniform mixture of up to ``max_sources``; the others search ``size`` routings on ``episodes``
-    training episodes: mixtures of sources, each of them with every expert (at least one mixture).
-    """
-
-    method: Literal["k_hot", "greedy", "beam", "random"] = "k_hot"
-    max_sources: int = Field(default=1, ge=1)
-    size: int = Field(default=32, ge=1)
-    episodes: int = Field(default=64, ge=1)
-    beam_width: int = Field(default=4, ge=1)
-
-
 class Guide(_Section):
     """The family of the posterior and its network.
 
@@ -193,7 +181,7 @@ class Guide(_Section):
     concentration: float = Field(default=2.0, gt=0)
     estimator: Literal["enumerate", "gumbel_softmax", "straight_through", "score_function"] = "enumerate"
     relaxation: float = Field(default=0.5, gt=0)
-    catalog: CatalogSearch = CatalogSearch()
+    catalog: Of("catalog", "k_hot") = Field(default="k_hot", validate_default=True)  # type: ignore[valid-type]
     calibrate: bool = False
 
     @model_validator(mode="after")
@@ -218,57 +206,6 @@ class Custom(_Section):
 class Head(_Section):
     metric: Literal["cosine", "euclidean"] = "cosine"
     scale: float = Field(default=10.0, gt=0)
-
-
-class Distillation(_Section):
-    """Weights of the optional terms; the teacher tries the routings of the guide's catalog (without one: all
-    mixtures of up to ``max_sources`` sources) on the support, or, as an oracle, on the queries."""
-
-    routing: float = Field(default=0.0, ge=0)
-    prediction: float = Field(default=0.0, ge=0)
-    temperature: float = Field(default=1.0, gt=0)
-    on: Literal["support", "queries"] = "support"
-    max_sources: int = Field(default=1, ge=1)
-
-
-class Objective(_Section):
-    """CVaR_ELBO: see :class:`pyro_smat.inference.CVaR_ELBO`."""
-
-    rho: float = 0.5
-    tail_weight: float = Field(default=0.5, ge=0, le=1)
-    kl_weight: float = Field(default=1.0, ge=0)
-    entropy_weight: float | None = Field(default=None, ge=0)
-    episode_loss: Literal["nll", "mean_nll", "clipped_nll", "expected_error", "brier", "predictive_nll"] = "nll"
-    reference: Literal["none", "best_source", "fallback"] = "best_source"
-    threshold: Literal["batch", "queue", "learned"] = "batch"
-    baseline: Literal["none", "leave_one_out", "decaying_average"] = "none"
-    num_particles: int = Field(default=1, ge=1)
-    distillation: Distillation = Distillation()
-
-    @model_validator(mode="after")
-    def _rho(self) -> Objective:
-        if not 0 < self.rho <= 1:
-            raise ValueError(f"rho is {self.rho}; expected a tail fraction in (0, 1]")
-        return self
-
-
-class Training(_Section):
-    """See :class:`pyro_smat.inference.TrainingSettings`."""
-
-    steps: int = Field(default=300, ge=0)
-    episodes: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    delta_learning_rate: float = Field(default=1e-3, gt=0)
-    gate_learning_rate: float = Field(default=5e-2, gt=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    warmup: int = Field(default=20, ge=0)
-    kl_warmup: int = Field(default=0, ge=0)
-    kl_cycles: int = Field(default=1, ge=1)
-    validate_every: int = Field(default=100, ge=0)
-    checkpoint_every: int = Field(default=100, ge=0)
-    validation_episodes: int = Field(default=64, ge=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class Decision(_Section):
@@ -318,8 +255,8 @@ class RunConfig(_Section):
     prior: Prior = Prior()
     guide: Guide = Guide()
     head: Head = Head()
-    objective: Objective = Objective()
-    training: Training = Training()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    training: TrainingSettings = TrainingSettings()
     decision: Decision = Decision()
     custom: Custom = Custom()
 

@@ -20,6 +20,8 @@ from pyro_smat.guides import (
     RoutingGuide,
 )
 from pyro_smat.guides.catalog import ENUMERATION_LIMIT
+from pyro_smat.inference.training.catalogs import needs_search
+from pyro_smat.registry import build
 from pyro_smat.inference.runs.custom import GUIDE_NEEDS, check_attributes, construct, load_class
 from pyro_smat.models.priors import (
     CatalogPrior,
@@ -57,14 +59,14 @@ def default_catalog(config: c.RunConfig, names: tuple[str, ...], blocks: int) ->
     guide = config.guide
     if guide.family not in CATALOG_FAMILIES:
         return None
-    if guide.catalog.method != "k_hot":
+    if needs_search(guide.catalog):
         raise ValueError(
-            f"guide.catalog.method is {guide.catalog.method!r}: the catalog has to be searched first; train_router "
-            "does it, or pass catalog=search_catalog(...)"
+            f"guide.catalog is {guide.catalog.kind!r}: the catalog has to be searched first; train_router does it, or "
+            "pass catalog="
         )
     limit = ENUMERATION_LIMIT if guide.estimator == "enumerate" else LARGEST_CATALOG
-    one = Catalog.k_hot(names, config.experts.count, guide.catalog.max_sources, limit)
-    return one if blocks == 1 else Catalog.blockwise([one] * blocks, limit)
+    supplied = {"source_names": names, "num_experts": config.experts.count, "num_blocks": blocks, "limit": limit}
+    return build(guide.catalog, supplied)
 
 
 def build_prior(

@@ -7,7 +7,6 @@ evaluation, evaluations/<name>/ with metrics.json, episodes.csv, figures/ and re
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,15 +24,15 @@ from pyro_smat.guides import CatalogGuide
 from pyro_smat.inference.decision.abstention import choose_abstention
 from pyro_smat.inference.runs.assembly import (
     Router,
-    build_elbo,
     build_pool,
     build_router,
     build_sampler,
     sources_of_routes,
-    training_settings,
 )
-from pyro_smat.inference.training.catalog_search import search_catalog
-from pyro_smat.inference.training.checkpoint import load_state, save_state, write_atomically
+from pyro_smat.inference.objective.build import build_elbo
+from pyro_smat.inference.training.catalogs import CatalogSearch, needs_search
+from pyro_smat.registry import build
+from pyro_smat.files import load_state, save_state, write_atomically, write_json
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.runs.custom import check_pair
 from pyro_smat.inference.decision.rules import RULES, Rule
@@ -101,7 +100,7 @@ def train_router(
     Returns:
         The deployable router and the training history.
     """
-    searches = router is None and config.guide.family in CATALOG_FAMILIES and config.guide.catalog.method != "k_hot"
+    searches = router is None and config.guide.family in CATALOG_FAMILIES and needs_search(config.guide.catalog)
     opened = router or build_router(_without_experts(config) if searches else config, device)
     torch.manual_seed(config.seed)
     if features is None:
@@ -129,10 +128,10 @@ def train_router(
     trainer = MetaTrainer(
         router.model,
         router.guide,
-        build_elbo(config, train, router),
+        build_elbo(config.objective, train, model=router.model, catalog=router.catalog),
         build_sampler(config, train.pool, config.seed),
         train,
-        training_settings(config),
+        config.training,
         validation=validation,
         folder=folder,
         device=device,
@@ -190,23 +189,21 @@ def _searched_catalog(
     path = None if folder is None else folder / CATALOG
     if resume and path is not None and path.exists():
         return Catalog.from_dict(load_state(path))
-    search, experts = config.guide.catalog, config.experts.count
-    assert search.method != "k_hot"
     assert train.pool is not None
     sampler = build_sampler(config, train.pool, SEARCH_SEED)
-    size = min(search.episodes, config.training.episodes)
-    batches = [sampler.sample(size).to(stand_in.device) for _ in range(-(-search.episodes // size))]
-    catalog = search_catalog(
-        stand_in.model,
-        batches,
-        method=search.method,
-        size=max(1, search.size // max(1, experts)),
-        max_sources=search.max_sources,
-        rho=config.objective.rho,
-        beam_width=search.beam_width,
-        seed=config.seed,
-        progress=progress,
-    ).with_experts(experts)
+
+    def draw(episodes: int) -> list[EpisodeBatch]:
+        size = min(episodes, config.training.episodes)
+        return [sampler.sample(size).to(stand_in.device) for _ in range(-(-episodes // size))]
+
+    search = CatalogSearch(stand_in.model, draw, config.objective.rho, config.seed, progress)
+    supplied = {
+        "source_names": stand_in.library.names,
+        "num_experts": config.experts.count,
+        "num_blocks": len(stand_in.library.space.block_names),
+        "search": search,
+    }
+    catalog = build(config.guide.catalog, supplied)
     if path is not None:
         save_state(path, catalog.to_dict())
     return catalog
@@ -284,15 +281,6 @@ def metrics_of(classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str
 def write_evaluation(folder: Path, classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str, Any]:
     """metrics.json and episodes.csv; returns the metrics."""
     metrics = metrics_of(classifier, evaluation)
-    write_atomically(folder / "metrics.json", json.dumps(_plain(metrics), indent=2).encode())
+    write_json(folder / "metrics.json", metrics)
     write_atomically(folder / "episodes.csv", evaluation.table().to_csv(index=False).encode())
     return metrics
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

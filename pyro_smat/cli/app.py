@@ -189,7 +189,7 @@ def certify(
 
     from pyro_smat.episodes.corruption import SupportCorruption
     from pyro_smat.inference.evaluation.certification import CERTIFICATE_SEED, certify_run
-    from pyro_smat.inference.training.checkpoint import write_atomically
+    from pyro_smat.files import write_atomically
     from pyro_smat.report.page import write_report
     from pyro_smat.report.summary import build_report
 
@@ -258,7 +258,7 @@ def predict(
 
     from pyro_smat.episodes.readers.decode import read_images
     from pyro_smat.inference.decision.rules import RULES
-    from pyro_smat.inference.training.checkpoint import write_atomically
+    from pyro_smat.files import write_atomically
 
     if rule is not None and rule not in RULES:
         raise ValueError(f"--rule is {rule!r}; expected one of {', '.join(RULES)}")

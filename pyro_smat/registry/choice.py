@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial, update_wrapper
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -117,7 +118,11 @@ def build(choice: Choice, supplied: Mapping[str, Any] = MappingProxyType({})) ->
     """
     factory, kind = choice.factory or find(choice.of, choice.kind), KINDS[choice.of]
     arguments: dict[str, Any] = {}
-    for name, parameter in parameters_of(factory).items():
+    parameters = parameters_of(factory)
+    if kind.call and set(kind.call) <= set(parameters):  # the function itself, not what makes it
+        options = {name: _built(value, supplied) for name, value in choice.options.items()}
+        return update_wrapper(partial(factory, **options), factory)
+    for name, parameter in parameters.items():
         if name in choice.options:
             arguments[name] = _built(choice.options[name], supplied)
         elif name in supplied and (name in kind.supplied or parameter.default is parameter.empty):

@@ -16,13 +16,14 @@ class Kind:
         room: the package whose files are of this kind.
         supplied: constructor arguments that the program supplies: name -> what it is. All others are options.
         base: "module:Class" that annotations use for it, so that one option may be another registered thing.
-        argument: of the command line and of ``RoutedClassifier.load``, where a class of one's own can be passed.
+        call: what a function of this kind is called with in the end: its other parameters are its options.
     """
 
     name: str
     room: str
     supplied: Mapping[str, str]
     base: str | None = None
+    call: tuple[str, ...] = ()
 
 
 _SHAPE = {"num_sources": "R", "num_experts": "M", "num_blocks": "L"}
@@ -80,6 +81,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "pyro_smat.inference.objective.losses",
                 {},
                 "pyro_smat.inference.objective.losses.episode_loss:EpisodeLoss",
+                call=("distribution", "labels", "mask"),
             ),
             Kind(
                 "decision_rule",

@@ -15,7 +15,8 @@ import torch
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.sampler import EpisodeSampler
-from pyro_smat.inference.runs.assembly import Router, build_elbo, build_router, build_sampler, training_settings
+from pyro_smat.inference.objective.build import build_elbo
+from pyro_smat.inference.runs.assembly import Router, build_router, build_sampler
 from pyro_smat.inference.runs.config import RunConfig, load_config
 from pyro_smat.inference.training.trainer import MetaTrainer
 from pyro_smat.networks.parameters import ParameterSpace
@@ -107,10 +108,10 @@ def build_trainer(
     return MetaTrainer(
         router.model,
         router.guide,
-        build_elbo(config, features, router),
+        build_elbo(config.objective, features, model=router.model, catalog=router.catalog),
         build_sampler(config, features.pool, seed=1),
         features,
-        training_settings(config),
+        config.training,
         validation=[features.attach(held_out.sample(4))],
         folder=folder,
     )
