@@ -8,12 +8,12 @@ from torch import Tensor
 
 from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
 from pyro_smat.inference.objective.distillation import CandidateTeacher, PredictionDistillation, RoutingDistillation
+from pyro_smat.inference.objective.losses import as_episode_loss
 from pyro_smat.inference.objective.particle import EpisodePenalty
 from pyro_smat.inference.objective.reference import SourceReference
 from pyro_smat.inference.objective.settings import DistillationSettings, ObjectiveSettings
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.networks.features import SourceFeatures
-from pyro_smat.registry import build
 from pyro_smat.routing import Catalog
 
 
@@ -34,7 +34,7 @@ def build_elbo(
     Example:
         >>> elbo = build_elbo(ObjectiveSettings(rho=0.2), features, model=model)     # doctest: +SKIP
     """
-    episode_loss = build(settings.episode_loss)
+    episode_loss = as_episode_loss(settings.episode_loss)
     reference: Callable[..., Tensor] | None = None
     if settings.reference != "none":
         reference = SourceReference(features, settings.reference, episode_loss=episode_loss, metric=model.metric)

@@ -26,6 +26,7 @@ from pyro_smat.inference.evaluation.evaluation import Baseline, Evaluation
 from pyro_smat.inference.runs.assembly import build_pool, build_router, choose_device, open_library
 from pyro_smat.inference.runs.config import Custom, Prior, RunConfig, load_config
 from pyro_smat.inference.runs.run import evaluate_router, prepare_folder, train_router, write_evaluation
+from pyro_smat.registry import choose
 from pyro_smat.report.page import write_report
 from pyro_smat.report.summary import build_report
 from pyro_smat.sources.pretraining import GLYPH_NETWORK, make_glyph_sources
@@ -121,7 +122,12 @@ def _point_routing(config: RunConfig) -> RunConfig:
             "guide": config.guide.model_copy(update={"family": "point"}),
             "prior": Prior(),
             "objective": config.objective.model_copy(
-                update={"tail_weight": 0.0, "episode_loss": "nll", "kl_weight": 1.0, "reference": "none"}
+                update={
+                    "tail_weight": 0.0,
+                    "episode_loss": choose("episode_loss", "nll"),
+                    "kl_weight": 1.0,
+                    "reference": "none",
+                }
             ),
             "training": config.training.model_copy(update={"steps": 2 * config.training.steps}),
             "decision": config.decision.model_copy(update={"rule": "mean"}),

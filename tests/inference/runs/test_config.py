@@ -9,8 +9,6 @@ import pytest
 from pydantic import ValidationError
 
 from pyro_smat.inference.runs.config import Family, build_config, load_config
-from pyro_smat.inference.runs.assembly import training_settings
-from pyro_smat.inference.training.trainer import TrainingSettings
 
 
 def test_file_then_overrides(tmp_path: Path) -> None:
@@ -29,27 +27,16 @@ def test_a_config_is_frozen_and_survives_json() -> None:
         config.seed = 4
 
 
-def test_training_settings_have_the_same_names_and_defaults() -> None:
-    """The trainer's dataclass and the config describe one thing; they must not drift apart."""
-    config = load_config(None)
-    for name, value in vars(TrainingSettings()).items():
-        section = config.experts if name == "orthogonality" else config.training
-        assert getattr(section, name) == value, name
-    assert training_settings(config) == TrainingSettings()
-    changed = load_config(None, ["training.kl_warmup=7", "training.kl_cycles=3", "experts.orthogonality=0.5"])
-    assert training_settings(changed) == TrainingSettings(kl_warmup=7, kl_cycles=3, orthogonality=0.5)
-
-
 def test_sections_as_inline_tables(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(
         'prior = {kind = "mixture", components = [{kind = "uniform"}, {kind = "cost_aware", beta = 2.0}]}\n'
-        '[guide]\nfamily = "catalog"\ncatalog = {method = "beam", size = 9}\n'
+        '[guide]\nfamily = "catalog"\ncatalog = {kind = "beam", size = 9}\n'
     )
     config = load_config(path, ["prior.weights=[0.7, 0.3]"])
     assert [(c.kind, c.beta) for c in config.prior.components] == [("uniform", 1.0), ("cost_aware", 2.0)]
     assert config.prior.weights == (0.7, 0.3)
-    assert (config.guide.catalog.method, config.guide.catalog.size) == ("beam", 9)
+    assert (config.guide.catalog.kind, config.guide.catalog.size) == ("beam", 9)
     assert build_config(config.model_dump(mode="json")) == config
 
 
@@ -83,7 +70,8 @@ def test_shipped_configs_are_valid() -> None:
             "guide={family='catalog', straight_through=true}",
             r"straight_through is for family 'concrete'; found 'catalog' \(a catalog has estimator = 'straight_through",
         ),
-        ("guide.catalog.sizes=3", r"unknown key 'guide.catalog.sizes'; did you mean 'size'\?"),
+        ("guide.catalog={kind='beam', sizes=3}", r"guide.catalog: 'beam' has no option 'sizes'; did you mean 'size'\?"),
+        ("objective.episode_loss=nil", r"objective.episode_loss: there is no episode_loss 'nil'; did you mean 'nll'\?"),
         ("objective.distillation.routin=1", r"unknown key 'objective.distillation.routin'; did you mean 'routing'\?"),
         ("experts.masks=own", r"experts.masks.*'shared' or 'separate'"),
         ("training.kl_cycles=0", r"training.kl_cycles.*greater than or equal to 1"),

@@ -19,8 +19,9 @@ from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.guides import PointGuide
 from pyro_smat.inference.runs import assembly
 from pyro_smat.inference.runs import run as run_module
-from pyro_smat.inference.runs.assembly import Router, build_elbo, build_router
-from pyro_smat.inference.training.catalog_search import search_catalog
+from pyro_smat.inference.runs.assembly import Router, build_router
+from pyro_smat.inference.objective.build import build_elbo
+from pyro_smat.inference.training.catalogs import CatalogSearch, greedy_catalog
 from pyro_smat.inference.deployment.classifier import AbstentionRule, RoutedClassifier
 from pyro_smat.inference.decision.rules import predict
 from pyro_smat.inference.objective.distillation import PredictionDistillation, RoutingDistillation
@@ -285,12 +286,12 @@ def test_options_reach_the_objects() -> None:
     assert model.scale.item() == pytest.approx(3.0)
     assert bank.log_alpha.shape == (2, 10)  # five rows and five biases
     assert (bank.sparsity, bank.enforcement, bank.dual_learning_rate, bank.ramp) == (0.5, "primal_dual", 0.2, 0.1)
-    elbo = build_elbo(config, router.features(tiny_pool()), router)
+    elbo = build_elbo(config.objective, router.features(tiny_pool()), model=router.model)
     assert (elbo.rho, elbo.kl_weight, elbo.entropy_weight, elbo.tail_weight) == (0.25, 0.3, 0.2, 0.7)
     assert elbo.score_function.baseline == "decaying_average"
     for name, kind in THRESHOLDS.items():
         named = config.model_copy(update={"objective": config.objective.model_copy(update={"threshold": name})})
-        assert type(build_elbo(named, router.features(), router).threshold) is kind
+        assert type(build_elbo(named.objective, router.features(), model=router.model).threshold) is kind
 
 
 @pytest.mark.parametrize(("masks", "same"), [("shared", True), ("separate", False)])
@@ -306,7 +307,7 @@ def test_particles_share_a_sample_of_the_gates_or_have_their_own(masks: str, sam
 
 
 def test_orthogonality_is_added_to_the_loss() -> None:
-    trainer = build_trainer(None, "catalog", ["experts.orthogonality=0.5"], validate_every=0)
+    trainer = build_trainer(None, "catalog", ["training.orthogonality=0.5"], validate_every=0)
     bank = trainer.model.experts
     assert bank is not None
     bank.delta.data.normal_(generator=torch.Generator().manual_seed(0))
@@ -378,9 +379,19 @@ def opens_tiny_sources(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("opens_tiny_sources")
 @pytest.mark.parametrize("family", CATALOG_FAMILIES)
-@pytest.mark.parametrize("method", ["k_hot", "greedy", "beam", "random"])
-def test_catalogs_are_built_trained_and_saved_with_the_router(family: str, method: str, tmp_path: Path) -> None:
-    search = f"guide.catalog={{method='{method}', max_sources=2, size=5, episodes=6, beam_width=2}}"
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("k_hot", ""),
+        ("greedy", ", size=5, episodes=6"),
+        ("beam", ", size=5, episodes=6, beam_width=2"),
+        ("random", ", size=5, episodes=6"),
+    ],
+)
+def test_catalogs_are_built_trained_and_saved_with_the_router(
+    family: str, method: str, options: str, tmp_path: Path
+) -> None:
+    search = f"guide.catalog={{kind='{method}', max_sources=2{options}}}"
     kind = "prior.kind=" + ("hierarchical" if family == "hierarchical" else "cost_aware")
     classifier = trained(quick([f"guide.family={family}", search, kind]))
     catalog = classifier.router.catalog
@@ -404,7 +415,7 @@ def test_catalogs_are_built_trained_and_saved_with_the_router(family: str, metho
 @pytest.mark.usefixtures("opens_tiny_sources")
 def test_what_is_searched_are_mixtures_of_sources_that_serve_the_training_episodes() -> None:
     """Of all catalogs of one mixture, the searched one has the smallest loss on the episodes that it is searched on."""
-    search = "guide.catalog={method='random', max_sources=3, size=1, episodes=8}"  # all 7 mixtures are candidates
+    search = "guide.catalog={kind='random', max_sources=3, size=1, episodes=8}"  # all 7 mixtures are candidates
     classifier = trained(quick(["guide.family=catalog", "experts.count=0", search]))
     found = classifier.router.catalog
     assert found is not None
@@ -428,7 +439,7 @@ def test_what_is_searched_are_mixtures_of_sources_that_serve_the_training_episod
 @pytest.mark.parametrize("blocks", [[], [BLOCKS]])
 def test_a_searched_catalog_does_not_need_a_small_k_hot_one(blocks: list[str]) -> None:
     """7 sets of sources x 90 experts are too many to enumerate, and are not asked for."""
-    search = "guide.catalog={method='greedy', max_sources=3, size=4, episodes=4}"
+    search = "guide.catalog={kind='greedy', max_sources=3, size=4, episodes=4}"
     classifier = trained(quick(["guide.family=catalog", "experts.count=90", search, *blocks]))
     catalog = classifier.router.catalog
     assert catalog is not None
@@ -447,7 +458,7 @@ def test_a_search_over_blocks_does_not_need_every_pair_of_sources(monkeypatch: p
         return network, SourceLibrary(tuple(f"s{r}" for r in range(17)), basis, space)
 
     monkeypatch.setattr(assembly, "open_library", many)
-    search = "guide.catalog={method='greedy', max_sources=1, size=3, episodes=4}"
+    search = "guide.catalog={kind='greedy', max_sources=1, size=3, episodes=4}"
     catalog = trained(quick(["guide.family=catalog", "experts.count=0", BLOCKS, search])).router.catalog
     assert catalog is not None
     assert 1 <= len(catalog) <= 3
@@ -459,10 +470,10 @@ def refuse_to_search(*_: Any, **__: Any) -> Catalog:
 
 @pytest.mark.usefixtures("opens_tiny_sources")
 def test_a_resumed_run_reads_its_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = quick(["guide.family=catalog", "guide.catalog={method='greedy', max_sources=2, size=6, episodes=6}"])
+    config = quick(["guide.family=catalog", "guide.catalog={kind='greedy', max_sources=2, size=6, episodes=6}"])
     first = trained(config, folder=tmp_path)
     assert (tmp_path / CATALOG).is_file()
-    monkeypatch.setattr(run_module, "search_catalog", refuse_to_search)
+    monkeypatch.setattr(run_module, "CatalogSearch", refuse_to_search)
     again = trained(config, folder=tmp_path, resume=True)
     assert first.router.catalog is not None
     assert again.router.catalog is not None
@@ -474,14 +485,14 @@ def test_a_resumed_run_reads_its_catalog(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_router_that_is_passed_keeps_its_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = quick(["guide.family=catalog", "guide.catalog={method='greedy', size=4, episodes=4}"])
-    with pytest.raises(ValueError, match=r"guide.catalog.method is 'greedy': .* searched first; train_router does it"):
+    config = quick(["guide.family=catalog", "guide.catalog={kind='greedy', size=4, episodes=4}"])
+    with pytest.raises(ValueError, match=r"guide.catalog is 'greedy': .* searched first; train_router does it"):
         tiny_router(config)
     stand_in = tiny_router(tiny_config(["guide.family=point"]))
     sampler = assembly.build_sampler(config, tiny_pool(), 5)
     batches = [stand_in.features(tiny_pool()).attach(sampler.sample(4))]
-    own = search_catalog(stand_in.model, batches, size=3)
-    monkeypatch.setattr(run_module, "search_catalog", refuse_to_search)
+    own = greedy_catalog(CatalogSearch(stand_in.model, lambda episodes: batches), size=3, max_sources=3)
+    monkeypatch.setattr(run_module, "CatalogSearch", refuse_to_search)
     monkeypatch.setattr(assembly, "open_library", tiny_sources)
     router = tiny_router(config, catalog=own)
     assert trained(config, router).router.catalog is own
