@@ -357,3 +357,13 @@ ENUMERATED = [
     enumerated_and_scaled,
     enumerated_with_one_outcome,
 ]
+
+
+def discrete_without_enumeration() -> tuple[Callable, Callable]:
+    model, _ = one_enumerated_site()
+
+    def guide() -> None:
+        with episodes():
+            pyro.sample("k", dist.Categorical(logits=free("l", B, 1, 3)))
+
+    return model, guide

@@ -16,6 +16,7 @@ from elbo_programs import (
     CONTINUOUS,
     ENUMERATED,
     B,
+    Q,
     Y,
     compare,
     enumerated,

@@ -15,6 +15,7 @@ from elbo_programs import (
     B,
     Q,
     Y,
+    discrete_without_enumeration,
     enumerated,
     enumerated_chain,
     episodes,
@@ -168,8 +169,7 @@ def test_illegal(structure: Callable, message: str, vectorised: bool) -> None:
                 call(model, guide)
 
 
-@BOTH
-def test_scored_sites_have_no_loss_of_an_ensemble(vectorised: bool) -> None:
+def test_scored_sites_have_no_loss_of_an_ensemble() -> None:
     model, guide = discrete_without_enumeration()
     elbo = CVaR_ELBO(rho=1.0, episode_loss="predictive_nll", num_particles=2, vectorize_particles=True)
     message = (

@@ -17,10 +17,10 @@ from elbo_programs import (
     Q,
     Y,
     compare,
+    discrete_without_enumeration,
     episodes,
     free,
     global_and_local,
-    one_enumerated_site,
     queries,
     sequential_inner_plate,
     simple_model,
@@ -40,16 +40,6 @@ def unreparameterised() -> tuple[Callable, Callable]:
             pyro.sample("z", NonreparameterizedNormal(free("b", B, 1), 0.7))
 
     return simple_model, guide
-
-
-def discrete_without_enumeration() -> tuple[Callable, Callable]:
-    model, _ = one_enumerated_site()
-
-    def guide() -> None:
-        with episodes():
-            pyro.sample("k", dist.Categorical(logits=free("l", B, 1, 3)))
-
-    return model, guide
 
 
 def global_scored_local_reparameterised() -> tuple[Callable, Callable]:
