@@ -50,7 +50,7 @@ def build_elbo(
         penalties=_distillation(settings.distillation, model, catalog),
         num_particles=settings.num_particles,
         vectorize_particles=settings.num_particles > 1,
-        max_plate_nesting=2 if settings.num_particles == 1 else 3,  # episodes, queries, and particles
+        max_plate_nesting=2,  # episodes and queries; Pyro adds that of vectorised particles
     )
 
 
