@@ -3,11 +3,11 @@ the CVaR_ELBO of it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pyro_smat.registry import Of
+from pyro_smat.registry import Choice, Of
 
 
 class DistillationSettings(BaseModel):
@@ -50,7 +50,7 @@ class ObjectiveSettings(BaseModel):
     tail_weight: float = Field(default=0.5, ge=0, le=1)
     kl_weight: float = Field(default=1.0, ge=0)
     entropy_weight: float | None = Field(default=None, ge=0)
-    episode_loss: Of("episode_loss", "nll") = Field(default="nll", validate_default=True)  # type: ignore[valid-type]
+    episode_loss: Annotated[Choice, Of("episode_loss", "nll")] = Field(default="nll", validate_default=True)
     reference: Literal["none", "best_source", "fallback"] = "best_source"
     threshold: Literal["batch", "queue", "learned"] = "batch"
     baseline: Literal["none", "leave_one_out", "decaying_average"] = "none"

@@ -10,14 +10,14 @@ import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.inference.objective.settings import ObjectiveSettings
 from pyro_smat.inference.training.settings import TrainingSettings
-from pyro_smat.registry import Of
+from pyro_smat.registry import Choice, Of
 
 IntRange = int | tuple[int, int]
 Family = Literal["logistic_normal", "catalog", "hierarchical", "concrete", "dirichlet", "point"]
@@ -181,7 +181,7 @@ class Guide(_Section):
     concentration: float = Field(default=2.0, gt=0)
     estimator: Literal["enumerate", "gumbel_softmax", "straight_through", "score_function"] = "enumerate"
     relaxation: float = Field(default=0.5, gt=0)
-    catalog: Of("catalog", "k_hot") = Field(default="k_hot", validate_default=True)  # type: ignore[valid-type]
+    catalog: Annotated[Choice, Of("catalog", "k_hot")] = Field(default="k_hot", validate_default=True)
     calibrate: bool = False
 
     @model_validator(mode="after")

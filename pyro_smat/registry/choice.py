@@ -34,7 +34,9 @@ class Choice:
     factory: Factory | None = field(default=None, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("of", "kind", "options", "factory") or name not in self.options:
+        if name.startswith("_") or name in ("of", "kind", "options", "factory"):  # of a copy that has none yet
+            raise AttributeError(name)
+        if name not in self.options:
             raise AttributeError(f"{self.kind!r} has no option {name!r}; it has {', '.join(self.options)}")
         return self.options[name]
 
@@ -43,10 +45,15 @@ class Choice:
         return {"kind": self.kind, **{k: _plain(v) for k, v in self.options.items()}}
 
 
-class _OfKind:
-    """The pydantic schema of a :class:`Choice` of one kind."""
+class Of:
+    """What kind of thing a config field holds: ``prior: Annotated[Choice, Of("prior", "uniform")]``.
 
-    def __init__(self, of: str, default: str | None) -> None:
+    Args:
+        of: a key of :data:`~pyro_smat.registry.kinds.KINDS`.
+        default: the name that a table without ``kind`` means.
+    """
+
+    def __init__(self, of: str, default: str | None = None) -> None:
         self.of, self.default = of, default
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -77,17 +84,7 @@ class _OfKind:
         except ValueError as error:
             raise PydanticCustomError("choice", "{text}", {"text": str(error)}) from error
         kept = {name: getattr(options, name) for name in schema.model_fields}
-        return Choice(self.of, kind, {k: v for k, v in kept.items() if k in given or _is_plain(v)}, factory)
-
-
-def Of(kind: str, default: str | None = None) -> Any:
-    """The type of a config field that holds a thing of a kind.
-
-    Args:
-        kind: a key of :data:`~pyro_smat.registry.kinds.KINDS`.
-        default: the name that a table without ``kind`` means.
-    """
-    return Annotated[Choice, _OfKind(kind, default)]
+        return Choice(self.of, kind, {k: v for k, v in kept.items() if k in given or is_plain(v)}, factory)
 
 
 def choose(kind: str, value: Any, *, own: Mapping[str, Factory] | None = None, run_files: bool = False) -> Choice:
@@ -101,7 +98,7 @@ def choose(kind: str, value: Any, *, own: Mapping[str, Factory] | None = None, r
         3.0
     """
     try:
-        return TypeAdapter(Of(kind)).validate_python(value, context={"own": own or {}, "run_files": run_files})
+        return TypeAdapter(Annotated[Choice, Of(kind)]).validate_python(value, context={"own": own or {}, "run_files": run_files})
     except ValidationError as error:
         raise ValueError(f"{kind}: {error.errors()[0]['msg']}") from error
 
@@ -110,7 +107,8 @@ def build(choice: Choice, supplied: Mapping[str, Any] = MappingProxyType({})) ->
     """What a choice means: its factory with its options and with what it asks for of the supplied values.
 
     Args:
-        choice: checked options; those that are choices themselves are built from the same supplied values.
+        choice: checked options; those that are choices themselves are taken from the supplied values, where they have
+            one of that name, or built from them.
         supplied: at least what the factory needs of ``KINDS[kind].supplied``; values are taken as they are needed.
 
     Raises:
@@ -124,7 +122,8 @@ def build(choice: Choice, supplied: Mapping[str, Any] = MappingProxyType({})) ->
         return update_wrapper(partial(factory, **options), factory)
     for name, parameter in parameters.items():
         if name in choice.options:
-            arguments[name] = _built(choice.options[name], supplied)
+            given = name in supplied and isinstance(choice.options[name], Choice)  # made already, for all who ask
+            arguments[name] = supplied[name] if given else _built(choice.options[name], supplied)
         elif name in supplied and (name in kind.supplied or parameter.default is parameter.empty):
             arguments[name] = supplied[name]
         elif parameter.default is parameter.empty:
@@ -174,7 +173,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool | None) else str(value)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether JSON can say it, or a choice does."""
     if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return isinstance(value, int | float | str | bool | Choice | None)

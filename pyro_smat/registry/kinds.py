@@ -16,6 +16,7 @@ class Kind:
         room: the package whose files are of this kind.
         supplied: constructor arguments that the program supplies: name -> what it is. All others are options.
         base: "module:Class" that annotations use for it, so that one option may be another registered thing.
+        default: the name that stands where such an option is not given.
         call: what a function of this kind is called with in the end: its other parameters are its options.
     """
 
@@ -23,6 +24,7 @@ class Kind:
     room: str
     supplied: Mapping[str, str]
     base: str | None = None
+    default: str | None = None
     call: tuple[str, ...] = ()
 
 
@@ -63,6 +65,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "pyro_smat.encoders",
                 {"feature_width": "f", "descriptors": "of the sources, (R, D)"},
                 "pyro_smat.encoders.encoder:SupportEncoder",
+                "evidence",
             ),
             Kind(
                 "catalog",
@@ -75,6 +78,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                     "search": "training episodes and a model to try routings on (CatalogSearch)",
                 },
                 "pyro_smat.routing.catalog:Catalog",
+                "k_hot",
             ),
             Kind(
                 "episode_loss",

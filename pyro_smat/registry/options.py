@@ -89,8 +89,21 @@ def options_of(kind: str, factory: Factory) -> type[BaseModel]:
                 "say: numbers, strings, booleans, lists of these, and other registered things"
             )
         if annotation is not None:
-            fields[name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
+            fields[name] = (annotation, _default(parameter))
     return create_model(_name(factory), __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    """The default of an option; that of its kind where a constructor has none to give."""
+    if parameter.default not in (parameter.empty, None):
+        return parameter.default
+    kinds = {kind_of(part) for part in (parameter.annotation, *get_args(parameter.annotation))} - {None}
+    default = next((KINDS[kind].default for kind in kinds if kind is not None), None)
+    if default is not None:
+        from pyro_smat.registry.choice import choose  # a choice holds options
+
+        return choose(next(iter(kinds)) or "", default)
+    return ... if parameter.default is parameter.empty else None
 
 
 def _resolved(function: Callable[..., Any], skip: int) -> dict[str, inspect.Parameter]:
@@ -109,13 +122,13 @@ def _resolved(function: Callable[..., Any], skip: int) -> dict[str, inspect.Para
 
 def _sayable(annotation: Any) -> Any:
     """The part of a type that TOML and JSON can say; None for nothing."""
-    from pyro_smat.registry.choice import Of  # a choice holds options
+    from pyro_smat.registry.choice import Choice, Of  # a choice holds options
 
     if annotation in _PLAIN or annotation is Any:
         return annotation
     kind = kind_of(annotation)
     if kind is not None:
-        return Of(kind)
+        return Annotated[Choice, Of(kind)]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return annotation
