@@ -116,7 +116,7 @@ class CatalogGuide(RoutingGuide):
         if estimator == "enumerate" and len(catalog) > ENUMERATION_LIMIT:
             raise ValueError(
                 f"the catalog has {len(catalog)} routings; exact enumeration takes at most {ENUMERATION_LIMIT}: use a "
-                "smaller catalog (search_catalog) or estimator='score_function' or 'gumbel_softmax'"
+                "smaller catalog (kind = 'greedy') or estimator='score_function' or 'gumbel_softmax'"
             )
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; expected > 0")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -25,43 +24,15 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_smat.inference.objective.episode_loss import EPISODE_LOSSES, EpisodeLoss, OfExpectation
+from pyro_smat.inference.objective.losses import EpisodeLoss, OfExpectation, as_episode_loss
 from pyro_smat.inference.objective.particle import EpisodePenalty, Particle, TermOptions
 from pyro_smat.inference.objective.score_function import BASELINES, Baseline, Risk, ScoreFunction
+from pyro_smat.inference.objective.terms import ELBOTerms
 from pyro_smat.inference.objective.threshold import THRESHOLDS, BatchThreshold, Threshold
 from pyro_smat.metrics.risk import check_rho
+from pyro_smat.registry import Choice
 
 UNGUESSED_NESTING = 8  # where enumeration dims start when max_plate_nesting is not given: left of any real plate
-
-
-@dataclass(frozen=True)
-class ELBOTerms:
-    """One evaluation of the objective, its terms apart.
-
-    Attributes:
-        loss: the scalar to minimise, with gradient.
-        mean_loss: mean of the episode losses X.
-        tail_loss: CVaR_rho of X - r.
-        kl: mean KL of an episode; global_kl: KL of the sites outside the episode plate, minus the log density of
-            pyro.factor statements there (hyperpriors).
-        negative_elbo: minus the plain ELBO, summed NLL plus KL, whatever the episode loss, rho and the weights are.
-        threshold: the (1 - rho) quantile of X - r, above which episodes are in the tail.
-        weights: ``(B,)`` tail weights.
-        episode_losses, episode_kl: ``(B,)``, detached.
-        penalties: name -> mean of an optional term, unweighted.
-    """
-
-    loss: Tensor
-    mean_loss: Tensor
-    tail_loss: Tensor
-    kl: Tensor
-    global_kl: Tensor
-    negative_elbo: Tensor
-    threshold: Tensor
-    weights: Tensor
-    episode_losses: Tensor
-    episode_kl: Tensor
-    penalties: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class CVaR_ELBO(ELBO):
@@ -82,9 +53,9 @@ class CVaR_ELBO(ELBO):
         entropy_weight: splits lambda: with KL = E[log q] - E[log p], the first term (minus the entropy) then has this
             weight and only the second (prior, cost) has kl_weight. None: kl_weight for both.
         tail_weight: kappa in [0, 1], the share of the tail against the mean.
-        episode_loss: a name in EPISODE_LOSSES ("nll", summed over queries; "mean_nll", "clipped_nll",
-            "expected_error", "brier", "predictive_nll"), or a hook, see
-            :mod:`pyro_smat.inference.objective.episode_loss`.
+        episode_loss: a name ("nll", summed over queries; "mean_nll", "clipped_nll", "expected_error", "brier",
+            "predictive_nll"), a table with its options such as ``{"kind": "clipped_nll", "clip": 3.0}``, or a loss of
+            your own, see :mod:`pyro_smat.inference.objective.losses`.
         reference: a function of the model's arguments that returns r ``(B,)`` in the units of the episode loss (of a
             subsampled plate: scaled like it); called without gradient. The tail is then over regret.
         threshold: "batch" (exact fractional weights), "queue" or "learned" (for small B), or an object of
@@ -103,8 +74,19 @@ class CVaR_ELBO(ELBO):
         ValueError: for arguments out of range.
 
     Example:
-        >>> elbo = CVaR_ELBO(rho=0.1)                                               # doctest: +SKIP
-        >>> elbo(model, guide)(batch).backward()                                    # doctest: +SKIP
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     with pyro.plate("episodes", len(y), dim=-2):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         with pyro.plate("queries", y.shape[1], dim=-1):
+        ...             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        >>> def guide(y):
+        ...     with pyro.plate("episodes", len(y), dim=-2):
+        ...         pyro.sample("z", dist.Delta(torch.zeros(len(y), 1)))
+        >>> terms = CVaR_ELBO(rho=0.5).terms(model, guide, torch.arange(20.0).view(10, 2))
+        >>> terms.weights  # the worst half
+        tensor([0.0000, 0.0000, 0.0000, 0.0000, 0.0000, 0.2000, 0.2000, 0.2000, 0.2000,
+                0.2000])
     """
 
     def __init__(
@@ -115,7 +97,7 @@ class CVaR_ELBO(ELBO):
         *,
         entropy_weight: float | None = None,
         tail_weight: float = 1.0,
-        episode_loss: str | EpisodeLoss = "nll",
+        episode_loss: str | Mapping[str, Any] | Choice | EpisodeLoss = "nll",
         reference: Callable[..., Tensor] | None = None,
         threshold: str | Threshold = "batch",
         kl: Literal["exact", "sampled"] = "exact",
@@ -139,12 +121,10 @@ class CVaR_ELBO(ELBO):
             raise ValueError(f"tail_weight (kappa) is {tail_weight}; expected 0 (the mean) to 1 (the tail alone)")
         if kl not in ("exact", "sampled"):
             raise ValueError(f"kl is {kl!r}; expected 'exact' or 'sampled'")
-        for name, value, known in (
-            ("episode_loss", episode_loss, EPISODE_LOSSES),
-            ("threshold", threshold, THRESHOLDS),
-        ):
-            if isinstance(value, str) and value not in known:
-                raise ValueError(f"{name} is {value!r}; expected one of {sorted(known)} or an object of your own")
+        if isinstance(threshold, str) and threshold not in THRESHOLDS:
+            raise ValueError(
+                f"threshold is {threshold!r}; expected one of {sorted(THRESHOLDS)} or an object of your own"
+            )
         if baseline not in BASELINES:
             raise ValueError(f"baseline is {baseline!r}; expected one of {BASELINES}")
         if baseline == "leave_one_out" and num_particles < 2:
@@ -153,7 +133,7 @@ class CVaR_ELBO(ELBO):
         self.episode_plate = episode_plate
         self.kl_weight, self.entropy_weight = kl_weight, entropy_weight
         self.tail_weight = tail_weight
-        self.episode_loss: EpisodeLoss = EPISODE_LOSSES[episode_loss] if isinstance(episode_loss, str) else episode_loss
+        self.episode_loss = as_episode_loss(episode_loss)
         if isinstance(self.episode_loss, OfExpectation) and num_particles > 1 and not vectorize_particles:
             raise ValueError(
                 f"episode_loss {type(self.episode_loss).__name__} is taken of the average over particles; pass "
@@ -182,13 +162,18 @@ class CVaR_ELBO(ELBO):
             loss.backward(retain_graph=self.retain_graph)
         return self._checked(loss.item())
 
-    def terms(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> ELBOTerms:
+    def terms(self, model: Callable, guide: Callable, *args: Any, kl_factor: float = 1.0, **kwargs: Any) -> ELBOTerms:
         """The loss and its terms in one pass, for training loops that log.
+
+        Args:
+            model, guide: the pair.
+            args, kwargs: of both.
+            kl_factor: in [0, 1], the share of kl_weight and entropy_weight that counts now, while they are annealed.
 
         Raises:
             ValueError: for sites that are not where they should be; the message names the site.
         """
-        return self._terms(model, guide, args, kwargs, update=True)
+        return self._terms(model, guide, args, kwargs, update=True, kl_factor=kl_factor)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the threshold and of decaying baselines, for a training run that is to be resumed."""
@@ -200,11 +185,18 @@ class CVaR_ELBO(ELBO):
         self.score_function.averages = dict(state["baselines"])
 
     def _terms(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any], *, update: bool
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+        *,
+        update: bool,
+        kl_factor: float = 1.0,
     ) -> ELBOTerms:
-        options = TermOptions(
-            self.episode_plate, self.episode_loss, self.kl, self.kl_weight, self.entropy_weight, self.penalties
-        )
+        kl_weight = kl_factor * self.kl_weight
+        entropy_weight = None if self.entropy_weight is None else kl_factor * self.entropy_weight
+        options = TermOptions(self.episode_plate, self.episode_loss, self.kl, kl_weight, entropy_weight, self.penalties)
         particles = [
             Particle(options, model_trace, guide_trace, args, kwargs)
             for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs)
@@ -224,11 +216,13 @@ class CVaR_ELBO(ELBO):
         tail = self.threshold(regret.detach(), self.rho, update)
         tail_loss = tail.loss(regret)
         risk = tail_loss
-        if self.tail_weight < 1:
+        if self.tail_weight == 0:
+            risk = losses.mean()
+        elif self.tail_weight < 1:
             risk = (1 - self.tail_weight) * losses.mean() + self.tail_weight * tail_loss
         kl_sum = kl.sum() + global_kl
-        loss = episodes * risk + self.kl_weight * kl_sum + mean("extra")
-        if particles[0].scored:
+        loss = episodes * risk + kl_weight * kl_sum + mean("extra")
+        if particles[0].scored and torch.isfinite(loss):  # what an infinite loss falls by has no value
             at = Risk(regret.detach(), tail, tail_loss.detach(), self.tail_weight)
             loss = loss + self.score_function.surrogate([p.costs() for p in particles], at, update)
         penalties = {name: torch.stack([p.penalties[name] for p in particles]).mean(0) for name in self.penalties}

@@ -16,7 +16,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_smat.inference.objective.episode_loss import EpisodeLoss, OfExpectation, loss_of_points, summed_nll
+from pyro_smat.inference.objective.losses import NLL, EpisodeLoss, OfExpectation, points_of
 from pyro_smat.inference.objective.score_function import Costs, CostTerm, refuse_score_sites
 from pyro_smat.inference.objective.sites import (
     Layout,
@@ -110,18 +110,29 @@ class Particle:
 
     def _observe(self, site: Site) -> None:
         """Add the loss of an observed site: the expectation of its points, summed over inner plates."""
-        hook, inner = self.options.episode_loss, self.layout.inner_dims(site)
-        nll = expectation(summed_nll(site, inner), site, self.enumerated)
-        if hook is summed_nll:
-            points = nll
-        elif isinstance(hook, OfExpectation):
-            points = loss_of_points(hook, site, inner, lambda p: _over_particles(self._expect(p, site), site))
-        else:
-            points = loss_of_points(hook, site, inner, lambda p: self._expect(p, site))
+        nll = self._expect(-site["log_prob"], site)
+        points = nll if type(self.options.episode_loss) is NLL else self._points(site)
         self._cost(self._loss_costs, site, points)
         losses = self.layout.per_episode(points, site)
         self.losses = self.losses + losses
         self.nll = self.nll + (losses if points is nll else self.layout.per_episode(nll, site)).detach()
+
+    def _points(self, site: Site) -> Tensor:
+        """The points of an observed site under the posterior."""
+        loss = self.options.episode_loss
+        over_particles = _over_particles if isinstance(loss, OfExpectation) else _of_each_particle
+        try:
+            return points_of(
+                loss,
+                site["fn"],
+                site["value"],
+                site["mask"],
+                inner=self.layout.inner_dims(site),
+                scale=site["scale"],
+                expectation=lambda points: over_particles(self._expect(points, site), site),
+            )
+        except ValueError as error:
+            raise ValueError(f"episode_loss at site {site['name']!r}: {error}") from error
 
     def _expect(self, term: Tensor, site: Site) -> Tensor:
         return expectation(term, site, self.enumerated)
@@ -222,6 +233,10 @@ def _negative_entropy(guide_site: Site, log_q: Tensor) -> Tensor:
 
 def _scaled(term: Tensor, site: Site) -> Tensor:
     return scale_and_mask(term, scale=site["scale"], mask=site["mask"])
+
+
+def _of_each_particle(term: Tensor, site: Site) -> Tensor:
+    return term
 
 
 def _over_particles(term: Tensor, site: Site) -> Tensor:

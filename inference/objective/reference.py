@@ -5,14 +5,18 @@ From cached features of support and queries, without running a network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.objective.episode_loss import EPISODE_LOSSES, EpisodeLoss, loss_of_points
+from pyro_smat.inference.objective.losses import EpisodeLoss, as_episode_loss, points_of
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.heads import Metric, leave_one_out_loss, prototype_logits
+from pyro_smat.registry import Choice
 
 PRETRAINED_SCALE = 10.0
 
@@ -57,8 +61,14 @@ class SourceReference:
     Args:
         features: of the pool that episodes come from.
         kind: "best_source" takes the minimum over the R sources of the query loss; "fallback" the loss of source 0.
-        episode_loss: the loss of the objective, by name or hook.
+        episode_loss: of the objective: a name, a table of a config, or a loss of one's own.
         metric: of the prototype head.
+
+    Raises:
+        ValueError: for another kind, or an unknown episode loss.
+
+    Example:
+        >>> CVaR_ELBO(reference=SourceReference(features, "fallback"))                # doctest: +SKIP
     """
 
     def __init__(
@@ -66,31 +76,20 @@ class SourceReference:
         features: SourceFeatures,
         kind: str = "best_source",
         *,
-        episode_loss: str | EpisodeLoss = "nll",
+        episode_loss: str | Mapping[str, Any] | Choice | EpisodeLoss = "nll",
         metric: Metric = "cosine",
     ) -> None:
         if kind not in ("best_source", "fallback"):
             raise ValueError(f"reference is {kind!r}; expected 'best_source' or 'fallback'")
         self.features, self.kind, self.metric = features, kind, metric
-        self.episode_loss = EPISODE_LOSSES[episode_loss] if isinstance(episode_loss, str) else episode_loss
+        self.episode_loss = as_episode_loss(episode_loss)
 
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         """``(B,)``, in the units of the episode loss."""
-        logits = source_logits(self.features, batch, metric=self.metric)
-        labels = batch.query.labels.unsqueeze(1).expand(logits.shape[:-1])
-        mask = batch.query.mask.unsqueeze(1).expand(logits.shape[:-1])
-        fn = Categorical(logits=logits)
-        log_p = fn.log_prob(labels)
-        site = {
-            "name": "labels",
-            "fn": fn,
-            "value": labels,
-            "unscaled_log_prob": log_p,
-            "log_prob": log_p * mask,
-            "mask": mask,
-            "scale": 1.0,
-        }
-        losses = loss_of_points(self.episode_loss, site, (-1,), lambda points: points).sum(-1)  # (B, R)
+        logits = source_logits(self.features, batch, metric=self.metric)  # (B, R, Q, W)
+        labels, mask = (part.unsqueeze(1).expand(logits.shape[:-1]) for part in (batch.query.labels, batch.query.mask))
+        points = points_of(self.episode_loss, Categorical(logits=logits), labels, mask, inner=(-1,))
+        losses = points.sum(-1)  # (B, R)
         return losses.amin(1) if self.kind == "best_source" else losses[:, 0]
 
 

@@ -20,7 +20,7 @@ import torch
 from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
-from pyro_smat.inference.objective.episode_loss import EpisodeLoss, OfExpectation
+from pyro_smat.inference.objective.losses import EpisodeLoss, OfExpectation
 from pyro_smat.inference.objective.sites import Layout, Site, depends_on, particle_dim
 from pyro_smat.inference.objective.threshold import Tail
 

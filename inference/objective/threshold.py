@@ -27,7 +27,7 @@ class Tail:
 
     Attributes:
         weights: ``(B,)`` >= 0, detached: the gradient of the tail loss by the episode losses. They sum to 1 with
-            "batch", and to 1 on average otherwise.
+            "batch", and to 1 on average over the batches of a stream otherwise.
         threshold: t.
         at: the tail loss of other losses, ``(*b, B) -> (*b)``: what it would have been, had these been drawn.
     """
@@ -38,7 +38,9 @@ class Tail:
 
     def loss(self, losses: Tensor) -> Tensor:
         r""":math:`t + \frac{1}{\rho B}\sum_i (x_i - t)_+ = \sum_i w_i x_i + t\,(1 - \sum_i w_i)`."""
-        return (self.weights * losses).sum() + self.threshold * (1.0 - self.weights.sum())
+        inside = torch.where((self.weights == 0) & losses.isinf(), 0.0, self.weights * losses)  # 0 times infinity is 0
+        rest = 1.0 - self.weights.sum()
+        return inside.sum() + torch.where(self.threshold.isinf(), 0.0, self.threshold * rest)
 
 
 class Threshold(Protocol):
@@ -91,8 +93,8 @@ class QueueThreshold:
 
     def __call__(self, losses: Tensor, rho: float, update: bool = True) -> Tail:
         recent = torch.cat([self.recent.to(losses), losses])[-max(self.size, len(losses)) :]
-        if update:
-            self.recent = recent
+        if update:  # one infinite loss must not be the threshold of the batches that follow
+            self.recent = recent[recent.isfinite()]
         share = len(recent) / len(losses)
         weights, threshold = tail_weights(recent, rho)
         return Tail(weights[-len(losses) :] * share, threshold, above(threshold, rho))
@@ -107,8 +109,9 @@ class QueueThreshold:
 class LearnedThreshold:
     r"""t as a variable of its own, moved by its gradient :math:`1 - \frac{1}{\rho B}\#\{x_i \ge t\}` after every batch.
 
-    t starts as the quantile of the first ``warmup`` losses and is kept between the smallest and the largest of the
-    recent ones: a threshold above all losses would switch the gradient off.
+    t starts as the quantile of the first ``warmup`` losses. While it is within one step of the recent ones it moves
+    freely, so that steps up and down, and with them the weights, balance: a tail weight that is 1 on average. Losses
+    that fall and leave it behind take it along: above all losses it would switch the gradient off.
 
     Args:
         learning_rate: > 0, in standard deviations of the recent losses.
@@ -134,12 +137,16 @@ class LearnedThreshold:
         inside = torch.ones_like(losses) if rho == 1.0 else (losses >= value).to(losses.dtype)
         tail = Tail(inside / (rho * len(losses)), value, above(value, rho))
         if update:
-            recent = self.queue.recent
-            slope = 1.0 - tail.weights.sum()
-            moved = value - self.learning_rate * recent.std(correction=0) * slope
-            self.value = moved.clamp(recent.min(), recent.max()).detach()
+            self._move(value, 1.0 - tail.weights.sum(), rho)
             self.seen += len(losses)
         return tail
+
+    def _move(self, value: Tensor, slope: Tensor, rho: float) -> None:
+        recent = self.queue.recent
+        if len(recent):
+            step = self.learning_rate * recent.std(correction=0)
+            low, high = recent.min() - step, recent.max() + step * (1 / rho - 1)  # the longest steps from among them
+            self.value = (value - step * slope).clamp(low, high).detach()
 
     def state_dict(self) -> dict[str, Any]:
         return {"queue": self.queue.state_dict(), "value": self.value, "seen": self.seen}

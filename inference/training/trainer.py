@@ -6,9 +6,8 @@ a checkpoint with every random state, from which a killed run continues to the s
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +18,23 @@ from tqdm.auto import tqdm
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.sampler import EpisodeSampler
+from pyro_smat.files import load_state, save_state
 from pyro_smat.guides.router import RoutingGuide
-from pyro_smat.inference.decision.rules import predict
-from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO, ELBOTerms
-from pyro_smat.inference.objective.reference import query_losses
+from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
+from pyro_smat.inference.objective.outcome import run_routings
+from pyro_smat.inference.objective.terms import ELBOTerms
 from pyro_smat.inference.training.annealing import KLSchedule
-from pyro_smat.inference.training.checkpoint import load_state, random_state, save_state, set_random_state
 from pyro_smat.inference.training.posterior_collapse import posterior_spread
+from pyro_smat.inference.training.random_state import random_state, set_random_state
+from pyro_smat.inference.training.schedule import warmup_then_cosine
+from pyro_smat.inference.training.settings import TrainingSettings
 from pyro_smat.metrics.risk import cvar
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.features import SourceFeatures
 
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train.
-
-    Attributes:
-        steps: optimizer steps.
-        episodes: B, episodes a step.
-        learning_rate: of the router and the head's scale.
-        delta_learning_rate: of the shared delta.
-        gate_learning_rate: of the experts' log alpha.
-        weight_decay: of the router's matrices.
-        clip_norm: largest gradient norm of each parameter group.
-        warmup: steps of linear warm-up, then a cosine to zero.
-        kl_warmup, kl_cycles: growth of the KL weight, see :class:`~pyro_smat.inference.training.annealing.KLSchedule`.
-        orthogonality: weight of the penalty on experts that overlap.
-        validate_every: steps between validations; 0 never.
-        checkpoint_every: steps between checkpoints; 0 only at the end.
-    """
-
-    steps: int = 300
-    episodes: int = 16
-    learning_rate: float = 3e-3
-    delta_learning_rate: float = 1e-3
-    gate_learning_rate: float = 5e-2
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
-    warmup: int = 20
-    kl_warmup: int = 0
-    kl_cycles: int = 1
-    orthogonality: float = 0.0
-    validate_every: int = 100
-    checkpoint_every: int = 100
-
-    def __post_init__(self) -> None:
-        if self.kl_warmup * self.kl_cycles > self.steps > 0:
-            raise ValueError(
-                f"kl_warmup is {self.kl_warmup} in each of {self.kl_cycles} cycles of {self.steps} steps in all; "
-                "expected it to fit: the KL would never have its whole weight"
-            )
+SAVED = {"step", "settings", "model", "guide", "optimizer", "schedule", "elbo", "sampler", "random", "history"}
 
 
 class MetaTrainer:
@@ -80,10 +42,10 @@ class MetaTrainer:
 
     Args:
         model, guide: the pair; both are moved to ``device``.
-        elbo: the objective; its kl_weight of now is the full weight of the KL schedule.
+        elbo: the objective; its kl_weight is the whole weight of the KL schedule.
         sampler: of training episodes.
         features: frozen features of the sampler's pool.
-        settings: how to train.
+        settings: how to train; default: as :class:`TrainingSettings` has it.
         validation: held-out episodes with features attached, or none.
         folder: where checkpoints go; None keeps none.
         device: where to train.
@@ -102,12 +64,13 @@ class MetaTrainer:
         elbo: CVaR_ELBO,
         sampler: EpisodeSampler,
         features: SourceFeatures,
-        settings: TrainingSettings = TrainingSettings(),
+        settings: TrainingSettings | None = None,
         *,
         validation: list[EpisodeBatch] | None = None,
         folder: Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        settings = settings or TrainingSettings()
         self.device = torch.device(device)
         self.model, self.guide = model.to(self.device), guide.to(self.device)
         self.elbo, self.sampler, self.features, self.settings = elbo, sampler, features, settings
@@ -116,8 +79,7 @@ class MetaTrainer:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.optimizer = torch.optim.AdamW(_parameter_groups(model, guide, settings), betas=(0.9, 0.99))
-        self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._kl_weights = (elbo.kl_weight, elbo.entropy_weight)
+        self.schedule = warmup_then_cosine(self.optimizer, settings.warmup, settings.steps)
         self._kl_schedule = KLSchedule(settings.kl_warmup, settings.kl_cycles)
 
     def fit(self, *, resume: bool = False, progress: bool = True) -> pd.DataFrame:
@@ -157,14 +119,14 @@ class MetaTrainer:
         self.guide.train()
         batch = self.features.attach(self.sampler.sample(self.settings.episodes).to(self.device))
         self._anneal()
-        terms = self.elbo.terms(self.model, self.guide, batch)
+        kl_factor = self._kl_schedule.factor(self.step, self.settings.steps)
+        terms = self.elbo.terms(self.model, self.guide, batch, kl_factor=kl_factor)
         loss = terms.loss / len(batch) + self._penalty()
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss.item()} at step {self.step + 1}; expected a finite number: lower learning_rate, "
                 "or look at the sources for extreme weights"
             )
-        self._set_rates()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         experts = self._experts()
@@ -173,6 +135,7 @@ class MetaTrainer:
         for group in self.optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], self.settings.clip_norm)
         self.optimizer.step()
+        self.schedule.step()
         if experts is not None:
             experts.after_step()
         self.step += 1
@@ -185,15 +148,15 @@ class MetaTrainer:
         self.model.eval()
         self.guide.eval()
         basis = self.model.basis()
-        correct, losses = [], []
+        outcomes = []
         for batch in self.validation:
-            probabilities = predict(self.model, self.guide.posterior(batch), batch, "mean", basis=basis)
-            hits = (probabilities.argmax(-1) == batch.query.labels) & batch.query.mask
-            correct.append(hits.sum(-1) / batch.query.mask.sum(-1))
-            losses.append(query_losses(probabilities.clamp(min=1e-12).log(), batch))
-        loss = torch.cat(losses)
+            mean = self.guide.posterior(batch).mean.unsqueeze(0)
+            outcomes.append(
+                run_routings(self.model, batch, {"mean": (mean, mean.new_ones(1, len(batch)))}, basis=basis)["mean"]
+            )
+        loss = torch.cat([outcome.losses for outcome in outcomes])
         return {
-            "validation_accuracy": torch.cat(correct).mean().item(),
+            "validation_accuracy": torch.cat([outcome.accuracy for outcome in outcomes]).mean().item(),
             "validation_loss": loss.mean().item(),
             "validation_cvar": cvar(loss, self.elbo.rho).item(),
         }
@@ -204,10 +167,11 @@ class MetaTrainer:
             path,
             {
                 "step": self.step,
-                "settings": asdict(self.settings),
+                "settings": self.settings.model_dump(),
                 "model": dict(self.model.state_dict()),
                 "guide": dict(self.guide.state_dict()),
                 "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
                 "elbo": self.elbo.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "random": random_state(self.device),
@@ -222,18 +186,18 @@ class MetaTrainer:
             ValueError: when the file is damaged or was written under other settings.
         """
         state = load_state(path)
-        missing = sorted(
-            {"step", "settings", "model", "guide", "optimizer", "elbo", "sampler", "random", "history"} - set(state)
-        )
+        missing = sorted(SAVED - set(state))
         if missing:
             raise ValueError(f"{path}: has no {', '.join(missing)}; expected a checkpoint of MetaTrainer")
-        if state["settings"] != asdict(self.settings):
-            changed = sorted(k for k, v in asdict(self.settings).items() if state["settings"].get(k) != v)
+        settings = self.settings.model_dump()
+        if state["settings"] != settings:
+            changed = sorted(k for k, v in settings.items() if state["settings"].get(k) != v)
             raise ValueError(f"{path}: written with other settings ({', '.join(changed)}); resume with the same config")
         try:
             self.model.load_state_dict(state["model"])
             self.guide.load_state_dict(state["guide"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{path}: does not fit this model and guide ({error}); resume with the same config"
@@ -252,25 +216,12 @@ class MetaTrainer:
         return weight * experts.orthogonality() if experts is not None and weight else 0.0
 
     def _anneal(self) -> None:
-        """What changes as training goes on: the weight of the KL, relaxation temperatures, the experts' budget."""
-        factor = self._kl_schedule.factor(self.step, self.settings.steps)
-        weight, entropy_weight = self._kl_weights
-        self.elbo.kl_weight = factor * weight
-        self.elbo.entropy_weight = None if entropy_weight is None else factor * entropy_weight
+        """What changes as training goes on: relaxation temperatures and the experts' budget."""
         progress = self.step / max(1, self.settings.steps - 1)
         self.guide.anneal(progress)
         experts = self._experts()
         if experts is not None:
             experts.set_progress(min(1.0, progress))
-
-    def _set_rates(self) -> None:
-        warmup, total = self.settings.warmup, self.settings.steps
-        if self.step < warmup:
-            factor = (self.step + 1) / warmup
-        else:
-            factor = 0.5 * (1 + math.cos(math.pi * (self.step - warmup) / max(1, total - warmup)))
-        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * factor
 
     def _row(self, terms: ELBOTerms, loss: Tensor, batch: EpisodeBatch, images_per_second: float) -> dict[str, float]:
         with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial, update_wrapper
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -33,7 +34,9 @@ class Choice:
     factory: Factory | None = field(default=None, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("of", "kind", "options", "factory") or name not in self.options:
+        if name.startswith("_") or name in ("of", "kind", "options", "factory"):  # of a copy that has none yet
+            raise AttributeError(name)
+        if name not in self.options:
             raise AttributeError(f"{self.kind!r} has no option {name!r}; it has {', '.join(self.options)}")
         return self.options[name]
 
@@ -113,7 +116,11 @@ def build(choice: Choice, supplied: Mapping[str, Any] = MappingProxyType({})) ->
     """
     factory, kind = choice.factory or find(choice.of, choice.kind), KINDS[choice.of]
     arguments: dict[str, Any] = {}
-    for name, parameter in parameters_of(factory).items():
+    parameters = parameters_of(factory)
+    if kind.call and set(kind.call) <= set(parameters):  # the function itself, not what makes it
+        options = {name: _built(value, supplied) for name, value in choice.options.items()}
+        return update_wrapper(partial(factory, **options), factory)
+    for name, parameter in parameters.items():
         if name in choice.options:
             given = name in supplied and isinstance(choice.options[name], Choice)  # made already, for all who ask
             arguments[name] = supplied[name] if given else _built(choice.options[name], supplied)

@@ -17,6 +17,7 @@ class Kind:
         supplied: constructor arguments that the program supplies: name -> what it is. All others are options.
         base: "module:Class" that annotations use for it, so that one option may be another registered thing.
         default: the name that stands where such an option is not given.
+        call: what a function of this kind is called with in the end: its other parameters are its options.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Kind:
     supplied: Mapping[str, str]
     base: str | None = None
     default: str | None = None
+    call: tuple[str, ...] = ()
 
 
 _SHAPE = {"num_sources": "R", "num_experts": "M", "num_blocks": "L"}
@@ -83,6 +85,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "pyro_smat.inference.objective.losses",
                 {},
                 "pyro_smat.inference.objective.losses.episode_loss:EpisodeLoss",
+                call=("distribution", "labels", "mask"),
             ),
             Kind(
                 "decision_rule",

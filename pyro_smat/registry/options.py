@@ -79,7 +79,7 @@ def options_of(kind: str, factory: Factory) -> type[BaseModel]:
     """
     fields: dict[str, Any] = {}
     for name, parameter in parameters_of(factory).items():
-        if name in KINDS[kind].supplied:
+        if name in KINDS[kind].supplied or name in KINDS[kind].call:
             continue
         annotation = _sayable(Any if parameter.annotation is parameter.empty else parameter.annotation)
         if annotation is None and parameter.default is parameter.empty:

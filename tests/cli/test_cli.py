@@ -67,7 +67,7 @@ def test_train_with_a_searched_catalog_a_prior_and_a_teacher(world: Path, tmp_pa
     run, overrides = tmp_path / "run", []
     for override in (
         "guide={family='hierarchical', calibrate=true}",
-        "guide.catalog={method='beam', max_sources=2, size=6, episodes=4}",
+        "guide.catalog={kind='beam', max_sources=2, size=6, episodes=4}",
         'prior = {kind = "cost_aware", beta = 2.0}',
         "objective.distillation.routing=0.1",
         "objective.threshold=queue",

@@ -15,8 +15,10 @@ import torch
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.sampler import EpisodeSampler
-from pyro_smat.inference.assembly.router import Router, build_elbo, build_router, build_sampler, training_settings
 from pyro_smat.inference.assembly.config import RunConfig, load_config
+from pyro_smat.inference.assembly.router import Router, build_router
+from pyro_smat.inference.objective.build import build_elbo
+from pyro_smat.inference.runs.pools import build_sampler
 from pyro_smat.inference.training.trainer import MetaTrainer
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources import SourceLibrary
@@ -107,10 +109,10 @@ def build_trainer(
     return MetaTrainer(
         router.model,
         router.guide,
-        build_elbo(config, features, router),
+        build_elbo(config.objective, features, model=router.model, catalog=router.catalog),
         build_sampler(config, features.pool, seed=1),
         features,
-        training_settings(config),
+        config.training,
         validation=[features.attach(held_out.sample(4))],
         folder=folder,
     )

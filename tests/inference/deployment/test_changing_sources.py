@@ -17,7 +17,7 @@ from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.assembly.router import build_router
 from pyro_smat.inference.assembly.config import Family
 from pyro_smat.inference.runs.run import train_router
-from pyro_smat.inference.training.catalog_search import search_catalog
+from pyro_smat.inference.training.catalogs import CatalogSearch, greedy_catalog
 from pyro_smat.sources import SourceLibrary
 
 FAMILIES: tuple[str, ...] = get_args(Family)
@@ -89,20 +89,16 @@ def test_removing_what_was_added_gives_the_old_router_back(family: str, tmp_path
 def test_a_searched_catalog_gets_the_source_alone_and_loses_what_opens_it() -> None:
     options = (
         "guide.family=catalog",
-        'guide.catalog={method="greedy", size=2, episodes=4, max_sources=2}',
+        'guide.catalog={kind="greedy", size=2, episodes=4, max_sources=2}',
         "experts.count=0",
     )
     config = tiny_config(["training.steps=1", "training.episodes=4", *options])
     network, library = tiny_sources(config, 3)
     stand_in = tiny_config(["experts.count=0"])
     features = build_router(stand_in, torch.device("cpu"), (network, library)).features(tiny_pool())
-    catalog = search_catalog(
-        build_router(stand_in, torch.device("cpu"), (network, library)).model,
-        [features.attach(EpisodeSampler(tiny_pool(), 3, 2, 2, seed=0).sample(4))],
-        method="greedy",
-        size=2,
-        max_sources=2,
-    )
+    batches = [features.attach(EpisodeSampler(tiny_pool(), 3, 2, 2, seed=0).sample(4))]
+    model = build_router(stand_in, torch.device("cpu"), (network, library)).model
+    catalog = greedy_catalog(CatalogSearch(model, lambda episodes: batches), size=2, max_sources=2)
     router = build_router(config, torch.device("cpu"), (network, library), catalog=catalog)
     more = add_source(RoutedClassifier(router), "new", good_source())
     assert more.router.catalog is not None

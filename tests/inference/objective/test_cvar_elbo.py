@@ -441,6 +441,6 @@ def test_small_tail_warns_once() -> None:
 
 def test_nan_loss_warns() -> None:
     y = toy_data()
-    elbo = CVaR_ELBO(rho=1.0, episode_loss=lambda site, inner: site["log_prob"] * math.nan)
+    elbo = CVaR_ELBO(rho=1.0, episode_loss=lambda fn, labels, mask: fn.log_prob(labels) * math.nan)
     with pytest.warns(UserWarning, match="NaN"):
         assert math.isnan(elbo.loss(Toy(), ToyGuide(16), y))

@@ -17,7 +17,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_smat.inference import CVaR_ELBO
-from pyro_smat.inference.objective.episode_loss import EPISODE_LOSSES
+from pyro_smat.registry import names
 
 Y = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
 B, Q = Y.shape
@@ -238,14 +238,14 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ", ".join(o))
-@pytest.mark.parametrize("name", [*EPISODE_LOSSES, "zero"])
+@pytest.mark.parametrize("name", [*names("episode_loss"), "zero"])
 @pytest.mark.parametrize(("make", "reference"), [(Hyper, TraceMeanField_ELBO), (Categorical, TraceEnum_ELBO)])
 def test_negative_elbo_is_the_elbo(make: Callable[[], Any], reference: type, name: str, options: dict) -> None:
     toy = make()
     pyro.set_rng_seed(3)
     expected = reference(max_plate_nesting=2).loss(toy.model, toy.guide)
     pyro.set_rng_seed(3)
-    loss: Any = (lambda site, inner: 0.0 * site["log_prob"]) if name == "zero" else name
+    loss: Any = (lambda fn, labels, mask: 0.0 * fn.log_prob(labels)) if name == "zero" else name
     elbo = CVaR_ELBO(episode_loss=loss, max_plate_nesting=2, **options)
     terms = elbo.terms(toy.model, toy.guide)
     assert terms.negative_elbo.item() == pytest.approx(expected, rel=1e-10)

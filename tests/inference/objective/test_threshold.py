@@ -110,9 +110,28 @@ def test_learned_threshold_finds_the_quantile(batch: int) -> None:
         tail = learned(part, RHO)
         visited.append(tail.threshold.item())
         assert learned.value is not None
-        assert learned.queue.recent.min() <= learned.value <= learned.queue.recent.max()
+        recent, step = learned.queue.recent, learned.learning_rate * learned.queue.recent.std()
+        assert recent.min() - step <= learned.value <= recent.max() + step * (1 / RHO - 1)
     assert visited[0] == pytest.approx(0.1)
     assert mean(visited[len(visited) // 2 :]) == pytest.approx(VAR, abs=0.15)
+
+
+LAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "uniform": lambda u: u,
+    "error of five queries": lambda u: (5 * u).round() / 5,
+    "exponential": lambda u: -u.log(),
+    "normal": lambda u: torch.special.ndtri(u),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(("batch", "rho"), [(1, 0.05), (4, 0.05), (1, 0.3)])
+def test_learned_weights_are_one_on_average(batch: int, rho: float, law: str) -> None:
+    """Whatever the losses: bounded ones have their quantile next to their maximum, others have ties."""
+    learned = LearnedThreshold()
+    losses = LAWS[law](torch.rand(2400 * batch, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    _, weights = run(learned, losses, batch, rho)
+    assert mean(weights[400:]) == pytest.approx(1.0, abs=0.04)
 
 
 def test_learned_threshold_is_kept_among_the_recent_losses() -> None:
@@ -123,8 +142,8 @@ def test_learned_threshold_is_kept_among_the_recent_losses() -> None:
     assert learned.value is not None
     assert learned.value >= high.min()
     learned(low, RHO)
-    assert learned.value <= low.max()
-    assert learned(low, RHO).weights.sum() > 0
+    assert learned.value <= low.max() + 1e-5  # one step of 1e-6 deviations up
+    assert any(learned(low, RHO).weights.sum() > 0 for _ in range(round(1 / RHO)))  # that is as many steps down
 
 
 def test_learned_threshold_starts_as_the_quantile() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import build_trainer
 
-from pyro_smat.inference.objective.cvar_elbo import ELBOTerms
+from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
+from pyro_smat.inference.objective.terms import ELBOTerms
 from pyro_smat.inference.training.annealing import KLSchedule
 from pyro_smat.inference.training.trainer import MetaTrainer
 
@@ -57,13 +59,12 @@ class Watched:
         anneal = trainer.guide.anneal
         self.progress: list[float] = []
 
-        def watching(*args: Any) -> ELBOTerms:
-            found = terms(*args)
+        def watching(*args: Any, kl_factor: float) -> ELBOTerms:
+            found = terms(*args, kl_factor=kl_factor)
             experts = trainer.model.experts
             assert experts is not None
             self.terms.append(found)
-            row = {"kl": trainer.elbo.kl_weight, "entropy": trainer.elbo.entropy_weight}
-            self.rows.append({**row, "experts": experts.progress.item()})
+            self.rows.append({"factor": kl_factor, "experts": experts.progress.item()})
             return found
 
         def cooling(progress: float) -> None:
@@ -82,17 +83,26 @@ def test_training_weighs_the_kl_by_the_schedule() -> None:
     trainer = build_trainer(None, overrides=["objective.kl_weight=0.4"], kl_warmup=2, kl_cycles=2, validate_every=0)
     watched = Watched(trainer)
     factors = [0.0, 0.5, 1.0, 1.0, 1.0] * 2
-    assert watched.column("kl") == pytest.approx([0.4 * f for f in factors])
-    assert watched.column("entropy") == [None] * 10
-    for weight, terms in zip(watched.column("kl"), watched.terms, strict=True):
-        torch.testing.assert_close(terms.loss / 10, terms.tail_loss + weight * terms.kl)
+    assert watched.column("factor") == pytest.approx(factors)
+    for factor, terms in zip(factors, watched.terms, strict=True):
+        torch.testing.assert_close(terms.loss / 10, terms.tail_loss + 0.4 * factor * terms.kl)
+    assert trainer.elbo.kl_weight == 0.4  # the objective is as it was
 
 
+@pytest.mark.filterwarnings("ignore:rho x B")
 def test_a_split_kl_is_weighed_in_both_parts() -> None:
     overrides = ["objective.kl_weight=0.4", "objective.entropy_weight=0.2"]
-    watched = Watched(build_trainer(None, overrides=overrides, steps=4, kl_warmup=4, validate_every=0))
-    assert watched.column("kl") == pytest.approx([0.0, 0.1, 0.2, 0.3])
-    assert watched.column("entropy") == pytest.approx([0.0, 0.05, 0.1, 0.15])
+    trainer = build_trainer(None, overrides=overrides, steps=4, kl_warmup=4, validate_every=0)
+    batch = trainer.validation[0]
+    for factor in (0.0, 0.3, 1.0):
+        weighed = CVaR_ELBO(rho=0.5, kl_weight=0.4 * factor, entropy_weight=0.2 * factor, num_particles=2)
+        whole = CVaR_ELBO(rho=0.5, kl_weight=0.4, entropy_weight=0.2, num_particles=2)
+        losses = []
+        for elbo, options in ((weighed, {}), (whole, {"kl_factor": factor})):
+            pyro.set_rng_seed(0)
+            losses.append(elbo.terms(trainer.model, trainer.guide, batch, **options).loss)
+        torch.testing.assert_close(losses[1], losses[0])
+    assert Watched(trainer).column("factor") == pytest.approx([0.0, 0.25, 0.5, 0.75])
 
 
 def test_guide_and_experts_hear_how_far_training_is() -> None:
@@ -108,4 +118,4 @@ def test_guide_and_experts_hear_how_far_training_is() -> None:
 def test_one_step_of_training_is_a_run() -> None:
     """No division by steps - 1, and the KL weight of a single step is the schedule's first."""
     watched = Watched(build_trainer(None, steps=1, kl_warmup=1, validate_every=0))
-    assert watched.rows == [{"kl": 0.0, "entropy": None, "experts": 0.0}]
+    assert watched.rows == [{"factor": 0.0, "experts": 0.0}]

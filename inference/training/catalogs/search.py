@@ -1,8 +1,8 @@
 r"""Catalog search: which J routings are worth offering to the router, found offline on training episodes.
 
 The number of k-hot routings explodes with the sources; a catalog needs few of them. Stage 1 proposes, episode by
-episode; stage 2 keeps the routings that together serve the episodes best (facility
-location, by greedy addition and exchange):
+episode or at random: that is what the files beside this one differ in. Stage 2 keeps the routings that together serve
+the episodes best (facility location, by greedy addition and exchange):
 
 .. math::
     \min_{|C| \le J} \mathrm{CVaR}_\rho\big(\min_{j \in C} \ell_{j1}, \dots, \min_{j \in C} \ell_{jN}\big),
@@ -12,12 +12,11 @@ with :math:`\ell_{ji}` the mean query loss of episode i under routing j. The cat
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import chain, combinations, product
-from math import comb
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from pyro_smat.metrics.risk import check_rho, cvar
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.routing import Catalog
 
-SearchMethod = Literal["greedy", "beam", "random"]
+CANDIDATES = 256  # the most proposals that enter stage 2, or random routings that are drawn
 
 
 class Member(NamedTuple):
@@ -44,71 +43,102 @@ class Member(NamedTuple):
         return len(self.sources), self.sources, -1 if self.expert is None else self.expert
 
 
-def search_catalog(
-    model: RoutedModel,
-    batches: Sequence[EpisodeBatch],
-    *,
-    method: SearchMethod = "greedy",
-    size: int = 16,
-    max_sources: int = 3,
-    rho: float = 1.0,
-    beam_width: int = 4,
-    candidates: int = 256,
-    seed: int = 0,
-    progress: bool = False,
-) -> Catalog:
-    """Build a catalog of at most ``size`` routings from training episodes; the same arguments give the same catalog.
+@dataclass(frozen=True)
+class CatalogSearch:
+    """What a catalog is searched with.
 
-    Args:
-        model: its sources, deployed experts and head; its prior is not used.
-        batches: training episodes, not those of a later evaluation. They are gone through twice.
-        method: what stage 1 proposes. "greedy": for every episode the end of a forward selection, from its best single
-            source and expert (or none), adding the source that lowers its query loss most until none does; "beam": the
-            best ``beam_width`` routings met when as many partial selections are kept at every step; "random": routings
-            drawn uniformly from all. Single sources, with every expert and with none, are always candidates.
-        size: J, the most routings of the catalog; fewer when more do not help.
-        max_sources: the most sources of a routing.
-        rho: tail fraction of stage 2; 1 is the mean over the episodes.
-        beam_width: of "beam".
-        candidates: the most proposals that enter stage 2 (those of the most episodes), or random routings that are
-            drawn.
-        seed: of "random".
-        progress: show a bar.
-
-    Returns:
-        The catalog, with names like "letter+face/expert0"; where the model mixes in blocks, every block has the same
-        mixture.
+    Attributes:
+        model: its sources, deployed experts and head; its prior is not used, its mode is restored.
+        batches: a function of a number of episodes that draws about so many training episodes, in batches; not those of
+            a later evaluation.
+        rho: tail fraction of stage 2, in (0, 1]; 1 is the mean over the episodes.
+        seed: of random proposals.
+        progress: show bars.
 
     Raises:
-        ValueError: for arguments out of range, or no episodes.
+        ValueError: for rho outside (0, 1].
     """
-    counts = {"size": size, "max_sources": max_sources, "beam_width": beam_width, "candidates": candidates}
-    if method not in get_args(SearchMethod) or min(counts.values()) < 1 or not batches:
-        raise ValueError(
-            f"got method {method!r}, {counts} and {len(batches)} batches; "
-            f"expected one of {get_args(SearchMethod)}, numbers of at least 1 and at least one batch"
-        )
-    check_rho(rho)
-    experts = 0 if model.experts is None else len(model.experts)
-    sources = len(model.source_names)
-    singles = [Member((r,), m) for r, m in product(range(sources), [None, *range(experts)])]
-    with as_deployed(model):
-        basis = model.basis()
-    tables = [_LossTable(model, batch, basis) for batch in batches]
 
-    def bar(stage: str) -> Iterable[_LossTable]:
-        return tqdm(tables, desc=stage, unit="batch", disable=not progress, leave=False)
+    model: RoutedModel
+    batches: Callable[[int], Sequence[EpisodeBatch]]
+    rho: float = 1.0
+    seed: int = 0
+    progress: bool = False
 
-    if method == "random":
-        proposed = Counter(_draw(sources, experts, max_sources, candidates, random.Random(seed)))
-    else:
-        width = beam_width if method == "beam" else 1
-        found = (_search(table, singles, sources, max_sources, width) for table in bar("proposing routings"))
-        proposed = Counter(chain.from_iterable(found))
-    frequent = sorted(proposed, key=lambda member: (-proposed[member], member.rank))[:candidates]
-    pool = list(dict.fromkeys([*singles, *frequent]))
-    losses = torch.cat([table.losses(pool) for table in bar("evaluating routings")], dim=1)
-    return _catalog(model, [pool[j] for j in select_routings(losses, size, rho)])
+    def __post_init__(self) -> None:
+        check_rho(self.rho)
+
+    @property
+    def num_experts(self) -> int:
+        """Experts that are tried with the mixtures: those of the model."""
+        return 0 if self.model.experts is None else len(self.model.experts)
+
+    @property
+    def singles(self) -> list[Member]:
+        """Every source alone, with every expert and with none: always candidates."""
+        sources = range(len(self.model.source_names))
+        return [Member((r,), m) for r, m in product(sources, [None, *range(self.num_experts)])]
+
+    def tables(self, episodes: int) -> list[LossTable]:
+        """The training episodes, with the losses of the routings that have been run on them.
+
+        Raises:
+            ValueError: when there are none.
+        """
+        batches = self.batches(episodes) if episodes > 0 else []
+        if not batches:
+            raise ValueError(
+                f"got {len(batches)} batches of {episodes} episodes; expected training episodes to search on"
+            )
+        with as_deployed(self.model):
+            basis = self.model.basis()
+        return [LossTable(self.model, batch, basis) for batch in batches]
+
+    def best(
+        self, tables: Sequence[LossTable], proposed: Iterable[Member], size: int, num_experts: int, candidates: int
+    ) -> Catalog:
+        """Stage 2: the catalog of at most ``size`` of the proposed routings and single sources.
+
+        Args:
+            tables: the training episodes.
+            proposed: routings, again for every episode that proposes them.
+            size: J, the most routings of the catalog; fewer when more do not help.
+            num_experts: M of the router. Where the model has no experts yet (they have no weights before training),
+                mixtures are selected and every one is offered with each of the M; at least one mixture is.
+            candidates: the most proposals that enter, those of the most episodes.
+        """
+        offered = num_experts if not self.num_experts else 0
+        counts = Counter(proposed)
+        frequent = sorted(counts, key=lambda member: (-counts[member], member.rank))[:candidates]
+        pool = list(dict.fromkeys([*self.singles, *frequent]))
+        losses = torch.cat([table.losses(pool) for table in self.bar(tables, "evaluating routings")], dim=1)
+        rows = select_routings(losses, max(1, size // max(1, offered)), self.rho)
+        return catalog_of(self.model, [pool[j] for j in rows]).with_experts(offered)
+
+    def bar(self, tables: Sequence[LossTable], stage: str) -> Iterable[LossTable]:
+        """The batches, with a progress bar."""
+        return tqdm(tables, desc=stage, unit="batch", disable=not self.progress, leave=False)
+
+
+def forward_selection(
+    search: CatalogSearch,
+    tables: Sequence[LossTable],
+    max_sources: int,
+    width: int,
+) -> list[Member]:
+    """For every episode the ``width`` best routings of a beam search over sources, one list for all episodes."""
+    found = (_search(table, search.singles, max_sources, width) for table in search.bar(tables, "proposing routings"))
+    return list(chain.from_iterable(found))
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        ValueError: naming all of them.
+    """
+    if min(counts.values()) < 1:
+        raise ValueError(f"got {counts}; expected numbers of at least 1")
 
 
 def select_routings(losses: Tensor, size: int, rho: float = 1.0) -> list[int]:
@@ -165,7 +195,7 @@ def _best_addition(losses: Tensor, chosen: list[int], rho: float) -> tuple[tuple
     return min((score, row) for row, score in enumerate(scores))
 
 
-class _LossTable:
+class LossTable:
     """Query losses of routings on one batch; every routing is run once."""
 
     def __init__(self, model: RoutedModel, batch: EpisodeBatch, basis: Tensor) -> None:
@@ -175,7 +205,7 @@ class _LossTable:
     def add(self, members: Iterable[Member]) -> None:
         new = [member for member in dict.fromkeys(members) if member not in self.rows]
         if new:
-            coefficients = _catalog(self.model, new).coefficients
+            coefficients = catalog_of(self.model, new).coefficients
             found = candidate_losses(self.model, self.batch.to(self.basis.device), coefficients, basis=self.basis)
             self.rows.update(zip(new, found.tolist(), strict=True))
 
@@ -189,9 +219,10 @@ class _LossTable:
         return sorted(members, key=lambda member: (self.rows[member][episode], member.rank))[:count]
 
 
-def _search(table: _LossTable, singles: Sequence[Member], sources: int, max_sources: int, width: int) -> list[Member]:
+def _search(table: LossTable, singles: Sequence[Member], max_sources: int, width: int) -> list[Member]:
     """For every episode of the batch the ``width`` best routings of a beam search, one list for all episodes."""
     table.add(singles)
+    sources = len(table.model.source_names)
     episodes = range(len(table.batch))
     found = [table.best(singles, i, width) for i in episodes]
     beams = list(found)
@@ -213,22 +244,8 @@ def _with(member: Member, source: int) -> Member:
     return Member(tuple(sorted((*member.sources, source))), member.expert)
 
 
-def _draw(sources: int, experts: int, max_sources: int, count: int, generator: random.Random) -> list[Member]:
-    """Distinct routings, uniformly from all; all of them when there are no more than ``count``."""
-    sizes = range(1, min(max_sources, sources) + 1)
-    options = [None, *range(experts)]
-    subsets = [comb(sources, k) for k in sizes]
-    if sum(subsets) * len(options) <= count:
-        everything = (subset for k in sizes for subset in combinations(range(sources), k))
-        return [Member(subset, expert) for subset, expert in product(everything, options)]
-    drawn: dict[Member, None] = {}
-    while len(drawn) < count:
-        k = generator.choices(sizes, subsets)[0]
-        drawn[Member(tuple(sorted(generator.sample(range(sources), k))), generator.choice(options))] = None
-    return list(drawn)
-
-
-def _catalog(model: RoutedModel, members: Sequence[Member]) -> Catalog:
+def catalog_of(model: RoutedModel, members: Sequence[Member]) -> Catalog:
+    """The routings as coefficients over the model's sources and experts, the same mixture in all of its blocks."""
     experts = 0 if model.experts is None else len(model.experts)
     catalog = Catalog.uniform_mixtures(model.source_names, members, experts)
     blocks = len(model.network.space.block_names)

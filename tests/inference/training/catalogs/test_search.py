@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +13,18 @@ from torch import Tensor, nn
 
 from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.inference.objective.candidates import candidate_losses
-from pyro_smat.inference.training import catalog_search
-from pyro_smat.inference.training.catalog_search import search_catalog, select_routings
+from pyro_smat.inference.training.catalogs import CatalogSearch, search, select_routings
+from pyro_smat.inference.training.catalogs.random import draw_routings
 from pyro_smat.metrics.risk import cvar
 from pyro_smat.models import RoutedModel
 from pyro_smat.models.priors import LogisticNormalPrior
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.parameters import ParameterSpace
+from pyro_smat.registry import build, choose
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
 
+METHODS = ("greedy", "beam", "random")
 SOURCES = ("pre", "up+", "up-", "low+", "low-")
 
 
@@ -62,13 +66,29 @@ def planted_batches(episodes: int = 12) -> list[EpisodeBatch]:
     return [EpisodeBatch.collate(drawn[: episodes // 2]), EpisodeBatch.collate(drawn[episodes // 2 :])]
 
 
+def search_catalog(
+    model: RoutedModel,
+    batches: list[EpisodeBatch],
+    method: str = "greedy",
+    *,
+    rho: float = 1.0,
+    seed: int = 0,
+    num_experts: int = 0,
+    **options: Any,
+) -> Catalog:
+    """As a config has it built: by the name of its kind and its options."""
+    choice = choose("catalog", {"kind": method, "size": 16, "max_sources": 3, **options})
+    supplied = {"search": CatalogSearch(model, lambda episodes: batches, rho, seed), "num_experts": num_experts}
+    return build(choice, supplied)
+
+
 def served_losses(model: RoutedModel, batches: list[EpisodeBatch], catalog: Catalog) -> Tensor:
     """``(N,)``, every episode under its best routing."""
     return torch.cat([candidate_losses(model, batch, catalog.coefficients).amin(0) for batch in batches])
 
 
-@pytest.mark.parametrize("method", ["greedy", "beam", "random"])
-def test_planted_mixtures_are_found(method: catalog_search.SearchMethod) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_planted_mixtures_are_found(method: str) -> None:
     model, batches = planted_model(), planted_batches()
     catalog = search_catalog(model, batches, method=method, size=2, max_sources=3)
     rows = dict(zip(catalog.names, catalog.coefficients.tolist(), strict=True))
@@ -99,9 +119,9 @@ def test_growing_stops_where_no_source_helps(monkeypatch: pytest.MonkeyPatch) ->
         sizes = (rows > 0).sum(-1)
         return torch.tensor([0.0, 1.0, 2.0, 0.5, 3.0])[sizes].unsqueeze(-1).expand(-1, len(batch))
 
-    monkeypatch.setattr(catalog_search, "candidate_losses", losses_by_size)
+    monkeypatch.setattr(search, "candidate_losses", losses_by_size)
     for method, opened in (("greedy", 1), ("beam", 1), ("random", 3)):
-        catalog = search_catalog(planted_model(), planted_batches(), method=method, size=1, max_sources=4)  # type: ignore[arg-type]
+        catalog = search_catalog(planted_model(), planted_batches(), method=method, size=1, max_sources=4)
         assert (catalog.coefficients > 0).sum() == opened
 
 
@@ -115,8 +135,8 @@ def test_wide_beams_are_brute_force_and_greedy_comes_between(make_router: Callab
     brute = served_losses(model, batches, everything)
     singles = served_losses(model, batches, Catalog.uniform_mixtures(router.library.names, members[:8], 1))
 
-    def found(**arguments: object) -> Tensor:
-        catalog = search_catalog(model, batches, size=20, max_sources=2, **arguments)  # type: ignore[arg-type]
+    def found(**arguments: Any) -> Tensor:
+        catalog = search_catalog(model, batches, size=20, max_sources=2, **arguments)
         assert set(catalog.names) <= set(everything.names)
         return served_losses(model, batches, catalog)
 
@@ -159,8 +179,8 @@ def test_greedy_serves_training_episodes_better_than_as_many_random_routings(mak
     router = make_router(sources=8, experts=0, episodes=12)
     batches = [router.batch]
 
-    def mean_loss(**arguments: object) -> float:
-        catalog = search_catalog(router.model, batches, size=size, max_sources=4, **arguments)  # type: ignore[arg-type]
+    def mean_loss(**arguments: Any) -> float:
+        catalog = search_catalog(router.model, batches, size=size, max_sources=4, **arguments)
         return served_losses(router.model, batches, catalog).mean().item()
 
     random = [mean_loss(method="random", candidates=12, seed=seed) for seed in range(5)]
@@ -176,7 +196,7 @@ def test_every_routing_runs_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> N
         evaluated[id(batch.way)] += [tuple(row) for row in coefficients.tolist()]
         return candidate_losses(model, batch, coefficients)
 
-    monkeypatch.setattr(catalog_search, "candidate_losses", watched)
+    monkeypatch.setattr(search, "candidate_losses", watched)
     search_catalog(model, batches, method="beam", size=3, max_sources=4)
     for rows in evaluated.values():
         assert len(rows) == len(set(rows)) >= 5
@@ -187,8 +207,8 @@ def test_the_search_is_deterministic_and_leaves_the_model_alone(make_router: Cal
     router.model.train()
     state = torch.get_rng_state()
     for method in ("greedy", "random"):
-        arguments = {"method": method, "size": 4, "candidates": 10}
-        first, second = (search_catalog(router.model, [router.batch], **arguments) for _ in range(2))  # type: ignore[arg-type]
+        arguments: dict[str, Any] = {"method": method, "size": 4, "candidates": 10}
+        first, second = (search_catalog(router.model, [router.batch], **arguments) for _ in range(2))
         assert first.names == second.names
         assert torch.equal(first.coefficients, second.coefficients)
     assert torch.equal(torch.get_rng_state(), state)
@@ -199,14 +219,14 @@ def test_random_routings_are_uniform_over_all() -> None:
     """Ten subsets of 1 or 2 of 4 sources, with the expert or without."""
     counts: dict[object, int] = {}
     for seed in range(1500):
-        drawn = catalog_search._draw(4, 1, 2, 3, catalog_search.random.Random(seed))
+        drawn = draw_routings(4, 1, 2, 3, Random(seed))
         assert len(set(drawn)) == 3
         for member in drawn:
             counts[member] = counts.get(member, 0) + 1
     assert len(counts) == 20
     expected = 1500 * 3 / 20
     assert sum((count - expected) ** 2 / expected for count in counts.values()) < 43.8  # chi2(19), p = .001
-    assert len(catalog_search._draw(4, 1, 9, 30, catalog_search.random.Random(0))) == 30  # all, listed not drawn
+    assert len(draw_routings(4, 1, 9, 30, Random(0))) == 30  # all, listed not drawn
 
 
 def test_blocks_share_the_mixture() -> None:
@@ -216,13 +236,38 @@ def test_blocks_share_the_mixture() -> None:
     assert torch.equal(catalog.coefficients, plain.coefficients.unsqueeze(1).expand(-1, 2, -1))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_experts_without_weights_are_offered_with_every_mixture(method: str) -> None:
+    """Before training there is nothing to try of an expert: 7 routings are 2 mixtures with each of 3."""
+    catalog = search_catalog(planted_model(), planted_batches(), method, size=7, num_experts=3)
+    mixtures = search_catalog(planted_model(), planted_batches(), method, size=2)
+    assert catalog.names == tuple(f"{name}/expert{m}" for name in mixtures.names for m in range(3))
+    assert torch.equal(catalog.coefficients[::3, :5], mixtures.coefficients)
+    assert torch.equal(catalog.coefficients[:, 5:], torch.eye(3).repeat(2, 1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_option_episodes_says_how_many_are_drawn(method: str) -> None:
+    asked = []
+
+    def draw(episodes: int) -> list[EpisodeBatch]:
+        asked.append(episodes)
+        return planted_batches(6)
+
+    build(choose("catalog", {"kind": method, "episodes": 37}), {"search": CatalogSearch(planted_model(), draw)})
+    assert asked == [37]
+
+
 def test_search_arguments(make_router: Callable) -> None:
     router = make_router()
-    for arguments in ({"method": "best"}, {"size": 0}, {"max_sources": 0}, {"beam_width": 0}, {"candidates": 0}):
-        with pytest.raises(ValueError, match=r"expected one of .*numbers of at least 1 and at least one batch"):
-            search_catalog(router.model, [router.batch], **arguments)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="0 batches"):
-        search_catalog(router.model, [])
+    for wrong in ({"size": 0}, {"max_sources": 0}, {"candidates": 0}, {"method": "beam", "beam_width": 0}):
+        with pytest.raises(ValueError, match=r"got .*: 0.*; expected numbers of at least 1"):
+            search_catalog(router.model, [router.batch], **wrong)
+    with pytest.raises(ValueError, match=r"'greedy' has no option 'beam_width'"):
+        search_catalog(router.model, [router.batch], beam_width=3)
+    for episodes in (0, 64):
+        with pytest.raises(ValueError, match=rf"0 batches of {episodes} episodes; expected training episodes"):
+            search_catalog(router.model, [], episodes=episodes)
     with pytest.raises(ValueError, match="rho is 0"):
         search_catalog(router.model, [router.batch], rho=0)
 

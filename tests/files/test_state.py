@@ -1,4 +1,4 @@
-"""Checkpoints: nested states come back as they were, and a file is whole or absent."""
+"""States: nested values come back as they were, and a damaged file is refused by name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pyro_smat.inference.training import checkpoint
-from pyro_smat.inference.training.checkpoint import (
-    load_state,
-    random_state,
-    save_state,
-    set_random_state,
-    write_atomically,
-)
+from pyro_smat.files import load_state, save_state
+from pyro_smat.files import state as state_module
 
 
 def assert_equal(found: object, expected: object) -> None:
@@ -75,37 +69,6 @@ def test_shared_tensors_come_back_twice(tmp_path: Path) -> None:
     assert_equal(found, state)
 
 
-def test_optimizer_and_random_state(tmp_path: Path) -> None:
-    """A fresh optimizer that loads the state continues with the same bits."""
-    path = tmp_path / "state.safetensors"
-
-    def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        module = torch.nn.Linear(3, 2)
-        return module, torch.optim.AdamW(module.parameters(), lr=0.1, betas=(0.8, 0.9))
-
-    def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        module(torch.randn(5, 3)).square().sum().backward()
-        optimizer.step()
-
-    module, optimizer = make()
-    for _ in range(3):
-        step(module, optimizer)
-    random = random_state(torch.device("cpu"))
-    save_state(path, {"m": dict(module.state_dict()), "o": optimizer.state_dict(), "r": random})
-    step(module, optimizer)
-
-    other, fresh = make()
-    state = load_state(path)
-    other.load_state_dict(state["m"])
-    fresh.load_state_dict(state["o"])
-    set_random_state(state["r"], torch.device("cpu"))
-    step(other, fresh)
-    for a, b in zip(module.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_saving_leaves_the_state_alone(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.randn(3))
     state = {"p": parameter, "d": {"q": [1, (2, 3)]}}
@@ -155,8 +118,39 @@ def test_foreign_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", ["not json", '{"__tensor__": "absent"}', '{"odd": 1}', "[1, 2]", '"text"'])
 def test_foreign_state_header(header: str, tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
-    save_file({"weight": torch.randn(3)}, path, {"state": header})
+    tensors = {"weight": torch.randn(3)}
+    save_file(tensors, path, {"state": header, "sha256": state_module._digest(header, tensors)})
     with pytest.raises(ValueError, match=r"foreign.safetensors: .*expected one saved by pyro-smat"):
+        load_state(path)
+
+
+def test_file_without_a_digest(tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    save_file({"0:state/a": torch.randn(3)}, path, {"state": '{"__dict__": [["a", {"__tensor__": "0:state/a"}]]}'})
+    with pytest.raises(ValueError, match=r"old.safetensors: a safetensors file without a 'sha256' header"):
+        load_state(path)
+
+
+def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
+    """One bit, anywhere in the file: in the weights, the plain values, the digest, or the format's own header."""
+    path = tmp_path / "state.safetensors"
+    save_state(
+        path, {"step": 7, "half": torch.tensor([1.5], dtype=torch.bfloat16), "w": torch.arange(3.0), "n": [1, 2]}
+    )
+    whole, expected = path.read_bytes(), load_state(path)
+    refusals = []
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        try:
+            assert_equal(load_state(path), expected)  # padding of the header
+        except ValueError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 0.97 * len(whole)
+    assert all(message.startswith(str(path)) for message in refusals)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"is damaged: its content has the SHA-256 digest \w{64}, and \w{64} was expected"):
         load_state(path)
 
 
@@ -166,76 +160,3 @@ def test_values_that_cannot_be_saved_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"state has a key \(1, 2\); expected text or whole numbers"):
         save_state(tmp_path / "s", {(1, 2): 3})  # type: ignore[dict-item]
     assert not (tmp_path / "s").exists()
-
-
-# --- atomic writing ---------------------------------------------------------------------------------------------------
-
-
-def test_crash_between_write_and_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "state.safetensors"
-    save_state(path, {"step": 1})
-
-    def crash(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint.os, "replace", crash)
-    with pytest.raises(KeyboardInterrupt):
-        save_state(path, {"step": 2})
-    assert load_state(path) == {"step": 1}
-    assert os.listdir(tmp_path) == ["state.safetensors"]
-
-
-def test_readers_see_the_old_file_until_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the moment of the rename the new content is complete beside the old file, in the same folder."""
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    replace = os.replace
-    seen: list[bytes] = []
-
-    def watch(source: str, target: Path) -> None:
-        assert Path(source).parent == path.parent
-        seen.extend([path.read_bytes(), Path(source).read_bytes()])
-        replace(source, target)
-
-    monkeypatch.setattr(checkpoint.os, "replace", watch)
-    write_atomically(path, b"new content")
-    assert seen == [b"old", b"new content"]
-    assert path.read_bytes() == b"new content"
-
-
-def test_crash_in_the_middle_of_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def full_disk(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
-    with pytest.raises(ValueError, match=r"file cannot be written \(No space left on device\); make room"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
-    """Others may read a run folder if the umask says so, although temporary files are private."""
-    (tmp_path / "plain").write_bytes(b"x")
-    write_atomically(tmp_path / "atomic", b"x")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_folders_are_made_or_refused(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a" / "b" / "file", b"x")
-    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"x"
-    with pytest.raises(ValueError, match=r"file: inside cannot be written .*; make room or choose"):
-        write_atomically(tmp_path / "a" / "b" / "file" / "inside", b"x")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_unwritable_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir(mode=0o500)
-    with pytest.raises(
-        ValueError, match=r"locked: file cannot be written \(Permission denied\); .*choose another folder"
-    ):
-        write_atomically(folder / "file", b"x")

@@ -1,10 +1,11 @@
-"""Episode losses and hooks: what counts of an observed site, by hand."""
+"""Episode losses: what counts of an observation, by hand; and how the ELBO scales, masks and averages the points."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pyro import poutine
-from sklearn.metrics import brier_score_loss
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference import CVaR_ELBO
-from pyro_smat.inference.objective.episode_loss import EPISODE_LOSSES, ClippedNLL
+from pyro_smat.inference.objective.losses import ClippedNLL, PredictiveNLL, as_episode_loss
 from pyro_smat.inference.objective.reference import SourceReference, source_logits
+from pyro_smat.registry import choose, names
 
 LOGITS = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([[0, 1, 2], [3, 4, 0], [1, 1, 1], [2, 0, 4]])
@@ -131,40 +133,84 @@ def test_mean_does_not_depend_on_padding(make_router: Callable) -> None:
             torch.testing.assert_close(alone[0], together[i])
 
 
-def test_custom_hook_sees_the_site_and_its_inner_dims() -> None:
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_loss_of_your_own_sees_distribution_labels_and_mask(reduction: str) -> None:
+    """No site and no plates: the ELBO masks, scales, and sums or averages what it returns."""
     seen = []
 
-    def worst_point(site: dict, inner: tuple[int, ...]) -> Tensor:
-        """Max over the points, put where the first point stands; the ELBO sums."""
-        seen.append((site["name"], inner))
-        worst = -site["log_prob"].amin(inner, keepdim=True)
-        first = torch.zeros_like(site["log_prob"])
-        first[..., 0] = 1.0
-        return worst * first
+    class Squared:
+        def __call__(self, distribution: Distribution, labels: Tensor, mask: Tensor) -> Tensor:
+            seen.append((type(distribution), labels, mask))
+            return distribution.log_prob(labels).square()
 
-    torch.testing.assert_close(losses(model(), worst_point), NLL.amax(-1))
-    assert seen == [("y", (-1,))]
+    loss = Squared()
+    if reduction == "mean":
+        loss.reduction = "mean"  # type: ignore[attr-defined]
+    expected = 3.0 * by_hand(MASK, NLL.square(), reduction == "mean")
+    torch.testing.assert_close(losses(model(MASK, scale=3.0), loss), expected)
+    assert seen[0][0] is dist.Categorical
+    assert torch.equal(seen[0][1], LABELS)
+    assert torch.equal(seen[0][2], MASK)
 
 
-@pytest.mark.parametrize("clip", [0.7, 2.0])
-def test_clipping_bounds_the_loss_and_its_gradient(clip: float) -> None:
-    """min(nll, c) / c by point: a point above c pulls at nothing."""
-    shift = torch.zeros(4, 3, 1, dtype=torch.float64, requires_grad=True)
+def test_without_a_mask_every_point_is_real() -> None:
+    seen = []
 
-    def program() -> None:
-        with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
-            pyro.sample("y", dist.Categorical(logits=LOGITS * (1 + shift)), obs=LABELS)
+    def loss(distribution: Distribution, labels: Tensor, mask: Tensor) -> Tensor:
+        seen.append(mask)
+        return -distribution.log_prob(labels)
 
-    terms = CVaR_ELBO(rho=1.0, episode_loss=ClippedNLL(clip)).terms(program, no_guide)
-    torch.testing.assert_close(terms.episode_losses, (NLL.clamp(max=clip) / clip).mean(-1))
-    terms.loss.backward()
-    assert shift.grad is not None
-    above = NLL.gt(clip)
-    assert 0 < above.sum() < above.numel()
-    assert torch.equal(shift.grad.squeeze(-1) == 0, above)
-    for wrong in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=r"clip is .*; expected a bound > 0, in nats"):
-            ClippedNLL(wrong)
+    torch.testing.assert_close(losses(model(), loss), NLL.sum(-1))
+    assert [mask.tolist() for mask in seen] == [True]
+
+
+OWN = """
+from pyro_smat.registry import register
+
+def scaled(distribution, labels, mask, *, by: float = 2.0):
+    return -by * distribution.log_prob(labels)
+
+scaled.reduction = "mean"
+
+class Gained:
+    def __init__(self, *, gain: float = 3.0):
+        self.gain = gain
+
+    def __call__(self, distribution, labels, mask):
+        return -self.gain * distribution.log_prob(labels)
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "factor", "mean"),
+    [
+        ("scaled", 2.0, True),
+        ({"kind": "scaled", "by": 5.0}, 5.0, True),
+        ("Gained", 3.0, False),
+        ({"kind": "Gained", "gain": 0.5}, 0.5, False),
+    ],
+)
+def test_file_of_your_own_gives_a_function_or_a_class(value: Any, factor: float, mean: bool, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    table = {"kind": value} if isinstance(value, str) else value
+    choice = choose("episode_loss", {**table, "kind": f"{path}:{table['kind']}"}, run_files=True)
+    torch.testing.assert_close(losses(model(MASK), choice), by_hand(MASK, factor * NLL, mean))
+    with pytest.raises(ValueError, match="has no option 'gian'"):
+        choose("episode_loss", {"kind": f"{path}:Gained", "gian": 1.0}, run_files=True)
+    with pytest.raises(ValueError, match="loading never runs a file"):
+        CVaR_ELBO(episode_loss=f"{path}:Gained")
+
+
+def test_names_tables_and_choices_mean_the_same() -> None:
+    table = {"kind": "clipped_nll", "clip": 3.0}
+    for value in (table, choose("episode_loss", table), ClippedNLL(clip=3.0)):
+        assert as_episode_loss(value) == ClippedNLL(clip=3.0)
+    assert isinstance(as_episode_loss("ensemble_nll"), PredictiveNLL)
+    with pytest.raises(ValueError, match=r"no episode_loss 'nil'; did you mean 'nll'\? Known are brier, clipped_nll, "):
+        as_episode_loss("nil")
+    with pytest.raises(ValueError, match="'nll' has no option 'clip'; it has no options"):
+        as_episode_loss({"kind": "nll", "clip": 3.0})
 
 
 @pytest.mark.parametrize("name", ["brier", "clipped_nll", "expected_error"])
@@ -184,46 +230,6 @@ def test_bounded_losses_are_bounded(name: str, logits: np.ndarray, labels: np.nd
     found = losses(program, name)
     assert (found >= -1e-12).all()
     assert (found <= 1 + 1e-12).all()
-
-
-def test_brier_is_half_the_brier_score() -> None:
-    """Against sklearn, by episode, and for the same coins as Bernoulli, Categorical and one-hot observations."""
-    p = PROBS[..., 0]
-    labels = (LABELS % 2).double()
-    both = torch.stack([1 - p, p], -1)
-    one_hot = F.one_hot(labels.long(), 2).double()
-
-    def program(fn: dist.Distribution, obs: Tensor) -> Callable[[], None]:
-        def run() -> None:
-            with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
-                pyro.sample("y", fn, obs=obs)
-
-        return run
-
-    expected = torch.tensor([brier_score_loss(y, q) for y, q in zip(labels.numpy(), p.numpy(), strict=True)])
-    for fn, obs in (
-        (dist.Bernoulli(p), labels),
-        (dist.Categorical(both), labels),
-        (dist.OneHotCategorical(both), one_hot),
-    ):
-        torch.testing.assert_close(losses(program(fn, obs), "brier"), expected.to(p))
-
-
-@pytest.mark.parametrize(
-    ("fn", "kind"),
-    [
-        (dist.Normal(LABELS.double(), 1.0), "Normal"),
-        (dist.Bernoulli(PROBS).to_event(1), "Independent"),
-        (dist.Categorical(PROBS).mask(MASK), "MaskedDistribution"),
-    ],
-)
-def test_brier_refuses_what_it_does_not_know(fn: dist.TorchDistribution, kind: str) -> None:
-    def program() -> None:
-        with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
-            pyro.sample("label", fn, obs=fn.sample())
-
-    with pytest.raises(ValueError, match=f"'brier' at site 'label': the Brier score of a {kind} is not known"):
-        losses(program, "brier")
 
 
 @pytest.mark.parametrize("name", POINTWISE)
@@ -267,7 +273,7 @@ class Pixels:
         return torch.stack([images.flatten(2), images.flatten(2).square()], 1)
 
 
-@pytest.mark.parametrize("name", EPISODE_LOSSES)
+@pytest.mark.parametrize("name", names("episode_loss"))
 def test_reference_of_regret_is_the_loss_of_a_source(name: str, make_episode: Callable) -> None:
     """In the units of the objective: the same number as the ELBO of a model that always uses that source."""
     shapes = [(5, 2, 3), (3, 1, 4), (4, 3, 2)]

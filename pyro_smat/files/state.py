@@ -1,15 +1,14 @@
-"""Checkpoints: nested states of tensors and plain values in one safetensors file, written atomically.
+"""States: nested dicts of tensors and plain values in one safetensors file that knows when it is damaged.
 
-Tensors go into the file as tensors, everything else into its JSON header; nothing is pickled. A file is complete or
-absent: it is written beside its final name, flushed to disk and renamed.
+Tensors go into the file as tensors, everything else into its JSON header, with a SHA-256 digest of both; nothing is
+pickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import secrets
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pyro_smat.files.atomic import write_atomically
+
 STATE_KEY = "state"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader (or a crash) sees the old or the new content, never a part.
-
-    Raises:
-        ValueError: when the folder cannot be written to, or is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        _remove(temporary)
-        raise ValueError(
-            f"{path.parent}: {path.name} cannot be written ({error.strerror}); make room or choose another folder"
-        ) from error
-    except BaseException:
-        _remove(temporary)
-        raise
+DIGEST_KEY = "sha256"
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -50,17 +28,24 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
     Raises:
         ValueError: for a value or key of another type (it is named), or a folder that cannot be written to.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp()) / "state.safetensors"
+        >>> save_state(path, {"step": 3, "weights": [torch.ones(2)]})
+        >>> load_state(path)
+        {'step': 3, 'weights': [tensor([1., 1.])]}
     """
     tensors: dict[str, Tensor] = {}
-    skeleton = _detach(state, "state", tensors, set())
-    write_atomically(path, save(tensors, {STATE_KEY: json.dumps(skeleton)}))
+    header = json.dumps(_detach(state, "state", tensors, set()))
+    write_atomically(path, save(tensors, {STATE_KEY: header, DIGEST_KEY: _digest(header, tensors)}))
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read what :func:`save_state` wrote, on the CPU.
 
     Raises:
-        ValueError: for a missing, truncated or foreign file.
+        ValueError: for a missing, truncated, damaged or foreign file.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a saved state")
@@ -68,10 +53,17 @@ def load_state(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+    except (SafetensorError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); it is truncated or foreign") from error
-    if STATE_KEY not in metadata:
-        raise ValueError(f"{path}: a safetensors file without a {STATE_KEY!r} header; expected one saved by pyro-smat")
+    missing = [key for key in (STATE_KEY, DIGEST_KEY) if key not in metadata]
+    if missing:
+        raise ValueError(f"{path}: a safetensors file without a {missing[0]!r} header; expected one saved by pyro-smat")
+    found = _digest(metadata[STATE_KEY], tensors)
+    if found != metadata[DIGEST_KEY]:
+        raise ValueError(
+            f"{path}: is damaged: its content has the SHA-256 digest {found}, and {metadata[DIGEST_KEY]} was expected; "
+            "restore it from a copy, or write it again"
+        )
     try:
         state = _attach(json.loads(metadata[STATE_KEY]), tensors)
     except (KeyError, TypeError, ValueError) as error:
@@ -81,24 +73,13 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Every global generator of torch that a run on ``device`` uses."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Undo :func:`random_state`."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the header and of every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _detach(value: Any, path: str, tensors: dict[str, Tensor], storages: set[int]) -> Any:

@@ -1,0 +1,49 @@
+"""Beam proposals: forward selection that keeps several partial selections at every step."""
+
+from __future__ import annotations
+
+from pyro_smat.inference.training.catalogs.search import CANDIDATES, CatalogSearch, check_counts, forward_selection
+from pyro_smat.registry import register
+from pyro_smat.routing import Catalog
+
+
+@register("catalog", "beam")
+def beam_catalog(
+    search: CatalogSearch,
+    num_experts: int = 0,
+    *,
+    size: int = 32,
+    max_sources: int = 1,
+    episodes: int = 64,
+    beam_width: int = 4,
+    candidates: int = CANDIDATES,
+) -> Catalog:
+    """A catalog of routings that a beam search proposes; the same arguments give the same catalog.
+
+    For every episode the best ``beam_width`` routings are proposed that are met when as many partial selections are
+    kept at every step; a width of 1 is "greedy".
+    Single sources, with every expert and with none, are always candidates.
+
+    Args:
+        search: model and training episodes.
+        num_experts: M of the router.
+        size: J, the most routings of the catalog; fewer when more do not help.
+        max_sources: the most sources of a routing.
+        episodes: to propose and try them on.
+        beam_width: selections kept at every step.
+        candidates: the most proposals that are tried on all episodes, those of the most episodes.
+
+    Returns:
+        The catalog, with names like "letter+face/expert0"; where the model mixes in blocks, every block has the same
+        mixture.
+
+    Raises:
+        ValueError: for numbers below 1, or no episodes.
+
+    Example:
+        >>> beam_catalog(CatalogSearch(model, draw), size=16, max_sources=3)      # doctest: +SKIP
+    """
+    check_counts(size=size, max_sources=max_sources, beam_width=beam_width, candidates=candidates)
+    tables = search.tables(episodes)
+    proposed = forward_selection(search, tables, max_sources, width=beam_width)
+    return search.best(tables, proposed, size, num_experts, candidates)

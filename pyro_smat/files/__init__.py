@@ -1,0 +1,10 @@
+"""Files: how everything that is kept gets onto the disk, and back: whole, or refused.
+
+Bytes, plain JSON values or nested states of tensors go in; a file appears under its name only when it is complete.
+"""
+
+from pyro_smat.files.atomic import replacing, write_atomically
+from pyro_smat.files.plain import plain, write_json
+from pyro_smat.files.state import load_state, save_state
+
+__all__ = ["load_state", "plain", "replacing", "save_state", "write_atomically", "write_json"]
