@@ -1,10 +1,11 @@
 """Inference: the objective, meta-training, decision rules, evaluation, deployment."""
 
-from pyro_smat.inference.decision.abstention import AbstentionRule
-from pyro_smat.inference.decision.rules import predict
+from pyro_smat.inference.decision import DecisionSettings, Deployment, choose_deployment, predict
 from pyro_smat.inference.deployment.classifier import AdaptedTask, RoutedClassifier
-from pyro_smat.inference.evaluation.certification import abstain_with_guarantee, calibrate_label_sets, certify_run
-from pyro_smat.inference.evaluation.evaluation import Evaluation, evaluate
+from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings, evaluate
+from pyro_smat.inference.evaluation.certification import certify_run
+from pyro_smat.inference.evaluation.guarantee import abstain_with_guarantee
+from pyro_smat.inference.evaluation.label_sets import calibrate_label_sets
 from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO, ELBOTerms
 from pyro_smat.inference.objective.distillation import CandidateTeacher, PredictionDistillation, RoutingDistillation
 from pyro_smat.inference.objective.episode_loss import EPISODE_LOSSES
@@ -18,13 +19,15 @@ from pyro_smat.inference.training.trainer import MetaTrainer, TrainingSettings
 
 __all__ = [
     "EPISODE_LOSSES",
-    "AbstentionRule",
     "AdaptedTask",
     "CVaR_ELBO",
     "CandidateTeacher",
+    "DecisionSettings",
+    "Deployment",
     "ELBOTerms",
     "EpisodePenalty",
     "Evaluation",
+    "EvaluationSettings",
     "LearnedThreshold",
     "MetaTrainer",
     "PosteriorSpread",
@@ -38,6 +41,7 @@ __all__ = [
     "calibrate_guide",
     "calibrate_label_sets",
     "certify_run",
+    "choose_deployment",
     "evaluate",
     "posterior_spread",
     "predict",

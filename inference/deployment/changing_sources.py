@@ -112,7 +112,7 @@ def _over(
     for part in ("model", "guide"):
         _copy_weights(getattr(old, part), getattr(new, part), part)
     # A certificate, and what validation said of misrouting, are of the router as it was.
-    return RoutedClassifier(new, replace(classifier.abstention, certificate=None, misrouting=None))
+    return RoutedClassifier(new, classifier.deployment.but(certificate=None, misrouting=None))
 
 
 def _copy_weights(old: nn.Module, new: nn.Module, part: str) -> None:

@@ -2,14 +2,14 @@
 
 ``RoutedClassifier.load(folder).adapt(images, labels).predict_proba(new_images)``. The folder holds router.safetensors
 and router.json; nothing in it is executed or unpickled. ``adapt(..., refine="frank-wolfe")`` goes on from the router's
-routing with a deployment mode of :mod:`pyro_smat.inference.deployment.refinement`.
+routing with a refinement of :mod:`pyro_smat.inference.deployment.refinement`.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from pyro_smat.episodes import Episode, EpisodeBatch, Labelled, check_images
-from pyro_smat.inference.decision.abstention import ALWAYS_ROUTE, AbstentionRule
-from pyro_smat.inference.decision.fallback import fallback_coefficients
+from pyro_smat.inference.decision.choosing import initial_deployment
+from pyro_smat.inference.decision.deployment import Deployment
+from pyro_smat.inference.decision.format_3 import decision_from_format_3, deployment_from_format_3
+from pyro_smat.inference.decision.rules import Map
 from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refinement
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
@@ -32,7 +34,7 @@ from pyro_smat.sources import SourceLibrary, load_weights
 from pyro_smat.sources.pretraining import GLYPH_NETWORK
 from pyro_smat.sources.template import Template, matches, space_without
 
-FORMAT = 3
+FORMAT = 4
 CACHED_TASKS = 8
 
 
@@ -41,7 +43,7 @@ class RoutedClassifier:
 
     Args:
         router: model and guide.
-        abstention: when to fall back, and to what.
+        deployment: rule, score, threshold and fallback; None: the rule of the config, which never abstains.
         cache_size: adapted tasks to keep, the ones used last; 0 for none. A task keeps the networks it has composed.
 
     The classifier is a snapshot: to train the router further, make a new one. A router of a network that
@@ -50,18 +52,19 @@ class RoutedClassifier:
     """
 
     def __init__(
-        self, router: Router, abstention: AbstentionRule = ALWAYS_ROUTE, *, cache_size: int = CACHED_TASKS
+        self, router: Router, deployment: Deployment | None = None, *, cache_size: int = CACHED_TASKS
     ) -> None:
         self.router = router
-        self.abstention = abstention
-        self.fallback = fallback_coefficients(abstention.fallback, router.model, router.catalog)
+        self.deployment = initial_deployment(router.config.decision) if deployment is None else deployment
+        self.rule = self.deployment.decider(router.model, router.catalog)
+        self.fallback = self.deployment.fallback_rule(router.model, router.catalog)
         self._tasks: TaskCache[AdaptedTask] = TaskCache(cache_size)
         router.model.eval()
         router.guide.eval()
-        masks = router.config.decision.masks
+        samples = self.deployment.gate_samples
         generator = torch.Generator(device=router.device).manual_seed(router.config.seed)
         with torch.no_grad():  # (m, C, d): one basis, or one for every sample of the experts' gates
-            self.bases = router.model.basis(masks, generator) if masks else router.model.basis().unsqueeze(0)
+            self.bases = router.model.basis(samples, generator) if samples else router.model.basis().unsqueeze(0)
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -98,7 +101,7 @@ class RoutedClassifier:
             },
             "catalog": None if self.router.catalog is None else list(self.router.catalog.names),
             "config": self.router.config.model_dump(mode="json"),
-            "abstention": self.abstention.to_dict(),
+            "deployment": self.deployment.to_dict(),
         }
         write_atomically(folder / "router.safetensors", content)
         write_atomically(folder / "router.json", json.dumps(description, indent=2).encode())
@@ -131,6 +134,10 @@ class RoutedClassifier:
         folder = Path(folder)
         description = _read_description(folder / "router.json")
         tensors = load_weights(folder / "router.safetensors")
+        if description["format"] == 3:
+            decision = description["config"]["decision"]
+            description["deployment"] = deployment_from_format_3(description["abstention"], decision).to_dict()
+            description["config"]["decision"] = decision_from_format_3(decision)
         config = build_config(description["config"])
         for what, given in (("model", model_class), ("guide", guide_class)):
             own = description["own_classes"][what]
@@ -175,7 +182,7 @@ class RoutedClassifier:
                 target.load_state_dict(state)
             except RuntimeError as error:
                 raise ValueError(f"{folder}: the saved {part} does not fit its config ({error})") from error
-        return cls(router, AbstentionRule.from_dict(description["abstention"]), cache_size=cache_size)
+        return cls(router, Deployment.from_dict(description["deployment"]), cache_size=cache_size)
 
     def adapt(
         self,
@@ -183,7 +190,7 @@ class RoutedClassifier:
         labels: Sequence[str] | Sequence[int] | Tensor,
         *,
         seed: int = 0,
-        refine: RefinementMode | str | None = None,
+        refine: RefinementMode | Mapping[str, Any] | str | None = None,
     ) -> AdaptedTask:
         """Route a labelled support set, and refine the routing on it.
 
@@ -195,8 +202,8 @@ class RoutedClassifier:
             images: ``(S, C, H, W)`` float in [0, 1].
             labels: S class names or integers; their sorted distinct values are the classes.
             seed: of the routings that an ensemble draws.
-            refine: a deployment mode, or its name: "frank-wolfe", "gradient", "risk-averse" or "dirichlet", with
-                options as in "frank-wolfe:steps=3,max_active=2". It starts from the posterior's mean (its mode where
+            refine: a refinement, or its name: "frank_wolfe", "gradient", "risk_averse" or "dirichlet", with options as
+                in "frank_wolfe:steps=3,max_active=2" or ``{"kind": "frank_wolfe", "steps": 3}``. It starts from the posterior's mean (its mode where
                 the router decides by "map") with the deployed masks. None: the router alone.
 
         Returns:
@@ -216,9 +223,9 @@ class RoutedClassifier:
         expected = self.router.config.data
         if images.shape[1] != expected.channels:
             raise ValueError(f"images have {images.shape[1]} channels; this router was trained on {expected.channels}")
-        mode = parse_refinement(refine) if isinstance(refine, str) else refine
+        mode = parse_refinement(refine) if isinstance(refine, str | Mapping) else refine
         if mode is not None and not isinstance(mode, RefinementMode):
-            raise ValueError(f"refine is {refine!r}; expected a deployment mode, its name, or None")
+            raise ValueError(f"refine is {refine!r}; expected a refinement, its name or table, or None")
         key = (support_digest(images, values), seed, mode)
         return self._tasks.get(key, lambda: self._adapt(images, values, classes, seed, mode))
 
@@ -243,7 +250,7 @@ class RoutedClassifier:
         posterior = self.router.guide.posterior(batch)
         refinement = None
         if mode is not None:
-            start = posterior.mode if self.router.config.decision.rule == "map" else posterior.mean
+            start = posterior.mode if isinstance(self.rule, Map) else posterior.mean
             refinement = mode.refine(self.router.model, self.deployed_basis, batch, start[0])
         return AdaptedTask(self, batch, posterior, names, seed, refinement)
 
@@ -251,7 +258,7 @@ class RoutedClassifier:
     @torch.no_grad()
     def deployed_basis(self) -> Tensor:
         """The basis ``(C, d)`` with the deployed masks."""
-        return self.bases[0] if not self.router.config.decision.masks else self.router.model.basis()
+        return self.bases[0] if not self.deployment.gate_samples else self.router.model.basis()
 
 
 def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
@@ -280,7 +287,7 @@ def _read_description(path: Path) -> dict:
         description = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+    if not isinstance(description, dict) or description.get("format") not in (3, FORMAT):
         found = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise ValueError(f"{path}: format is {found!r}; this version reads format {FORMAT}")
     return description

@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pyro_smat.episodes.corruption import SupportCorruption
+from pyro_smat.inference.decision.settings import DecisionSettings
+from pyro_smat.inference.evaluation.settings import EvaluationSettings
 
 IntRange = int | tuple[int, int]
 Family = Literal["logistic_normal", "catalog", "hierarchical", "concrete", "dirichlet", "point"]
@@ -271,42 +273,6 @@ class Training(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-class Decision(_Section):
-    """What a deployed router does: its rule, and when it abstains.
-
-    ``masks`` > 0 averages the predictions of so many samples of the experts' gates instead of the deployed masks.
-    ``score``: "auto" takes the score of the support with the lowest AURC on validation episodes, a risk predictor
-    learned from all of them included; "auto with queries" may also look at the queries, so that every batch of queries
-    is decided on by itself; "learned" and "learned with queries" are the predictor alone; see
-    :mod:`pyro_smat.inference.decision.scores` for the others. ``threshold``: "least_loss" of the whole on validation
-    episodes, among thresholds that keep at least ``coverage`` of them, never abstaining where that does not pay; or the
-    one that keeps "coverage". ``fallback``: "source 0", "prior mean", a source, or a routing of the catalog.
-    """
-
-    rule: Literal["mean", "map", "gibbs", "ensemble", "top-k"] = "ensemble"
-    draws: int = Field(default=8, ge=1)
-    k: int = Field(default=2, ge=1)
-    masks: int = Field(default=0, ge=0)
-    score: Literal[
-        "auto",
-        "auto with queries",
-        "learned",
-        "learned with queries",
-        "confidence",
-        "entropy",
-        "KL to the prior",
-        "variance",
-        "argmax entropy",
-        "support loss",
-        "composed support loss",
-        "predictive entropy",
-        "disagreement",
-    ] = "auto"
-    threshold: Literal["least_loss", "coverage"] = "least_loss"
-    coverage: float = Field(default=0.5, gt=0, le=1)
-    fallback: str = "source 0"
-
-
 class RunConfig(_Section):
     """Everything that a run depends on."""
 
@@ -320,7 +286,8 @@ class RunConfig(_Section):
     head: Head = Head()
     objective: Objective = Objective()
     training: Training = Training()
-    decision: Decision = Decision()
+    decision: DecisionSettings = Field(default_factory=DecisionSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     custom: Custom = Custom()
 
 

@@ -22,7 +22,7 @@ from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.guides import CatalogGuide
-from pyro_smat.inference.decision.abstention import choose_abstention
+from pyro_smat.inference.decision.choosing import choose_deployment, initial_deployment
 from pyro_smat.inference.runs.assembly import (
     Router,
     build_elbo,
@@ -36,9 +36,12 @@ from pyro_smat.inference.training.catalog_search import search_catalog
 from pyro_smat.inference.training.checkpoint import load_state, save_state, write_atomically
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.runs.custom import check_pair
-from pyro_smat.inference.decision.rules import RULES, Rule
-from pyro_smat.inference.evaluation.evaluation import Baseline, Evaluation, evaluate
-from pyro_smat.inference.decision.fallback import fallback_coefficients
+from pyro_smat.inference.evaluation.abstention import abstention_outcome
+from pyro_smat.inference.evaluation.baselines.baseline import Baseline
+from pyro_smat.inference.evaluation.evaluate import evaluate
+from pyro_smat.inference.evaluation.evaluation import Evaluation
+from pyro_smat.inference.evaluation.settings import EvaluationSettings
+from pyro_smat.registry import build
 from pyro_smat.inference.runs.families import CATALOG_FAMILIES
 from pyro_smat.inference.deployment.monitoring import RoutingMonitor, routing_scores
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide
@@ -140,24 +143,21 @@ def train_router(
     history = trainer.fit(resume=resume, progress=progress)
     if config.guide.calibrate and isinstance(router.guide, CatalogGuide):
         calibrate_guide(router.model, router.guide, validation)
-    abstention = choose_abstention(
+    deployment = choose_deployment(
         config.decision,
         evaluate(
             router.model,
             router.guide,
             build_sampler(config, held_out.pool, VALIDATION_SEED + 1),
             held_out,
+            deployment=initial_deployment(config.decision),
+            settings=EvaluationSettings.bare(build(config.decision.score).reads),
             episodes=max(rest, 64),
-            rules=(config.decision.rule, "fallback"),
-            draws=config.decision.draws,
-            k=config.decision.k,
-            masks=config.decision.masks,
             source_of_route=sources_of_routes(held_out.pool, router.library),
-            fallback=fallback_coefficients(config.decision.fallback, router.model, router.catalog),
             device=device,
         ),
     )
-    classifier = RoutedClassifier(router, abstention)
+    classifier = RoutedClassifier(router, deployment)
     if folder is not None:
         write_atomically(folder / "history.csv", history.to_csv(index=False).encode())
         classifier.save(folder / "router")
@@ -219,8 +219,8 @@ def evaluate_router(
     corruption: SupportCorruption | None = None,
     episodes: int = 600,
     seed: int = TEST_SEED,
-    rules: Sequence[Rule] = RULES,
-    baselines: Mapping[str, Baseline] | None = None,
+    settings: EvaluationSettings | None = None,
+    baselines: Sequence[Baseline] = (),
     features: SourceFeatures | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -232,8 +232,8 @@ def evaluate_router(
         corruption: of the supports; default clean.
         episodes: how many.
         seed: of the episodes.
-        rules: decision rules to apply.
-        baselines: further methods.
+        settings: rules, scores and baselines; default: as its config says.
+        baselines: further ones, already made.
         features: frozen features of the pool, when they are there already.
         progress: show a bar.
     """
@@ -244,15 +244,12 @@ def evaluate_router(
         router.guide,
         build_sampler(config, pool, seed, corruption or SupportCorruption()),
         features or router.features(pool, progress),
+        deployment=classifier.deployment,
+        settings=settings or config.evaluation,
         episodes=episodes,
-        rules=rules,
-        draws=config.decision.draws,
-        k=config.decision.k,
-        masks=config.decision.masks,
         seed=seed,
         source_of_route=sources_of_routes(pool, router.library),
         baselines=baselines,
-        fallback=classifier.fallback,
         device=router.device,
         progress=progress,
     )
@@ -260,23 +257,20 @@ def evaluate_router(
 
 def metrics_of(classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str, Any]:
     """Everything that goes into metrics.json."""
-    rule = classifier.router.config.decision.rule
-    abstention = classifier.abstention
-    losses = evaluation.loss(rule)
-    scores = dict(evaluation.scores)
-    scores.setdefault(abstention.score, abstention.uncertainty(evaluation.scores))
+    deployment = classifier.deployment
+    losses = evaluation.loss(deployment.method)
     return {
         "episodes": len(evaluation),
-        "rule": rule,
+        "rule": deployment.rule.to_dict(),
         "methods": {method: evaluation.summary(method) for method in evaluation.methods},
         "misrouting_rate": evaluation.misrouting_rate(),
-        "aurc": {name: aurc(values, losses) for name, values in scores.items()},
+        "aurc": {name: aurc(values, losses) for name, values in evaluation.scores.items()},
         "abstention": {
-            "score": abstention.score,
-            "threshold": abstention.threshold,
-            "fallback": abstention.fallback,
-            "certificate": None if abstention.certificate is None else abstention.certificate.to_dict(),
-            **asdict(evaluation.with_abstention(rule, abstention)),
+            "score": deployment.score.kind,
+            "threshold": deployment.threshold,
+            "fallback": deployment.fallback,
+            "certificate": None if deployment.certificate is None else deployment.certificate.to_dict(),
+            **asdict(abstention_outcome(evaluation, deployment)),
         },
     }
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.guides.router import RoutingGuide
-from pyro_smat.inference.decision.rules import predict
+from pyro_smat.inference.decision.prediction import predict
 from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO, ELBOTerms
 from pyro_smat.inference.objective.reference import query_losses
 from pyro_smat.inference.training.annealing import KLSchedule

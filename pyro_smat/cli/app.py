@@ -83,7 +83,7 @@ def train(
         typer.echo(
             ", ".join(f"{k} {last[k]:.4g}" for k in history.columns if last[k] == last[k] and k != "images_per_second")
         )
-    typer.echo(f"abstains when {classifier.abstention.score} > {classifier.abstention.threshold:.4g}")
+    typer.echo(f"abstains when {classifier.deployment.scorer.title} > {classifier.deployment.threshold:.4g}")
     typer.echo(f"router: {output / 'router'}")
 
 
@@ -114,7 +114,7 @@ def evaluate(
 
     from pyro_smat.episodes.corruption import SupportCorruption
     from pyro_smat.inference import RoutedClassifier
-    from pyro_smat.inference.evaluation.certification import abstain_with_guarantee
+    from pyro_smat.inference.evaluation.guarantee import abstain_with_guarantee
     from pyro_smat.inference.runs.run import TEST_SEED, evaluate_router, write_evaluation
     from pyro_smat.report.page import write_report
     from pyro_smat.report.summary import build_report
@@ -131,7 +131,7 @@ def evaluate(
         found = abstain_with_guarantee(
             classifier, pool, split=name, risk=abstain_risk, delta=delta, corruption=corruption, progress=progress
         )
-        classifier = RoutedClassifier(classifier.router, found.rule)
+        classifier = RoutedClassifier(classifier.router, found.deployment)
         typer.echo(str(found))
     evaluation = evaluate_router(
         classifier,
@@ -161,7 +161,7 @@ def evaluate(
 Refine = Annotated[
     str | None,
     typer.Option(
-        help="After routing: frank-wolfe, gradient, risk-averse or dirichlet, with settings: NAME:key=value,..."
+        help="After routing: frank_wolfe, gradient, risk_averse or dirichlet, with settings: NAME:key=value,..."
     ),
 ]
 
@@ -246,7 +246,7 @@ def predict(
     support: Annotated[Path, typer.Argument(help="Folder of class folders: SUPPORT/<class>/*.png.")],
     images: Annotated[Path, typer.Argument(help="One image, or a folder of images.")],
     output: Annotated[Path | None, typer.Option(help="CSV file for the probabilities.")] = None,
-    rule: Annotated[str | None, typer.Option(help="mean, map, gibbs, ensemble, top-k or fallback.")] = None,
+    rule: Annotated[str | None, typer.Option(help="mean, map, gibbs, posterior_predictive, top_k, fallback, ...")] = None,
     refine: Refine = None,
     model: OwnModel = None,
     guide: OwnGuide = None,
@@ -257,11 +257,8 @@ def predict(
     import pandas as pd
 
     from pyro_smat.episodes.readers.decode import read_images
-    from pyro_smat.inference.decision.rules import RULES
     from pyro_smat.inference.training.checkpoint import write_atomically
 
-    if rule is not None and rule not in RULES:
-        raise ValueError(f"--rule is {rule!r}; expected one of {', '.join(RULES)}")
     task = _adapt(run, support, refine, seed, device, model, guide)
     data = _data_of(run)
     pixels, names = read_images(images, size=data["size"], channels=data["channels"])
@@ -393,11 +390,10 @@ def _adapt(
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    columns = ("accuracy", "nll", "cvar_0.1", "regret_cvar_0.1", "ece")
-    width = max(len(m) for m in metrics["methods"])
-    typer.echo(f"{'':<{width}}  " + "  ".join(f"{c:>15}" for c in columns))
-    for method, values in metrics["methods"].items():
-        typer.echo(f"{method:<{width}}  " + "  ".join(f"{values[c]:>15.3f}" for c in columns))
+    import pandas as pd
+
+    columns = ["accuracy", "nll", "cvar_0.1", "regret_cvar_0.1", "ece"]
+    typer.echo(pd.DataFrame(metrics["methods"]).T[columns].to_string(float_format="%.3f"))
     if metrics["misrouting_rate"] == metrics["misrouting_rate"]:
         typer.echo(f"misrouted: {100 * metrics['misrouting_rate']:.1f}% of episodes")
 

@@ -14,15 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.episodes.readers.glyphs import ATTRIBUTES
-from pyro_smat.inference.decision.rules import predict
+from pyro_smat.inference.decision import DecisionSettings
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.evaluation.evaluation import Baseline, Evaluation
+from pyro_smat.inference.evaluation.baselines import RouterBaseline
+from pyro_smat.inference.evaluation.evaluation import Evaluation
 from pyro_smat.inference.runs.assembly import build_pool, build_router, choose_device, open_library
 from pyro_smat.inference.runs.config import Custom, Prior, RunConfig, load_config
 from pyro_smat.inference.runs.run import evaluate_router, prepare_folder, train_router, write_evaluation
@@ -87,7 +86,7 @@ def run_quickstart(
                 pools[split],
                 corruption=corruption,
                 episodes=episodes,
-                baselines={POINT: _baseline(point)},
+                baselines=[RouterBaseline(point, POINT)],
                 features=features[split],
                 progress=progress,
             )
@@ -103,7 +102,6 @@ def run_quickstart(
         command="pyro-smat quickstart" + " --from-scratch" * from_scratch + "".join(f" --set {o}" for o in overrides),
         history=history,
         route_names=ATTRIBUTES,
-        extra=(POINT,),
         figures_of=[c for c in evaluations if c.startswith(SPLITS["ood"])],
         settings={
             "population": "new episodes from these pools of letters: "
@@ -124,24 +122,14 @@ def _point_routing(config: RunConfig) -> RunConfig:
                 update={"tail_weight": 0.0, "episode_loss": "nll", "kl_weight": 1.0, "reference": "none"}
             ),
             "training": config.training.model_copy(update={"steps": 2 * config.training.steps}),
-            "decision": config.decision.model_copy(update={"rule": "mean"}),
+            "decision": DecisionSettings(**dict(config.decision) | {"rule": "mean"}),
             "custom": Custom(),
         }
     )
 
 
-def _baseline(classifier: RoutedClassifier) -> Baseline:
-    model, guide = classifier.router.model, classifier.router.guide
-    basis = model.basis().detach()
-
-    def probabilities(batch: EpisodeBatch) -> Tensor:
-        return predict(model, guide.posterior(batch), batch, "mean", basis=basis)
-
-    return probabilities
-
-
 def _with_config(classifier: RoutedClassifier, config: RunConfig) -> RoutedClassifier:
-    return RoutedClassifier(replace(classifier.router, config=config), classifier.abstention)
+    return RoutedClassifier(replace(classifier.router, config=config), classifier.deployment)
 
 
 def _with_sources(config: RunConfig, made: dict[str, Path]) -> RunConfig:

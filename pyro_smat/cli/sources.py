@@ -158,7 +158,7 @@ def _router(run: Path, device: str, model: str | None, guide: str | None) -> Any
 
 def _save(changed: Any, output: Path) -> None:
     typer.echo(f"router over {', '.join(changed.source_names)}: {changed.save(output)}")
-    if changed.abstention.threshold != float("inf"):
+    if changed.deployment.threshold != float("inf"):
         typer.echo(
             "its threshold of abstention was chosen for the old sources; `evaluate --abstain-risk` chooses one anew"
         )

@@ -16,16 +16,19 @@ from pyro_smat.registry.choice import Choice, Of, build, choose, takes
 from pyro_smat.registry.entries import find, names, register
 from pyro_smat.registry.kinds import KINDS, Kind
 from pyro_smat.registry.options import Supply, accepts, options_of
+from pyro_smat.registry.remembered import Remembered, describe
 
 __all__ = [
     "KINDS",
     "Choice",
     "Kind",
     "Of",
+    "Remembered",
     "Supply",
     "accepts",
     "build",
     "choose",
+    "describe",
     "find",
     "names",
     "options_of",

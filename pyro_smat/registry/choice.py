@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, GetCoreSchemaHandler, TypeAdapter, ValidationError, ValidationInfo
 from pydantic_core import PydanticCustomError, core_schema
 
-from pyro_smat.registry.entries import Factory, find, is_file
+from pyro_smat.registry.entries import Factory, find, is_file, name_of
 from pyro_smat.registry.kinds import KINDS
 from pyro_smat.registry.options import accepts, options_of, parameters_of
 
@@ -76,7 +76,8 @@ class _OfKind:
         except ValueError as error:
             raise PydanticCustomError("choice", "{text}", {"text": str(error)}) from error
         kept = {name: getattr(options, name) for name in schema.model_fields}
-        return Choice(self.of, kind, {k: v for k, v in kept.items() if k in given or _is_plain(v)}, factory)
+        name = kind if is_file(kind) else name_of(self.of, factory) or kind  # an alias becomes the name
+        return Choice(self.of, name, {k: v for k, v in kept.items() if k in given or is_plain(v)}, factory)
 
 
 def Of(kind: str, default: str | None = None) -> Any:
@@ -169,7 +170,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool | None) else str(value)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether JSON can say it, or a choice does."""
     if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return isinstance(value, int | float | str | bool | Choice | None)

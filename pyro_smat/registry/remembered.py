@@ -1,0 +1,98 @@
+"""Remembered: objects that know what they were constructed with, so that a router made in Python can be saved."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyro_smat.registry.choice import Choice, is_plain
+from pyro_smat.registry.entries import name_of
+from pyro_smat.registry.kinds import KINDS
+from pyro_smat.registry.options import kind_of, options_of, parameters_of
+
+
+class Remembered:
+    """A base class whose objects keep the arguments of their constructor, as they were passed."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" not in vars(cls):
+            return
+        construct = cls.__init__
+
+        @functools.wraps(construct)
+        def remember(self: Any, *args: Any, **kwargs: Any) -> None:
+            if "_constructed_with" not in vars(self):  # the outermost constructor runs first
+                bound = inspect.signature(construct).bind(self, *args, **kwargs)
+                vars(self)["_constructed_with"] = dict(list(bound.arguments.items())[1:])
+            construct(self, *args, **kwargs)
+
+        cls.__init__ = remember
+
+    @property
+    def constructed_with(self) -> Mapping[str, Any]:
+        """Arguments of the constructor by name, those with defaults only where they were passed."""
+        if is_dataclass(self):  # its constructor is made after the class
+            return {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+        return vars(self).get("_constructed_with", {})
+
+
+def describe(kind: str, made: Any) -> Choice:
+    """The choice that makes such an object again; tensors among its arguments are left to its state dict.
+
+    Args:
+        kind: a key of :data:`~pyro_smat.registry.kinds.KINDS`.
+        made: an object of a registered class, or of one of the user's own, which is named by its class.
+
+    Raises:
+        ValueError: for an object that does not remember how it was constructed, or an argument that JSON cannot say.
+
+    Example:
+        >>> from pyro_smat.models.priors import DirichletPrior
+        >>> describe("prior", DirichletPrior(3, concentration=0.5)).to_dict()
+        {'kind': 'dirichlet', 'concentration': 0.5}
+    """
+    factory = type(made)
+    if not isinstance(made, Remembered):
+        raise ValueError(
+            f"{kind} {factory.__name__} does not say how it was made; expected a subclass of the library's"
+        )
+    options: dict[str, Any] = {}
+    for name, parameter in parameters_of(factory).items():
+        if name in KINDS[kind].supplied or name not in options_of(kind, factory).model_fields:
+            continue
+        value = _described(made.constructed_with.get(name, parameter.default))
+        if is_plain(value):
+            options[name] = value
+        elif not isinstance(value, Tensor) and value is not parameter.default:
+            raise ValueError(
+                f"{kind} {factory.__name__} was made with {name}={value!r}, which a saved router cannot say; expected "
+                "numbers, strings, lists of these, tensors, or registered things"
+            )
+    return Choice(kind, name_of(kind, factory) or _place(factory), options, factory)
+
+
+def _described(value: Any) -> Any:
+    """Registered things as choices, also inside tuples; everything else as it is."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_described, value))
+    kind = next((of for of in KINDS if _is_of(value, of)), None)
+    return value if kind is None else describe(kind, value)
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    return any(kind_of(base) == kind for base in type(value).__mro__) and isinstance(value, Remembered)
+
+
+def _place(cls: type) -> str:
+    try:
+        file = Path(inspect.getfile(cls)).name
+    except (TypeError, OSError):  # a notebook, or a prompt
+        file = "own.py"
+    return f"{file}:{cls.__qualname__}"
