@@ -11,4 +11,4 @@ from pyro_smat.inference.decision.mixture import Mixture
 from pyro_smat.inference.decision.prediction import predict
 from pyro_smat.inference.decision.settings import DecisionSettings
 
-__all__ = ["Deployment", "DecisionSettings", "Mixture", "choose_deployment", "initial_deployment", "predict"]
+__all__ = ["DecisionSettings", "Deployment", "Mixture", "choose_deployment", "initial_deployment", "predict"]

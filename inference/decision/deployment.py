@@ -65,7 +65,9 @@ class Deployment(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+            problems = (
+                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+            )
             raise ValueError("deployment: " + "; ".join(problems)) from None
 
     @field_validator("rule", mode="before")

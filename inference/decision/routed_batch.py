@@ -1,6 +1,6 @@
 """RoutedBatch: one batch with its posterior, and what rules and scores make of it, each computed when first asked for.
 
-Posterior and batch -> mixtures of the rules -> their networks, every different one run once -> probabilities and scores.
+Posterior and batch -> mixtures of the rules -> their networks, each different one once -> probabilities and scores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
-from pyro_smat.inference.decision.mixture import Mixture, distinct
+from pyro_smat.inference.decision.mixture import distinct
 from pyro_smat.inference.decision.prediction import class_probabilities
 from pyro_smat.inference.decision.rules.posterior_predictive import PosteriorPredictive
 from pyro_smat.inference.decision.rules.rule import DecisionRule
@@ -33,7 +33,8 @@ class RoutedBatch:
         batch: with support features; its query labels are not looked at.
         basis: ``(C, d)``, or ``(m, C, d)`` to average over m samples of the experts' gates.
         generator: of rules and scores that draw, in the order in which they are asked for.
-        predictive: the posterior predictive that scores look at, the deployed one where it is one.
+        predictive: the posterior predictive that scores look at, the deployed one where it is one;
+            default ``PosteriorPredictive()``.
         members: runs a rule, where networks are already there; default: all queries of the batch.
     """
 
@@ -45,11 +46,11 @@ class RoutedBatch:
         basis: Tensor,
         *,
         generator: torch.Generator,
-        predictive: PosteriorPredictive = PosteriorPredictive(),
+        predictive: PosteriorPredictive | None = None,
         members: Callable[[DecisionRule], Members] | None = None,
     ) -> None:
         self.model, self.posterior, self.batch, self.basis = model, posterior, batch, basis
-        self.generator, self._predictive = generator, predictive
+        self.generator, self._predictive = generator, predictive or PosteriorPredictive()
         self._run = members
         self._members: dict[DecisionRule, Members] = {}
         self._scores: dict[UncertaintyScore, Tensor] = {}
@@ -63,7 +64,9 @@ class RoutedBatch:
         rows, index = distinct(torch.cat([mixture.coefficients for mixture in mixtures.values()]))
         drawn = class_probabilities(self.model, rows, self.batch, self.basis)
         drawn = drawn[index, torch.arange(len(self.batch), device=index.device)]
-        for (rule, mixture), own in zip(mixtures.items(), drawn.split([len(m) for m in mixtures.values()]), strict=True):
+        for (rule, mixture), own in zip(
+            mixtures.items(), drawn.split([len(m) for m in mixtures.values()]), strict=True
+        ):
             self._members[rule] = mixture.weights, own
 
     def members(self, rule: DecisionRule) -> Members:

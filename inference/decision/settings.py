@@ -37,5 +37,3 @@ class DecisionSettings(BaseModel):
     threshold: Literal["least_loss", "coverage"] = "least_loss"
     coverage: float = Field(default=0.5, gt=0, le=1)
     fallback: str = SOURCE_0
-
-

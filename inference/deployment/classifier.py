@@ -51,9 +51,7 @@ class RoutedClassifier:
     :meth:`load`.
     """
 
-    def __init__(
-        self, router: Router, deployment: Deployment | None = None, *, cache_size: int = CACHED_TASKS
-    ) -> None:
+    def __init__(self, router: Router, deployment: Deployment | None = None, *, cache_size: int = CACHED_TASKS) -> None:
         self.router = router
         self.deployment = initial_deployment(router.config.decision) if deployment is None else deployment
         self.rule = self.deployment.decider(router.model, router.catalog)
@@ -203,8 +201,9 @@ class RoutedClassifier:
             labels: S class names or integers; their sorted distinct values are the classes.
             seed: of the routings that an ensemble draws.
             refine: a refinement, or its name: "frank_wolfe", "gradient", "risk_averse" or "dirichlet", with options as
-                in "frank_wolfe:steps=3,max_active=2" or ``{"kind": "frank_wolfe", "steps": 3}``. It starts from the posterior's mean (its mode where
-                the router decides by "map") with the deployed masks. None: the router alone.
+                in "frank_wolfe:steps=3,max_active=2" or ``{"kind": "frank_wolfe", "steps": 3}``. It starts from the
+                posterior's mean (its mode where the router decides by "map") with the deployed masks. None: the router
+                alone.
 
         Returns:
             The task; the very same one when it is among the last that were asked for.

@@ -198,9 +198,7 @@ def _join(
     def real(part: _Part, method: str) -> Tensor:
         return F.pad(part.probabilities[method], (0, widest - part.batch.max_way))[part.batch.query.mask]
 
-    probabilities = {
-        method: numbers([real(part, method) for part in parts]) for method in parts[0].probabilities
-    }
+    probabilities = {method: numbers([real(part, method) for part in parts]) for method in parts[0].probabilities}
     counts = np.concatenate([part.batch.query.mask.sum(-1).cpu().numpy() for part in parts])
     return Evaluation(
         probabilities=probabilities,

@@ -1,4 +1,4 @@
-"""A threshold of abstention with a guarantee: the score is chosen on one half of held-out episodes, certified on the other."""
+"""A threshold of abstention with a guarantee: one half of held-out episodes chooses the score, the other certifies."""
 
 from __future__ import annotations
 

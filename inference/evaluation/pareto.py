@@ -40,6 +40,7 @@ from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.registry import Choice
 
+
 @dataclass(frozen=True)
 class Setting:
     """One way to deploy a router: which networks a task runs, from its posterior and its batch."""
@@ -175,7 +176,9 @@ def _evaluate(
     posterior, basis = router.guide.posterior(batch), router.basis
     routes = [setting.route(posterior, batch) for setting in settings]
     # All settings in one forward: their networks are particles of one composed batch.
-    drawn = class_probabilities(router.model, torch.cat([mixture.coefficients.to(basis.dtype) for mixture in routes]), batch, basis)
+    drawn = class_probabilities(
+        router.model, torch.cat([mixture.coefficients.to(basis.dtype) for mixture in routes]), batch, basis
+    )
     mask, labels = batch.query.mask, batch.query.labels
     parts = []
     pieces = drawn.split([len(mixture) for mixture in routes])

@@ -246,7 +246,7 @@ def predict(
     support: Annotated[Path, typer.Argument(help="Folder of class folders: SUPPORT/<class>/*.png.")],
     images: Annotated[Path, typer.Argument(help="One image, or a folder of images.")],
     output: Annotated[Path | None, typer.Option(help="CSV file for the probabilities.")] = None,
-    rule: Annotated[str | None, typer.Option(help="mean, map, gibbs, posterior_predictive, top_k, fallback, ...")] = None,
+    rule: Annotated[str | None, typer.Option(help="A decision rule: mean, map, gibbs, top_k, ...")] = None,
     refine: Refine = None,
     model: OwnModel = None,
     guide: OwnGuide = None,

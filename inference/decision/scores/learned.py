@@ -6,8 +6,8 @@ episodes,
 .. math:: \hat L(z) = b + \sum_k s_k z_k, \qquad
           s = (Z_c^T Z_c + \lambda I)^{-1} Z_c^T (L - \bar L),
 
-with :math:`Z_c` the centred scores: scikit-learn's StandardScaler and Ridge, of which only the numbers are kept. It is a
-score like any other: what it predicts is U.
+with :math:`Z_c` the centred scores: scikit-learn's StandardScaler and Ridge, of which only the numbers are kept. It is
+a score like any other: what it predicts is U.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class LearnedRisk(UncertaintyScore):
         """The predictor of the module's first lines; its values come from fits without the episode's fold.
 
         Args:
-            scores: name -> ``(n,)``; one that is not finite everywhere is left out, one that does not vary gets slope 0.
+            scores: name -> ``(n,)``; one that is not finite is left out, one that does not vary gets slope 0.
             losses: ``(n,)``, at least two, in random order: episode i is in fold i modulo 5.
 
         Raises:

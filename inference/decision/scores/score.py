@@ -96,5 +96,3 @@ def mean_over_queries(values: Tensor, mask: Tensor) -> Tensor:
 def mean_over_blocks(values: Tensor, num_blocks: int) -> Tensor:
     """Values ``(B,)`` as they are, ``(B, L)`` averaged where there are L > 1 blocks."""
     return values.mean(-1) if num_blocks > 1 else values
-
-
