@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pyro_smat.certificates import Certificate
 from pyro_smat.inference.decision.misrouting import MisroutingProbability
@@ -61,15 +61,6 @@ class Deployment(BaseModel):
     misrouting: MisroutingProbability | None = None
     certificate: Certificate | None = None
 
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            problems = (
-                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-            )
-            raise ValueError("deployment: " + "; ".join(problems)) from None
-
     @field_validator("rule", mode="before")
     @classmethod
     def _rule(cls, value: Any) -> Any:
@@ -87,11 +78,16 @@ class Deployment(BaseModel):
             raise ValueError(f"{value.kind!r} has to be fitted first; expected what choose_deployment makes of it")
         return value
 
+    @field_validator("certificate", mode="before")
+    @classmethod
+    def _certificate(cls, value: Any) -> Any:
+        return Certificate.from_dict(dict(value)) if isinstance(value, Mapping) else value
+
     @field_validator("threshold")
     @classmethod
     def _number(cls, value: float) -> float:
         if math.isnan(value):
-            raise ValueError("it is NaN; expected a number, or infinity to never abstain")
+            raise ValueError("the threshold is NaN; expected a number, or infinity to never abstain")
         return value
 
     @property
@@ -145,7 +141,7 @@ class Deployment(BaseModel):
             ValueError: for a fallback that neither model nor catalog have.
         """
         routings = NamedRoutings(model, catalog)
-        if self.fallback not in routings:
+        if self.fallback not in list(routings):
             raise ValueError(f"fallback is {self.fallback!r}; expected one of {', '.join(routings)}")
         made: DecisionRule = find("decision_rule", "fallback")(routings, self.fallback)
         return made
