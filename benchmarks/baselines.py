@@ -25,6 +25,8 @@ from tqdm.auto import tqdm
 
 from pyro_smat.cli.quickstart import CONDITIONS, QUERIES
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.assembly.router import build_pool, build_sampler, choose_device
 from pyro_smat.inference.decision.rules import predict
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.evaluation.baselines import (
@@ -45,8 +47,6 @@ from pyro_smat.inference.evaluation.baselines import (
     uniform_soup,
 )
 from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, Evaluation
-from pyro_smat.inference.assembly.router import build_pool, build_sampler, choose_device
-from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.runs.run import VALIDATION_SEED, evaluate_router, prepare_folder, train_router
 from pyro_smat.metrics.arrays import Numbers
 from pyro_smat.metrics.intervals import episode_interval

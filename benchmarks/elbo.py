@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 import pyro_smat
 from pyro_smat.inference import CVaR_ELBO
-from pyro_smat.inference.assembly.router import build_pool, build_router, build_sampler
 from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.assembly.router import build_pool, build_router, build_sampler
 from pyro_smat.routing.local_module import LocalModule
 
 FEATURES, LATENT, ROUTINGS, QUERIES, WAYS, HIDDEN = 16, 8, 16, 10, 5, 32

@@ -26,10 +26,10 @@ from pyro_smat.cost import BudgetedChoice, CostModel, open_entries_of, solve_wei
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.inference import RoutedClassifier
+from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.assembly.router import build_pool, build_sampler, choose_device
 from pyro_smat.inference.evaluation.pareto import Setting, by_lagrangian, by_rule, projected, sweep, truncations
 from pyro_smat.inference.objective.candidates import support_candidate_losses
-from pyro_smat.inference.assembly.router import build_pool, build_sampler, choose_device
-from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.runs.run import TEST_SEED, VALIDATION_SEED, train_router
 from pyro_smat.report.cost_figure import pareto_figure
 from pyro_smat.report.figure_style import PAPER

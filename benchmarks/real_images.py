@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.episodes.readers.folders import read_folder
 from pyro_smat.episodes.sampler import EpisodeSampler
-from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, ORACLE, UNIFORM
-from pyro_smat.inference.assembly.router import choose_device
 from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.assembly.router import choose_device
+from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, ORACLE, UNIFORM
 from pyro_smat.inference.runs.run import evaluate_router, prepare_folder, train_router, write_evaluation
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.metrics.risk import cvar

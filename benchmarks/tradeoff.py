@@ -25,8 +25,8 @@ import torch.multiprocessing as mp
 from tqdm.auto import tqdm
 
 from pyro_smat.episodes.corruption import SupportCorruption
-from pyro_smat.inference.assembly.router import build_pool, build_router, choose_device
 from pyro_smat.inference.assembly.config import RunConfig, load_config
+from pyro_smat.inference.assembly.router import build_pool, build_router, choose_device
 from pyro_smat.inference.runs.run import evaluate_router, train_router
 from pyro_smat.metrics.risk import cvar
 

@@ -218,7 +218,9 @@ def make_router() -> Callable[..., Router]:
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
         if prior is None:
             prior = default_prior(family, sources, experts, blocks, catalog, beta)
-        model = RoutedModel(network, library, prior=prior, experts=bank, compute_dtype=dtype, **(model_options or {})).to(dtype)
+        model = RoutedModel(
+            network, library, prior=prior, experts=bank, compute_dtype=dtype, **(model_options or {})
+        ).to(dtype)
         shapes = [(5, 2, 3), (3, 1, 4), (4, 3, 2), (2, 2, 3)]
         batch = EpisodeBatch.collate([random_episode(*shapes[i % 4], seed + i, dtype) for i in range(episodes)])
         features = SourceFeatures(network, basis)

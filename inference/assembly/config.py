@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pyro_smat.episodes.settings import EpisodeSettings
+from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
 from pyro_smat.inference.decision.settings import DecisionSettings
-from pyro_smat.inference.evaluation.settings import EvaluationSettings
 from pyro_smat.inference.objective.settings import ObjectiveSettings
 from pyro_smat.inference.training.settings import TrainingSettings
 from pyro_smat.registry import Choice, Of

@@ -49,7 +49,9 @@ def check_prior(prior: Choice, guide: Choice, catalog: Catalog | None) -> None:
     over = catalog is not None
     if prior.factory is not None and not goes_with(prior.factory, over):
         known = [name for name in names("prior") if goes_with(find("prior", name), over)]
-        raise ValueError(f"prior {prior.kind!r} does not go with guide {guide.kind!r}; expected one of {', '.join(known)}")
+        raise ValueError(
+            f"prior {prior.kind!r} does not go with guide {guide.kind!r}; expected one of {', '.join(known)}"
+        )
     for component in prior.options.get("components", ()):
         check_prior(component, guide, catalog)
 

@@ -19,7 +19,7 @@ from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.pair import GUIDE_NEEDS, MODEL_NEEDS, check_attributes, check_prior
 from pyro_smat.inference.training.catalogs import needs_search
 from pyro_smat.models import RoutedModel
-from pyro_smat.models.priors import LogisticNormalPrior, RoutingPrior
+from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.descriptors import probe_images, source_descriptors
 from pyro_smat.networks.experts import ExpertBank

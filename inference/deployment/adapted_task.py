@@ -6,17 +6,20 @@ Made by :meth:`RoutedClassifier.adapt`: posterior and refinement -> decision rul
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pyro_smat.episodes import EpisodeBatch, check_images
+from pyro_smat.episodes import EpisodeBatch, Labelled, check_images
 from pyro_smat.guides.posterior import RoutingPosterior
-from pyro_smat.inference.decision.rules import Rule, routings
-from pyro_smat.inference.decision.scores import query_scores, support_scores
+from pyro_smat.inference.decision.deployment import Deployment
+from pyro_smat.inference.decision.mixture import Mixture
+from pyro_smat.inference.decision.prediction import as_rule
+from pyro_smat.inference.decision.routed_batch import Members, RoutedBatch
+from pyro_smat.inference.decision.rules import DecisionRule
 from pyro_smat.inference.deployment.explanation import Component, Explanation
 from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
@@ -26,7 +29,8 @@ from pyro_smat.networks.heads import prototype_logits
 if TYPE_CHECKING:
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
 
-TaskRule = Rule | Literal["refined"]
+TaskRule = DecisionRule | Mapping[str, Any] | str  # a rule or what names one; "refined" is the refined point
+REFINED = "refined"
 
 
 class AdaptedTask:
@@ -35,7 +39,7 @@ class AdaptedTask:
     Attributes:
         posterior: q(c | S), batch size 1: the router's, or that of a refinement that has one.
         classes: class names, in the order of the columns of :meth:`predict_proba`.
-        refinement: what the deployment mode found, or None.
+        refinement: what the refinement found, or None.
     """
 
     def __init__(
@@ -51,12 +55,13 @@ class AdaptedTask:
         self._routed, self.classes, self.refinement = posterior, classes, refinement
         refined = None if refinement is None else refinement.posterior
         self.posterior = posterior if refined is None else refined
-        self._composed: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._composed: dict[tuple[DecisionRule | str, bool], _Networks] = {}
+        self._support_scores = self._scored(None)
 
     @property
     def uncertainty(self) -> float:
-        """U(S), by the score of the abstention rule; NaN when that looks at queries: see :meth:`uncertainty_on`."""
-        return math.nan if self._owner.abstention.looks_at_queries else self.uncertainty_on(None)
+        """U(S), by the deployed score; NaN when that looks at queries: see :meth:`uncertainty_on`."""
+        return math.nan if self._deployment.looks_at_queries else self.uncertainty_on(None)
 
     @property
     def abstains(self) -> bool:
@@ -64,39 +69,47 @@ class AdaptedTask:
 
         False when the score looks at queries: every batch of them is then decided on by itself, :meth:`abstains_on`.
         """
-        return self.uncertainty > self._owner.abstention.threshold
+        return not self._deployment.looks_at_queries and self.abstains_on(None)
 
-    @torch.no_grad()
     def uncertainty_on(self, images: Tensor | None) -> float:
-        """U of this task with these queries ``(n, C, H, W)``, by the score of the abstention rule.
+        """U of this task with these queries ``(n, C, H, W)``, by the deployed score.
 
         Of the router's own posterior, for which the threshold was chosen, also where the task is refined.
 
         Raises:
             ValueError: for images that are not usable, or None where the score looks at queries.
         """
-        rule, scores = self._owner.abstention, self._support_scores
-        if rule.looks_at_queries:
+        score, scored = self._deployment.scorer, self._support_scores
+        if score.looks_at_queries:
             if images is None:
                 raise ValueError(
-                    f"score {rule.score!r} looks at queries; expected the images that are to be classified"
+                    f"score {score.name!r} looks at queries; expected the images that are to be classified"
                 )
-            scores = scores | self._query_scores(images)
-        return float(rule.uncertainty({name: [scores[name]] for name in rule.needs})[0])
+            self._check_queries(images)
+            scored = self._scored(images)
+        return float(scored.score(score)[0])
 
     def abstains_on(self, images: Tensor | None) -> bool:
         """Whether predictions of these queries come from the fallback; arguments as in :meth:`uncertainty_on`."""
-        return self.uncertainty_on(images) > self._owner.abstention.threshold
+        return not self._deployment.never_abstains and self.uncertainty_on(images) > self._deployment.threshold
 
     @property
-    def rule(self) -> TaskRule:
-        """What predictions use: the fallback when the task abstains, a refined point, or else the router's own rule."""
-        return "fallback" if self.abstains else self._accepted_rule
+    def rule(self) -> str:
+        """What predictions use: the fallback when the task abstains, "refined" at a refined point, or else the rule."""
+        used = self._owner.fallback if self.abstains else self._accepted_rule
+        return used if isinstance(used, str) else used.name
 
     @property
-    def _accepted_rule(self) -> TaskRule:
+    def _deployment(self) -> Deployment:
+        return self._owner.deployment
+
+    @property
+    def _accepted_rule(self) -> DecisionRule | str:
         point = self.refinement is not None and self.refinement.posterior is None
-        return "refined" if point else self._owner.router.config.decision.rule
+        return REFINED if point else self._owner.rule
+
+    def _rule_for(self, images: Tensor | None) -> DecisionRule | str:
+        return self._owner.fallback if self.abstains_on(images) else self._accepted_rule
 
     @torch.no_grad()
     def predict_proba(self, images: Tensor, rule: TaskRule | None = None) -> Tensor:
@@ -104,31 +117,34 @@ class AdaptedTask:
 
         Args:
             images: ``(n, C, H, W)`` float in [0, 1].
-            rule: a decision rule, or "refined": the network at the refined coefficients; default: the fallback where
-                the task abstains (on these images, if its score looks at queries), else :attr:`rule`.
+            rule: a decision rule, its name or ``{"kind": name, option: ...}``, or "refined": the network at the refined
+                coefficients; default: the fallback where the task abstains (on these images, if its score looks at
+                queries), else :attr:`rule`.
 
         Raises:
-            ValueError: for images that are not usable or of another size than the support, or rule "refined" of a
-                task that was not refined.
+            ValueError: for images that are not usable or of another size than the support, an unknown rule, or rule
+                "refined" of a task that was not refined.
         """
         self._check_queries(images)
-        if rule is None:
-            rule = "fallback" if self.abstains_on(images) else self._accepted_rule
-        weights, probabilities = self._member_probabilities(self._compose(rule), images)
-        return (weights.view(-1, 1, 1) * probabilities).sum(0).cpu()
+        return self._proba(self._rule_for(images) if rule is None else self._named(rule), images)
+
+    @torch.no_grad()
+    def _proba(self, rule: DecisionRule | str, images: Tensor) -> Tensor:
+        weights, probabilities = self._members(rule, images, self.posterior)
+        return (weights[..., None, None] * probabilities).sum(0)[0].cpu()
 
     def predict_sets(self, images: Tensor, threshold: float) -> list[tuple[str, ...]]:
         """Label sets of images ``(n, C, H, W)``: the classes that the query may have; none or many say "unsure".
 
         Args:
             images: as in :meth:`predict_proba`.
-            threshold: of :func:`pyro_smat.inference.evaluation.certification.calibrate_label_sets`, whose coverage is
+            threshold: of :func:`pyro_smat.inference.evaluation.label_sets.calibrate_label_sets`, whose coverage is
                 marginal over the queries of accepted tasks; a task that abstains says nothing and gets all classes.
         """
+        self._check_queries(images)
         if self.abstains_on(images):
-            self._check_queries(images)
             return [self.classes] * len(images)
-        kept = 1.0 - self.predict_proba(images, self._accepted_rule).double() <= threshold
+        kept = 1.0 - self._proba(self._accepted_rule, images).double() <= threshold
         return [tuple(c for c, inside in zip(self.classes, row, strict=True) if inside) for row in kept.tolist()]
 
     def _check_queries(self, images: Tensor) -> None:
@@ -138,35 +154,31 @@ class AdaptedTask:
                 f"images are {tuple(images.shape[1:])}; the support is {tuple(self._batch.support.images.shape[2:])}"
             )
 
-    def _member_probabilities(self, composed: tuple[Tensor, Tensor, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights ``(K,)`` and class probabilities ``(K, n, W)`` of the networks that a rule composed."""
-        model = self._owner.router.model
-        theta, support, weights = composed
-        images = images.to(theta.device)
-        queries = model.network(theta, images.expand(len(theta), *images.shape)).float()
-        batch = self._batch
-        logits = prototype_logits(
-            support, batch.support.labels, batch.support.mask, queries, batch.class_mask, model.scale, model.metric
+    def _scored(self, images: Tensor | None) -> RoutedBatch:
+        """What the score sees: the router's own posterior and, where there are any, queries through its networks."""
+        batch = self._batch if images is None else replace(self._batch, query=Labelled(images.unsqueeze(0)))
+        return RoutedBatch(
+            self._owner.router.model,
+            self._routed,
+            batch,
+            self._owner.bases[0] if len(self._owner.bases) == 1 else self._owner.bases,
+            generator=self._generator(),
+            predictive=self._deployment.predictive,
+            members=lambda rule: self._members(rule, batch.query.images[0], self._routed),
         )
-        return weights, logits.softmax(-1)
 
-    @cached_property
-    def _support_scores(self) -> dict[str, float]:
-        owner, generator = self._owner, torch.Generator(device=self._batch.way.device).manual_seed(self._seed)
-        found = support_scores(owner.router.model, self._routed, self._batch, owner.bases, generator)
-        return {name: float(value) for name, value in found.items()}
+    def _generator(self) -> torch.Generator:
+        return torch.Generator(device=self._batch.way.device).manual_seed(self._seed)
 
-    def _query_scores(self, images: Tensor) -> dict[str, float]:
-        """As in evaluation: of the ensemble of the router's posterior, averaged over the samples of the gates."""
-        self._check_queries(images)
-        config = self._owner.router.config.decision
-        generator = torch.Generator(device=self._batch.way.device).manual_seed(self._seed)
-        drawn, weights = routings(self._routed, "ensemble", config.draws, config.k, generator)
-        bases = list(self._owner.bases)
-        _, members = self._member_probabilities(self._compose_all(drawn[:, 0], weights[:, 0], bases), images)
-        members = members.unflatten(0, (len(bases), len(drawn))).mean(0).unsqueeze(1)
-        mask = torch.ones(1, len(images), dtype=torch.bool, device=members.device)
-        return {name: float(value) for name, value in query_scores(members, weights, mask).items()}
+    def _named(self, rule: TaskRule) -> DecisionRule | str:
+        """A rule from what names one; the deployed ones by their names, with their options."""
+        owner = self._owner
+        if isinstance(rule, str) and rule == REFINED:
+            return REFINED
+        made = as_rule(rule, owner.router.model, owner.router.catalog)
+        if isinstance(rule, str):
+            return next((known for known in (owner.fallback, owner.rule) if known.name == made.name), made)
+        return made
 
     @property
     def routing_scores(self) -> dict[str, float]:
@@ -182,7 +194,7 @@ class AdaptedTask:
     def explain(self) -> Explanation:
         """Which sources and experts, how sure, and what it costs."""
         router = self._owner.router
-        draws = self.posterior.sample(512, torch.Generator(device=self._batch.way.device).manual_seed(self._seed))[:, 0]
+        draws = self.posterior.sample(512, self._generator())[:, 0]
         mean = self.posterior.mean[0] if self.refinement is None else self.refinement.coefficients
         if self.posterior.num_blocks > 1:  # a block counts by its share of the coordinates
             share = torch.tensor(router.library.space.block_sizes, device=mean.device).to(mean)
@@ -198,49 +210,67 @@ class AdaptedTask:
             Component(name, float(mean[i]), float(low[i]), float(high[i]), int(sizes[i]))
             for i, name in enumerate(names)
         )
-        rule, abstention = self.rule, self._owner.abstention
-        calibration = None if abstention.looks_at_queries else abstention.misrouting
+        deployment = self._deployment
+        curve = None if deployment.looks_at_queries else deployment.misrouting
+        used = self._owner.fallback if self.abstains else self._accepted_rule
         return Explanation(
             components=parts,
-            score=abstention.score,
+            score=deployment.scorer.title,
             uncertainty=self.uncertainty,
-            threshold=abstention.threshold,
+            threshold=deployment.threshold,
             abstains=self.abstains,
-            per_queries=abstention.looks_at_queries,
-            fallback=abstention.fallback,
-            misrouting=None if calibration is None else float(calibration.probability([self.uncertainty])[0]),
-            certificate=abstention.certificate if self.refinement is None else None,
-            rule=rule,
-            networks=len(self._compose(rule)[2]),
+            per_queries=deployment.looks_at_queries,
+            fallback=deployment.fallback,
+            misrouting=None if curve is None else float(curve.probability([self.uncertainty])[0]),
+            certificate=deployment.certificate if self.refinement is None else None,
+            rule=self.rule,
+            networks=len(self._networks(used, self.posterior).theta),
             parameters=router.library.space.dim,
             refinement=self.refinement,
         )
 
-    def _compose(self, rule: TaskRule) -> tuple[Tensor, Tensor, Tensor]:
-        """Task parameters ``(K, d)``, support features ``(K, S, f)`` and weights ``(K,)`` of a rule, composed once."""
-        if rule not in self._composed:
-            self._composed[rule] = self._compose_all(*self._networks(rule))
-        return self._composed[rule]
+    def _members(self, rule: DecisionRule | str, images: Tensor, posterior: RoutingPosterior) -> Members:
+        """Weights ``(K, 1)`` and class probabilities ``(K, 1, n, W)``, averaged over the samples of the gates."""
+        model, batch, found = self._owner.router.model, self._batch, self._networks(rule, posterior)
+        images = images.to(found.theta.device)
+        queries = model.network(found.theta, images.expand(len(found.theta), *images.shape)).float()
+        logits = prototype_logits(
+            found.support,
+            batch.support.labels,
+            batch.support.mask,
+            queries,
+            batch.class_mask,
+            model.scale,
+            model.metric,
+        )
+        probabilities = logits.softmax(-1).unflatten(0, (-1, len(found.weights))).mean(0)
+        return found.weights, probabilities.unsqueeze(1)
 
-    def _compose_all(
-        self, coefficients: Tensor, weights: Tensor, bases: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        router, images = self._owner.router, self._batch.support.images[0]
-        theta = torch.cat([compose(coefficients, basis, router.library.space) for basis in bases])
-        support = router.model.network(theta, images.expand(len(theta), *images.shape)).float()
-        return theta, support, weights.repeat(len(bases)) / len(bases)
+    def _networks(self, rule: DecisionRule | str, posterior: RoutingPosterior) -> _Networks:
+        """The networks of a rule, composed once; routings that are drawn twice are one network."""
+        key = rule, posterior is self._routed
+        if key not in self._composed:
+            owner = self._owner
+            if rule == REFINED:
+                if self.refinement is None:
+                    raise ValueError(
+                        "rule is 'refined' and the task was not refined: call adapt(..., refine='frank_wolfe')"
+                    )
+                mixture = Mixture.one(self.refinement.coefficients.unsqueeze(0))
+                bases: Sequence[Tensor] = [self.refinement.basis(owner.router.model, owner.deployed_basis)]
+            else:
+                assert isinstance(rule, DecisionRule)
+                mixture = rule(posterior, self._batch, generator=self._generator()).merged()
+                bases = list(owner.bases)
+            space, images = owner.router.library.space, self._batch.support.images[0]
+            theta = torch.cat([compose(mixture.coefficients[:, 0], basis, space) for basis in bases])
+            support = owner.router.model.network(theta, images.expand(len(theta), *images.shape)).float()
+            self._composed[key] = _Networks(theta, support, mixture.weights)
+        return self._composed[key]
 
-    def _networks(self, rule: TaskRule) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        """Coefficients ``(K, C)`` and weights ``(K,)`` of a rule, and the bases ``(C, d)`` that they are of."""
-        owner, config = self._owner, self._owner.router.config.decision
-        if rule == "refined":
-            if self.refinement is None:
-                raise ValueError(
-                    "rule is 'refined' and the task was not refined: call adapt(..., refine='frank-wolfe')"
-                )
-            coefficients = self.refinement.coefficients.unsqueeze(0)
-            basis = self.refinement.basis(owner.router.model, owner.deployed_basis)
-            return coefficients, coefficients.new_ones(1), [basis]
-        generator = torch.Generator(device=self._batch.way.device).manual_seed(self._seed)
-        drawn, weights = routings(self.posterior, rule, config.draws, config.k, generator, owner.fallback)
-        return drawn[:, 0], weights[:, 0], list(owner.bases)
+
+@dataclass(frozen=True)
+class _Networks:
+    theta: Tensor  # (m K, d), K for each of m samples of the gates
+    support: Tensor  # (m K, S, f)
+    weights: Tensor  # (K, 1)

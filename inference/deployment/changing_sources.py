@@ -7,15 +7,14 @@ single sources (a learned prior over a catalog, prices) has to be named or refus
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
+from pyro_smat.inference.assembly.config import RunConfig
+from pyro_smat.inference.assembly.router import build_router, default_catalog
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.assembly.router import build_router
-from pyro_smat.inference.assembly.config import Prior, RunConfig
-from pyro_smat.inference.runs.families import default_catalog
+from pyro_smat.inference.training.catalogs import needs_search
+from pyro_smat.registry import Choice
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
 from pyro_smat.sources.opening import Source
@@ -112,7 +111,7 @@ def _over(
     for part in ("model", "guide"):
         _copy_weights(getattr(old, part), getattr(new, part), part)
     # A certificate, and what validation said of misrouting, are of the router as it was.
-    return RoutedClassifier(new, replace(classifier.abstention, certificate=None, misrouting=None))
+    return RoutedClassifier(new, classifier.deployment.but(certificate=None, misrouting=None))
 
 
 def _copy_weights(old: nn.Module, new: nn.Module, part: str) -> None:
@@ -134,8 +133,18 @@ def _copy_weights(old: nn.Module, new: nn.Module, part: str) -> None:
 def _repriced(config: RunConfig, kept: tuple[int | None, ...], cost: float) -> RunConfig:
     """The config with prices of the old columns ``kept``, None for the new source."""
 
-    def of(prior: Prior) -> Prior:
-        costs = None if prior.costs is None else tuple(cost if c is None else prior.costs[c] for c in kept)
-        return prior.model_copy(update={"costs": costs, "components": tuple(of(part) for part in prior.components)})
+    def of(prior: Choice) -> Choice:
+        options = dict(prior.options)
+        if options.get("costs") is not None:
+            options["costs"] = tuple(cost if c is None else options["costs"][c] for c in kept)
+        if "components" in options:
+            options["components"] = tuple(of(part) for part in options["components"])
+        return replace(prior, options=options)
 
     return config.model_copy(update={"prior": of(config.prior)})
+
+
+def _is_fixed(config: RunConfig) -> bool:
+    """Whether the catalog is a list that was found once, and not all small mixtures of whatever sources there are."""
+    choice: Choice = config.guide.options["catalog"]
+    return needs_search(choice)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from pyro_smat.episodes import Episode, EpisodeBatch, EpisodeSampler, Labelled, check_images
 from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.assembly.router import Router, choose_device
+from pyro_smat.inference.decision.choosing import initial_deployment
 from pyro_smat.inference.decision.deployment import Deployment
+from pyro_smat.inference.decision.rules import Map
 from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.describing import router_of
 from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refinement
@@ -34,21 +36,19 @@ class RoutedClassifier:
 
     Args:
         router: model and guide.
-        deployment: how it decides and when it abstains; default: posterior predictive, never abstaining.
+        deployment: how it decides and when it abstains; default: the rule of the config, never abstaining.
         cache_size: adapted tasks to keep, the ones used last; 0 for none. A task keeps the networks it has composed.
 
     The classifier is a snapshot: to train the router further, make a new one.
     """
 
-    def __init__(
-        self, router: Router, deployment: Deployment | None = None, *, cache_size: int = CACHED_TASKS
-    ) -> None:
+    def __init__(self, router: Router, deployment: Deployment | None = None, *, cache_size: int = CACHED_TASKS) -> None:
         self.router = router
-        self.deployment = Deployment() if deployment is None else deployment
+        self.deployment = initial_deployment(router.config.decision) if deployment is None else deployment
         self._tasks: TaskCache[AdaptedTask] = TaskCache(cache_size)
         router.model.eval()
         router.guide.eval()
-        self.decider = self.deployment.decider(router.model, router.catalog)
+        self.rule = self.deployment.decider(router.model, router.catalog)
         self.fallback = self.deployment.fallback_rule(router.model, router.catalog)
         samples = self.deployment.gate_samples
         generator = torch.Generator(device=router.device).manual_seed(router.config.seed)
@@ -85,7 +85,7 @@ class RoutedClassifier:
         assert shape is not None
         router = router_of(model, guide, shape)
         if deployment is None and validation is not None:
-            from pyro_smat.inference.evaluation.evaluation import choose_on  # evaluation stands above deployment
+            from pyro_smat.inference.evaluation.choosing import choose_on  # evaluation stands above deployment
 
             deployment = choose_on(router, validation)
         return cls(router, deployment, cache_size=cache_size)
@@ -172,7 +172,9 @@ class RoutedClassifier:
         expected = self.router.config.data
         if images.shape[1] != expected.channels:
             raise ValueError(f"images have {images.shape[1]} channels; this router was trained on {expected.channels}")
-        mode = None if refine is None else parse_refinement(refine)
+        mode = parse_refinement(refine) if isinstance(refine, str | Mapping) else refine
+        if mode is not None and not isinstance(mode, RefinementMode):
+            raise ValueError(f"refine is {refine!r}; expected a refinement, its name or table, or None")
         key = (support_digest(images, values), seed, mode)
         return self._tasks.get(key, lambda: self._adapt(images, values, classes, seed, mode))
 
@@ -197,7 +199,7 @@ class RoutedClassifier:
         posterior = self.router.guide.posterior(batch)
         refinement = None
         if mode is not None:
-            start = posterior.mode if self.deployment.rule.kind == "map" else posterior.mean
+            start = posterior.mode if isinstance(self.rule, Map) else posterior.mean
             refinement = mode.refine(self.router.model, self.deployed_basis, batch, start[0])
         return AdaptedTask(self, batch, posterior, names, seed, refinement)
 

@@ -32,8 +32,8 @@ class Explanation:
         per_queries: whether the decision is made for every batch of queries by itself.
         fallback: what an abstaining task uses.
         rule: what predictions use; networks: forward passes an image; parameters: d of each.
-        refinement: the deployment mode and what it did to the support loss, None for the router alone.
-        misrouting: calibrated probability that the routing is wrong, None where it was not calibrated.
+        refinement: what it was and did to the support loss, None for the router alone.
+        misrouting: probability that the routing is wrong, from validation; None where true routes were not known.
         certificate: of the tasks that are routed, None without a guarantee or for a refined task.
     """
 
@@ -74,7 +74,7 @@ class Explanation:
                 f"uncertainty ({self.score}) {self.uncertainty:.3f}, threshold {self.threshold:.3f}: {verdict}"
             )
         if self.misrouting is not None:
-            lines.append(f"calibrated probability of misrouting {100 * self.misrouting:.0f}%")
+            lines.append(f"probability of misrouting {100 * self.misrouting:.0f}%")
         if self.certificate is not None:
             lines.append(f"routed tasks: {self.certificate}")
         lines += [

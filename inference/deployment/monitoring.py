@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from pyro_smat.certificates.drift import ConformalMartingale
-from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.files import write_atomically
+from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.metrics.arrays import Numbers
 from pyro_smat.models.priors import RoutingPrior
 

@@ -172,7 +172,9 @@ def read_description(folder: Path) -> SavedRouter:
             return SavedRouter.model_validate(from_format_3(values))
         digest = values.pop("digest", None)
         if digest != _digest(values):
-            raise ValueError(f"its digest is {digest!r} and its content's {_digest(values)!r}: it was changed or damaged")
+            raise ValueError(
+                f"its digest is {digest!r} and its content's {_digest(values)!r}: it was changed or damaged"
+            )
         return SavedRouter.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]

@@ -7,9 +7,10 @@ are marked. The figure is :func:`pyro_smat.report.cost_figure.pareto_figure`.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,12 +32,13 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import RoutingPosterior
 from pyro_smat.guides.posterior import keep_largest
 from pyro_smat.guides.router import RoutingGuide
-from pyro_smat.inference.decision.rules import Rule, class_probabilities, routings
+from pyro_smat.inference.decision.mixture import Mixture
+from pyro_smat.inference.decision.prediction import as_rule, class_probabilities
+from pyro_smat.inference.decision.rules.rule import DecisionRule
 from pyro_smat.inference.objective.candidates import as_deployed, support_candidate_losses
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.models.routed import RoutedModel
-
-Routes = tuple[Tensor, Tensor]  # coefficients (K, B, [L,] C) of K networks a task, and their weights (K, B)
+from pyro_smat.registry import Choice
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Setting:
     """One way to deploy a router: which networks a task runs, from its posterior and its batch."""
 
     name: str
-    route: Callable[[RoutingPosterior, EpisodeBatch], Routes]
+    route: Callable[[RoutingPosterior, EpisodeBatch], Mixture]
 
 
 def truncation(sources: int, experts: int = 0) -> Setting:
@@ -56,10 +58,10 @@ def truncation(sources: int, experts: int = 0) -> Setting:
     if sources < 1 or experts < 0:
         raise ValueError(f"got {sources} sources and {experts} experts to keep; expected at least 1 and 0")
 
-    def route(posterior: RoutingPosterior, batch: EpisodeBatch) -> Routes:
-        ours, theirs = posterior.mean.split([posterior.num_sources, posterior.num_experts], dim=-1)
+    def route(posterior: RoutingPosterior, batch: EpisodeBatch) -> Mixture:
+        ours, theirs = posterior.mean.split([posterior.sources, posterior.experts], dim=-1)
         theirs = keep_largest(theirs, experts) if experts else torch.zeros_like(theirs)
-        return _one(torch.cat([keep_largest(ours, sources), theirs], dim=-1))
+        return Mixture.one(torch.cat([keep_largest(ours, sources), theirs], dim=-1))
 
     name = f"{sources} source{'s' * (sources > 1)}" + f", {experts} expert{'s' * (experts > 1)}" * (experts > 0)
     return Setting(name, route)
@@ -70,30 +72,31 @@ def truncations(sources: int, experts: int) -> list[Setting]:
     return [truncation(k, e) for k in range(sources, 0, -1) for e in range(experts, -1, -1)]
 
 
-def by_rule(rule: Rule, draws: int = 8, k: int = 2, seed: int = 0) -> Setting:
-    """A decision rule, with a generator of its own for those that draw."""
+def by_rule(model: RoutedModel, rule: DecisionRule | Choice | Mapping[str, Any] | str, seed: int = 0) -> Setting:
+    """A decision rule, or what names one, with a generator of its own for those that draw."""
     generators: dict[torch.device, torch.Generator] = {}
+    decide = as_rule(rule, model)
 
-    def route(posterior: RoutingPosterior, batch: EpisodeBatch) -> Routes:
+    def route(posterior: RoutingPosterior, batch: EpisodeBatch) -> Mixture:
         device = batch.way.device
         if device not in generators:
             generators[device] = torch.Generator(device).manual_seed(seed)
-        return routings(posterior, rule, draws, k, generators[device])
+        return decide(posterior, batch, generator=generators[device])
 
-    return Setting(rule, route)
+    return Setting(decide.name, route)
 
 
 def projected(cost: CostModel, budget: float, open_entries: Tensor | None = None) -> Setting:
     """One network: the posterior mean projected onto a budget (:func:`pyro_smat.cost.project_to_budget`)."""
 
-    def route(posterior: RoutingPosterior, batch: EpisodeBatch) -> Routes:
-        return _one(project_to_budget(posterior.mean, cost, budget, open_entries))
+    def route(posterior: RoutingPosterior, batch: EpisodeBatch) -> Mixture:
+        return Mixture.one(project_to_budget(posterior.mean, cost, budget, open_entries))
 
     return Setting(f"projection, {budget:.4g} {cost.unit}", route)
 
 
 def by_lagrangian(model: RoutedModel, candidates: Tensor, costs: Tensor, weight: float) -> Setting:
-    """One network: the candidate of least leave-one-out support loss + lambda cost; the router is not mask.
+    """One network: the candidate of least leave-one-out support loss + lambda cost; the router is not asked.
 
     Args:
         model: runs every candidate on the support, which is not among the costs.
@@ -102,9 +105,9 @@ def by_lagrangian(model: RoutedModel, candidates: Tensor, costs: Tensor, weight:
         weight: lambda, e.g. solved on validation episodes (:func:`pyro_smat.cost.solve_weight`).
     """
 
-    def route(posterior: RoutingPosterior, batch: EpisodeBatch) -> Routes:
+    def route(posterior: RoutingPosterior, batch: EpisodeBatch) -> Mixture:
         losses = support_candidate_losses(model, batch, candidates)
-        return _one(candidates.to(losses.device)[penalised_choice(losses.mT, costs, weight)])
+        return Mixture.one(candidates.to(losses.device)[penalised_choice(losses.mT, costs, weight)])
 
     return Setting(f"lambda {weight:.4g}", route)
 
@@ -166,10 +169,6 @@ class _Deployed:
     opened: Tensor | None  # (M, L) open entries of the experts
 
 
-def _one(coefficients: Tensor) -> Routes:
-    return coefficients.unsqueeze(0), coefficients.new_ones(1, len(coefficients))
-
-
 def _evaluate(
     router: _Deployed, batch: EpisodeBatch, settings: Sequence[Setting], costs: Sequence[CostModel]
 ) -> pd.DataFrame:
@@ -177,19 +176,22 @@ def _evaluate(
     posterior, basis = router.guide.posterior(batch), router.basis
     routes = [setting.route(posterior, batch) for setting in settings]
     # All settings in one forward: their networks are particles of one composed batch.
-    drawn = class_probabilities(router.model, torch.cat([c.to(basis.dtype) for c, _ in routes]), batch, basis)
+    drawn = class_probabilities(
+        router.model, torch.cat([mixture.coefficients.to(basis.dtype) for mixture in routes]), batch, basis
+    )
     mask, labels = batch.query.mask, batch.query.labels
     parts = []
-    pieces = drawn.split([len(c) for c, _ in routes])
-    for setting, (coefficients, weights), own in zip(settings, routes, pieces, strict=True):
-        probabilities = (weights.unsqueeze(-1).unsqueeze(-1) * own).sum(0)  # (B, Q, W)
+    pieces = drawn.split([len(mixture) for mixture in routes])
+    for setting, mixture, own in zip(settings, routes, pieces, strict=True):
+        coefficients = mixture.coefficients
+        probabilities = (mixture.weights.unsqueeze(-1).unsqueeze(-1) * own).sum(0)  # (B, Q, W)
         chosen = probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1).clamp(min=1e-12)
         active = (coefficients != 0).double().mean(0)  # (B, [L,] C)
-        active = active.mean(1) if posterior.num_blocks > 1 else active
+        active = active.mean(1) if posterior.blocks > 1 else active
         columns = {
             "networks": torch.full((len(batch),), len(coefficients)),
-            "sources": active[..., : posterior.num_sources].sum(-1),
-            "experts": active[..., posterior.num_sources :].sum(-1),
+            "sources": active[..., : posterior.sources].sum(-1),
+            "experts": active[..., posterior.sources :].sum(-1),
             "accuracy": _mean((probabilities.argmax(-1) == labels).double(), mask),
             "nll": _mean(-chosen.log().double(), mask),
             **{f"cost_{cost.unit}": cost.cost_of(coefficients, router.opened).sum(0) for cost in costs},
@@ -219,7 +221,7 @@ def _latencies(
     running: list[Callable[[], object]] = []
     tasks = min(timed, len(batch))
     for setting in settings:
-        coefficients, _ = setting.route(posterior, batch)
+        coefficients = setting.route(posterior, batch).coefficients
         for task in range(tasks):
             support = batch.support.images[task][batch.support.mask[task]]
             images = torch.cat([support, batch.query.images[task][batch.query.mask[task]]])

@@ -65,10 +65,11 @@ def predict(
 
     from pyro_smat.episodes.readers.decode import read_images
     from pyro_smat.files import write_atomically
+    from pyro_smat.registry import parse
 
     task, data = _adapted(run, support, refine, seed, device, own_parts(model, guide, network, own))
     pixels, names = read_images(images, size=data.size, channels=data.channels)
-    probabilities = task.predict_proba(pixels, rule)
+    probabilities = task.predict_proba(pixels, None if rule is None else parse(rule))
     if rule is None and task.abstains_on(pixels):
         typer.echo("the routing is not sure: these come from the fallback", err=True)
     for name, row in zip(names, probabilities, strict=True):

@@ -1,7 +1,7 @@
 """The command line: ``pyro-smat quickstart | train | evaluate | certify | adapt | predict | monitor | ...``.
 
-Thin: options in, functions of :mod:`pyro_smat.inference.runs` out, one file for each command. PyTorch is imported inside
-the commands, so that ``--help`` answers at once.
+Thin: options in, functions of :mod:`pyro_smat.inference.runs` out, one file for each command. PyTorch is imported
+inside the commands, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations

@@ -63,8 +63,9 @@ def evaluate(
     if abstain_risk is not None and not 0 < abstain_risk < 1:
         raise ValueError(f"--abstain-risk is {abstain_risk}; expected a risk in (0, 1)")
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
-    from pyro_smat.inference.evaluation.certification import abstain_with_guarantee
-    from pyro_smat.inference.runs.evaluate import TEST_SEED, evaluate_router, write_evaluation
+    from pyro_smat.inference.evaluation.guarantee import abstain_with_guarantee
+    from pyro_smat.inference.evaluation.router import TEST_SEED, evaluate_router
+    from pyro_smat.inference.runs.evaluate import write_evaluation
     from pyro_smat.report.page import write_report
     from pyro_smat.report.summary import build_report
 

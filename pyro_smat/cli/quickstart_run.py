@@ -7,29 +7,28 @@ and out of domain with clean, confounded and mislabelled supports, and writes th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.readers.glyphs import ATTRIBUTES
 from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.inference.assembly.router import build_router, choose_device, open_library
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.evaluation.baselines import RouterBaseline
 from pyro_smat.inference.evaluation.evaluation import Evaluation
-from pyro_smat.inference.runs.evaluate import evaluate_router, write_evaluation
+from pyro_smat.inference.evaluation.router import evaluate_router
+from pyro_smat.inference.runs.evaluate import write_evaluation
 from pyro_smat.inference.runs.folder import prepare_folder
 from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.runs.train import train_router
-from pyro_smat.registry import build, choose
 from pyro_smat.report.page import write_report
 from pyro_smat.report.summary import build_report
-from pyro_smat.sources.pretraining import make_glyph_sources
+from pyro_smat.sources.pretraining import glyph_choice, make_glyph_sources
 
 POINT = "point routing"
 CONDITIONS: dict[str, tuple[dict[str, object], ...]] = {
@@ -86,9 +85,9 @@ def run_quickstart(
             evaluation = evaluate_router(
                 classifier,
                 pools[split],
-                corruptions=[build(choose("corruption", value)) for value in wrong],
+                corruptions=wrong,
                 episodes=episodes,
-                methods={POINT: _predictions(point)},
+                baselines=[RouterBaseline(point, POINT)],
                 features=features[split],
                 progress=progress,
             )
@@ -104,7 +103,6 @@ def run_quickstart(
         command="pyro-smat quickstart" + " --from-scratch" * from_scratch + "".join(f" --set {o}" for o in overrides),
         history=history,
         route_names=ATTRIBUTES,
-        extra=(POINT,),
         figures_of=[c for c in evaluations if c.startswith(SPLITS["ood"])],
         settings={
             "population": "new episodes from these pools of letters: "
@@ -131,15 +129,3 @@ def _point_routing(config: RunConfig) -> RunConfig:
         training={"steps": 2 * config.training.steps},
         decision={"rule": plain.decision.rule},
     )
-
-
-def _predictions(classifier: RoutedClassifier) -> Callable[[EpisodeBatch], Tensor]:
-    """Class probabilities of a router's own rule, as a further method of an evaluation."""
-    model, guide = classifier.router.model, classifier.router.guide
-    basis = model.basis().detach()
-
-    def probabilities(batch: EpisodeBatch) -> Tensor:
-        mixture = classifier.decider(guide.posterior(batch), batch)
-        return class_probabilities(model, mixture, batch, basis)
-
-    return probabilities

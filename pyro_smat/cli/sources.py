@@ -132,7 +132,12 @@ def add(
     name, separator, path = source.partition("=")
     if not separator or not name or not path:
         raise ValueError(f"the source is {source!r}; expected NAME=FILE")
-    _save(add_source(open_router(run, device, own_parts(model, guide, network, own)), name, Path(path), cost=cost, base=base), output)
+    _save(
+        add_source(
+            open_router(run, device, own_parts(model, guide, network, own)), name, Path(path), cost=cost, base=base
+        ),
+        output,
+    )
 
 
 @command

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
@@ -12,11 +12,6 @@ from pyro_smat.episodes.index import ClassNames, checked_span
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.registry import Choice, Of, build
-
-if TYPE_CHECKING:
-    CorruptionChoice = Choice
-else:
-    CorruptionChoice = Of("corruption")
 
 _LEAST = {"way": 2, "shot": 1, "query": 1}
 
@@ -43,7 +38,7 @@ class EpisodeSettings(BaseModel):
     attributes: tuple[str, ...] | None = None
     domains: tuple[str, ...] | None = None
     skip_small_classes: bool = False
-    corruptions: tuple[CorruptionChoice, ...] = ()
+    corruptions: tuple[Annotated[Choice, Of("corruption")], ...] = ()
 
     @field_validator("way", "shot", "query", mode="before")
     @classmethod

@@ -88,6 +88,7 @@ def bootstrap_interval(
     value, generator = float(statistic(rows)), np.random.default_rng(seed)
     if len(rows) == 1:
         return Interval(value, math.nan, math.nan)
+    # scipy.stats.bootstrap draws the same, but warns where all resamples agree and is NaN where one is undefined.
     draws = np.array([float(statistic(rows[generator.integers(len(rows), size=len(rows))])) for _ in range(resamples)])
     defined = draws[~np.isnan(draws)]
     if len(defined) == 0:
@@ -110,8 +111,8 @@ def episode_quantile(values: Numbers, level: float) -> float:
     """
     if not 0 < level <= 1:
         raise ValueError(f"level is {level!r}; expected a fraction in (0, 1]")
-    x = np.sort(float_array(values, "values"))
-    return float(x[max(1, math.ceil(level * len(x) - 1e-9)) - 1])
+    x = float_array(values, "values")
+    return float(np.quantile(x, level - 1e-9 / len(x), method="inverted_cdf"))  # 0.07 * 100 is above 7
 
 
 def _check_level(level: float) -> None:

@@ -12,7 +12,7 @@ the program supplies (here the catalog) are listed in :data:`~pyro_smat.registry
 place of a name is one of the user's own, with the same rights.
 """
 
-from pyro_smat.registry.choice import Choice, Of, build, choose, takes
+from pyro_smat.registry.choice import Choice, Of, build, choose, parse, takes
 from pyro_smat.registry.entries import find, names, register
 from pyro_smat.registry.kinds import KINDS, Kind
 from pyro_smat.registry.options import Supply, accepts, options_of
@@ -32,6 +32,7 @@ __all__ = [
     "find",
     "names",
     "options_of",
+    "parse",
     "register",
     "takes",
 ]

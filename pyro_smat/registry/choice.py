@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, GetCoreSchemaHandler, TypeAdapter, ValidationError, ValidationInfo
 from pydantic_core import PydanticCustomError, core_schema
 
-from pyro_smat.registry.entries import Factory, find, is_file
+from pyro_smat.registry.entries import Factory, find, is_file, name_of
 from pyro_smat.registry.kinds import KINDS
 from pyro_smat.registry.options import accepts, options_of, parameters_of
 
@@ -84,7 +85,8 @@ class Of:
         except ValueError as error:
             raise PydanticCustomError("choice", "{text}", {"text": str(error)}) from error
         kept = {name: getattr(options, name) for name in schema.model_fields}
-        return Choice(self.of, kind, {k: v for k, v in kept.items() if k in given or is_plain(v)}, factory)
+        name = kind if is_file(kind) else name_of(self.of, factory) or kind  # an alias becomes the name
+        return Choice(self.of, name, {k: v for k, v in kept.items() if k in given or is_plain(v)}, factory)
 
 
 def choose(kind: str, value: Any, *, own: Mapping[str, Factory] | None = None, run_files: bool = False) -> Choice:
@@ -98,9 +100,43 @@ def choose(kind: str, value: Any, *, own: Mapping[str, Factory] | None = None, r
         3.0
     """
     try:
-        return TypeAdapter(Annotated[Choice, Of(kind)]).validate_python(value, context={"own": own or {}, "run_files": run_files})
+        return TypeAdapter(Annotated[Choice, Of(kind)]).validate_python(
+            value, context={"own": own or {}, "run_files": run_files}
+        )
     except ValidationError as error:
         raise ValueError(f"{kind}: {error.errors()[0]['msg']}") from error
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The table that a word of a command line means: ``"name"`` or ``"name:option=value,..."``.
+
+    Values are TOML where they can be read as such, ``none`` is None, and all others are text.
+
+    Raises:
+        ValueError: for something that is not an option=value, or an option that is there twice.
+
+    Example:
+        >>> parse("frank_wolfe:steps=3,max_active=none")
+        {'kind': 'frank_wolfe', 'steps': 3, 'max_active': None}
+    """
+    name, _, rest = text.strip().partition(":")
+    if name.endswith(".py"):  # "file.py:Name", perhaps with options after another colon
+        inner, _, rest = rest.partition(":")
+        name = f"{name}:{inner}"
+    table: dict[str, Any] = {"kind": name}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key in table:
+            raise ValueError(f"{text!r}: found {part.strip()!r}; expected options name=value, each once")
+        table[key] = None if value == "none" else _value(value)
+    return table
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def build(choice: Choice, supplied: Mapping[str, Any] = MappingProxyType({})) -> Any:

@@ -90,7 +90,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             Kind(
                 "decision_rule",
                 "pyro_smat.inference.decision.rules",
-                {},
+                {"named_routings": "coefficients by name: source 0, prior mean, sources, routings of the catalog"},
                 "pyro_smat.inference.decision.rules.rule:DecisionRule",
             ),
             Kind(
@@ -115,7 +115,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             Kind(
                 "baseline",
                 "pyro_smat.inference.evaluation.baselines",
-                {"composed": "the sources as one composed library", "validation": "batches that baselines may tune on"},
+                {
+                    "composed": "the sources as one composed library",
+                    "validation": "batches that baselines may tune on",
+                    "source_of_route": "for every route of the pool, the source that knows it (-1 none)",
+                },
                 "pyro_smat.inference.evaluation.baselines.baseline:Baseline",
             ),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Remembered:
     @property
     def constructed_with(self) -> Mapping[str, Any]:
         """Arguments of the constructor by name, those with defaults only where they were passed."""
+        if is_dataclass(self):  # its constructor is made after the class
+            return {field.name: getattr(self, field.name) for field in fields(self) if field.init}
         return vars(self).get("_constructed_with", {})
 
 
@@ -64,11 +67,8 @@ def describe(kind: str, made: Any) -> Choice:
     for name, parameter in parameters_of(factory).items():
         if name in KINDS[kind].supplied or name not in options_of(kind, factory).model_fields:
             continue
-        value = made.constructed_with.get(name, parameter.default)
-        nested = next((of for of in KINDS if _is_of(value, of)), None)
-        if nested is not None:
-            options[name] = describe(nested, value)
-        elif is_plain(value):
+        value = _described(made.constructed_with.get(name, parameter.default))
+        if is_plain(value):
             options[name] = value
         elif not isinstance(value, Tensor) and value is not parameter.default:
             raise ValueError(
@@ -76,6 +76,14 @@ def describe(kind: str, made: Any) -> Choice:
                 "numbers, strings, lists of these, tensors, or registered things"
             )
     return Choice(kind, name_of(kind, factory) or _place(factory), options, factory)
+
+
+def _described(value: Any) -> Any:
+    """Registered things as choices, also inside tuples; everything else as it is."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_described, value))
+    kind = next((of for of in KINDS if _is_of(value, of)), None)
+    return value if kind is None else describe(kind, value)
 
 
 def _is_of(value: Any, kind: str) -> bool:

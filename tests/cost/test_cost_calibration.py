@@ -18,9 +18,9 @@ from torch import nn
 from pyro_smat.cli.cost import calibrate_files
 from pyro_smat.cost import Calibration, CostModel, calibrate, calibration
 from pyro_smat.cost.timing import fit_line, median_times
-from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.assembly.router import build_router
 from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.assembly.router import build_router
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.networks.parameters import ParameterSpace
 
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ def made_evaluation(
 ) -> Evaluation:
     """Episodes of six queries and three classes.
 
-    The routed prediction ("ensemble") is wrong with probability ``hardness`` ``(N,)``, the fallback with 0.3 and half
-    of it. Score "entropy" is the hardness with noise, "confidence" is noise.
+    The routed prediction ("posterior_predictive") is wrong with probability ``hardness`` ``(N,)``, the fallback with 0.3 and half
+    of it. Score "entropy" is the hardness with noise, "least_confidence" is noise.
     """
     count = len(hardness)
     labels = generator.integers(WAY, size=count * QUERIES)
@@ -32,12 +32,12 @@ def made_evaluation(
 
     made = {
         "entropy": hardness + 0.05 * generator.standard_normal(count),
-        "confidence": generator.random(count),
+        "least_confidence": generator.random(count),
         **(scores or {}),
     }
     whole = np.zeros(count, dtype=np.int64)
     return Evaluation(
-        probabilities={"ensemble": answers(hardness), "fallback": answers(0.3 + 0.5 * hardness)},
+        probabilities={"posterior_predictive": answers(hardness), "fallback": answers(0.3 + 0.5 * hardness)},
         labels=labels,
         episode=episode,
         scores=made,

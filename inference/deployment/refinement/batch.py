@@ -18,7 +18,7 @@ def refine_episodes(
     """One refinement an episode, each from the posterior mean.
 
     Args:
-        mode: a deployment mode.
+        mode: a refinement mode.
         model: in evaluation mode.
         basis: ``(C, d)``, the deployed basis.
         batch: B episodes.

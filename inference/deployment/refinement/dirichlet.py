@@ -22,6 +22,7 @@ from pyro_smat.inference.deployment.refinement.frank_wolfe import FrankWolfe
 from pyro_smat.inference.deployment.refinement.mode import Refinement, check_count
 from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.registry import register
 from pyro_smat.routing import SOURCE_SITE
 from pyro_smat.routing.distributions import ILRDirichlet, ILRDistribution
 from pyro_smat.routing.distributions.quasi_random import POINTS, uniform_points
@@ -30,6 +31,7 @@ DOUBLINGS = range(-3, 8)  # of the prior's concentration: the concentrations tha
 CLOSED = 1e-6  # concentration that stands for 0
 
 
+@register("refinement", "dirichlet")
 @dataclass(frozen=True)
 class DirichletRefinement:
     r"""Dirichlet weights with the router's mean, or that of a few Frank-Wolfe steps.

@@ -18,11 +18,13 @@ from pyro_smat.inference.deployment.refinement.mode import Refinement, check_cou
 from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.registry import register
 from pyro_smat.solvers import SimplexObjective, SimplexSolution, minimize_on_simplex
 
 FrankWolfeMethod = Literal["vanilla", "away", "pairwise", "blended"]
 
 
+@register("refinement", "frank_wolfe", "frank-wolfe")
 @dataclass(frozen=True)
 class FrankWolfe:
     """Frank-Wolfe steps with line search on the support loss; the experts' coefficients stay.

@@ -20,10 +20,12 @@ from pyro_smat.models.routed import RoutedModel
 from pyro_smat.networks.composition import compose
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.gates import open_probability, select_gates, straight_through
+from pyro_smat.registry import register
 
 LEAST_WEIGHT = 1e-2  # of an expert at the start: softmax has no gradient for one that a catalog closed
 
 
+@register("refinement", "gradient")
 @dataclass(frozen=True)
 class GradientRefinement:
     r"""Adam on the support loss as a function of (alpha, o).

@@ -1,4 +1,4 @@
-"""Refinement: what a deployment mode makes of a router's routing, and the interface that every mode has.
+"""Refinement: what a refinement mode makes of a router's routing, and the interface that every mode has.
 
 posterior of one episode -> start coefficients -> mode.refine -> Refinement -> the network that predicts. A mode sees
 the support of one episode, and nothing else of it: refined routings fit the support better by construction, its label
@@ -64,7 +64,7 @@ class Refinement:
 
 @runtime_checkable
 class RefinementMode(Protocol):
-    """A deployment mode; hashable, because adapted tasks are cached by it (frozen dataclasses are)."""
+    """A refinement mode; hashable, because adapted tasks are cached by it (frozen dataclasses are)."""
 
     @property
     def name(self) -> str:

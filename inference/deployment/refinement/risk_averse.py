@@ -15,8 +15,10 @@ from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.inference.deployment.refinement.worst_case import WorstCaseObjective
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.registry import register
 
 
+@register("refinement", "risk_averse", "risk-averse")
 @dataclass(frozen=True)
 class RiskAverse:
     r"""Minimise the worst case of the support loss over an l1 ball around the weights.

@@ -1,8 +1,7 @@
 """What a baseline is and what it is made of: a source library, the network that runs it, and a prototype head.
 
 Library -> a baseline's task parameters -> class probabilities of the queries. Every baseline is a function from a batch
-to probabilities, so :func:`pyro_smat.inference.evaluation.evaluation.evaluate` runs it beside the router on the same
-episodes.
+to probabilities, so :func:`pyro_smat.inference.evaluation.evaluate` runs it beside the router on the same episodes.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from pyro_smat.inference.objective.reference import PRETRAINED_SCALE, query_loss
 from pyro_smat.models import RoutedModel
 from pyro_smat.models.priors import LogisticNormalPrior
 from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.heads import Metric, leave_one_out_loss, prototype_logits
+from pyro_smat.registry import Remembered
 from pyro_smat.sources import SourceLibrary
 
 Objective = Callable[[Tensor], Tensor]  # task parameters (B, d) -> losses (B,), each of its own row only
@@ -42,6 +44,12 @@ class ComposedLibrary:
     metric: Metric = "cosine"
     scale: float = PRETRAINED_SCALE
     device: torch.device | str = "cpu"
+
+    @classmethod
+    def of(cls, model: RoutedModel) -> ComposedLibrary:
+        """The sources of a model, where it is, with its network and its metric."""
+        library = SourceLibrary(model.source_names, model.sources, model.network.space)
+        return cls(model.network, library, metric=model.metric, device=model.sources.device)
 
     @cached_property
     def sources(self) -> Tensor:
@@ -67,10 +75,39 @@ class ComposedLibrary:
         )
         return model.to(self.device).eval()
 
+    @torch.no_grad()
+    def source_probabilities(self, batch: EpisodeBatch) -> Tensor:
+        """Class probabilities ``(B, R, Q, W)`` of every source by itself, from features where the batch has them.
+
+        Those of the batch that was asked for last are kept.
+        """
+        if not self._last or self._last[0] is not batch:
+            frozen = SourceFeatures(self.network, self.sources)
+            support, query = (
+                frozen.of(part.images, part.rows) if part.features is None else part.features
+                for part in (batch.support, batch.query)
+            )
+            logits = prototype_logits(
+                _wide(support),
+                batch.support.labels.unsqueeze(1),
+                batch.support.mask.unsqueeze(1),
+                _wide(query),
+                batch.class_mask.unsqueeze(1),
+                self.scale,
+                self.metric,
+            )
+            self._last[:] = [batch, logits.softmax(-1)]
+        probabilities: Tensor = self._last[1]
+        return probabilities
+
+    @cached_property
+    def _last(self) -> list[Any]:
+        """A batch and the probabilities of its sources, or nothing."""
+        return []
+
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """Features ``(B, n, f)`` of images ``(B, n, *input)`` under task parameters ``(B, d)``."""
-        features = self.network(theta, images)
-        return features.to(torch.promote_types(features.dtype, torch.float32))
+        return _wide(self.network(theta, images))
 
     def logits(self, theta: Tensor, batch: EpisodeBatch) -> Tensor:
         """Class logits ``(B, Q, W)`` of the queries under task parameters ``(B, d)``."""
@@ -102,14 +139,18 @@ class ComposedLibrary:
         return query_losses(self.logits(theta, batch), batch)
 
 
-class Baseline(ABC):
+class Baseline(Remembered, ABC):
     """Something else that a user could do with the same library; a function from episodes to probabilities.
 
     Attributes:
         name: its row in tables.
+        is_reference: whether it sees what nobody can know, so that it is no competitor.
+        in_report: whether reports give it a row; evaluations always have it.
     """
 
     name: str
+    is_reference: ClassVar[bool] = False
+    in_report: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, batch: EpisodeBatch) -> Tensor:
@@ -135,6 +176,20 @@ class ParameterBaseline(Baseline):
         return self.composed.logits(self.parameters(batch), batch).softmax(-1)
 
 
+def network_of(start: Baseline, what: str) -> ParameterBaseline:
+    """A baseline that another one starts from.
+
+    Raises:
+        ValueError: for one that makes no network.
+    """
+    if not isinstance(start, ParameterBaseline):
+        raise ValueError(
+            f"{what} starts from the network of another baseline, and {start.name!r} makes none; expected one that "
+            "does, e.g. 'best_source'"
+        )
+    return start
+
+
 def value_and_gradient(objective: Objective, theta: Tensor) -> tuple[Tensor, Tensor]:
     """Losses ``(B,)`` of task parameters ``(B, d)`` and the gradient ``(B, d)`` of each; works under no_grad too."""
     with torch.enable_grad():
@@ -142,3 +197,8 @@ def value_and_gradient(objective: Objective, theta: Tensor) -> tuple[Tensor, Ten
         losses = objective(leaf)
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
     return losses.detach(), gradient
+
+
+def _wide(features: Tensor) -> Tensor:
+    """In float32 at least."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))

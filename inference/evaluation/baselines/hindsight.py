@@ -7,6 +7,7 @@ the support cannot tell. Their names in tables say that they cheat.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,16 +16,19 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.deployment.refinement.frank_wolfe import descend
 from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.inference.evaluation.baselines.baseline import ComposedLibrary, ParameterBaseline
-from pyro_smat.inference.evaluation.baselines.mixture import best_start, mixed, mixture_objectives
+from pyro_smat.inference.evaluation.baselines.support_mixture import best_start, mixed, mixture_objectives
 from pyro_smat.inference.objective.reference import query_losses
+from pyro_smat.registry import register
 
 
+@register("baseline", "hindsight_source")
 @dataclass(frozen=True)
 class HindsightSource(ParameterBaseline):
     """The source of lowest query loss."""
 
     composed: ComposedLibrary = field(repr=False)
     name: str = "hindsight: best source (sees the query labels)"
+    is_reference: ClassVar[bool] = True
 
     @torch.no_grad()
     def parameters(self, batch: EpisodeBatch) -> Tensor:
@@ -32,6 +36,7 @@ class HindsightSource(ParameterBaseline):
         return self.composed.sources[torch.stack(losses).argmin(0)]
 
 
+@register("baseline", "hindsight_mixture")
 @dataclass(frozen=True)
 class HindsightMixture(ParameterBaseline):
     """The mixture that Frank-Wolfe finds on the query loss, from the best source or the uniform mixture.
@@ -45,6 +50,7 @@ class HindsightMixture(ParameterBaseline):
     composed: ComposedLibrary = field(repr=False)
     steps: int = 10
     name: str = "hindsight: best mixture (sees the query labels)"
+    is_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:

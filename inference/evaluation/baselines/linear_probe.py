@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ParameterBaseline
+from pyro_smat.inference.evaluation.baselines.baseline import Baseline, network_of
+from pyro_smat.registry import register
 
 HALVINGS = 12  # of a Newton step that does not lower the objective
 
 
+@register("baseline", "linear_probe")
 @dataclass(frozen=True)
 class LinearProbe(Baseline):
     """A logistic regression on the features of another baseline's networks.
@@ -35,20 +37,22 @@ class LinearProbe(Baseline):
         steps: Newton steps, at least 1; 20 bring the gradient below 1e-8 at ridge 1e-3 and above.
     """
 
-    start: ParameterBaseline
+    start: Baseline
     ridge: float = 0.01
     steps: int = 20
     name: str = "linear probe of the best source"
 
     def __post_init__(self) -> None:
+        network_of(self.start, self.name)
         if not self.ridge > 0 or self.steps < 1:
             raise ValueError(f"ridge is {self.ridge} and steps {self.steps}; expected above 0 and at least 1")
 
     @torch.no_grad()
     def __call__(self, batch: EpisodeBatch) -> Tensor:
-        composed = self.start.composed
+        start = network_of(self.start, self.name)
+        composed = start.composed
         images = torch.cat([batch.support.images, batch.query.images], dim=1)
-        features = composed.features(self.start.parameters(batch), images).double()
+        features = composed.features(start.parameters(batch), images).double()
         if composed.metric == "cosine":
             features = F.normalize(features, dim=-1)
         features = F.pad(features, (0, 1), value=1.0)

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.evaluation.baselines.baseline import ComposedLibrary, ParameterBaseline
+from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary, ParameterBaseline, network_of
 from pyro_smat.networks.parameters import Entry
+from pyro_smat.registry import register
 
 
+@register("baseline", "lora")
 @dataclass(frozen=True)
 class LoRA(ParameterBaseline):
     """Low-rank fine-tuning of another baseline's networks on the support.
@@ -36,7 +38,7 @@ class LoRA(ParameterBaseline):
     """
 
     composed: ComposedLibrary = field(init=False, repr=False)
-    start: ParameterBaseline
+    start: Baseline
     rank: int = 4
     steps: int = 10
     learning_rate: float = 0.01
@@ -44,7 +46,7 @@ class LoRA(ParameterBaseline):
     name: str = "LoRA of the best source"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "composed", self.start.composed)
+        object.__setattr__(self, "composed", network_of(self.start, self.name).composed)
         if self.rank < 1 or self.steps < 1 or not 0 < self.learning_rate < math.inf:
             raise ValueError(
                 f"rank is {self.rank}, steps {self.steps} and learning_rate {self.learning_rate}; expected at least 1, "
@@ -55,7 +57,7 @@ class LoRA(ParameterBaseline):
 
     @torch.no_grad()
     def parameters(self, batch: EpisodeBatch) -> Tensor:
-        theta = self.start.parameters(batch)
+        theta = network_of(self.start, self.name).parameters(batch)
         factors = self._initial_factors(theta)
         with torch.enable_grad():
             optimizer = torch.optim.Adam([f for pair in factors.values() for f in pair], lr=self.learning_rate)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.evaluation.baselines.baseline import ComposedLibrary, ParameterBaseline
 from pyro_smat.inference.evaluation.baselines.validation import validation_loss
+from pyro_smat.registry import register
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Soup(ParameterBaseline):
         return self.composed.sources[rows].mean(0).expand(len(batch), -1)
 
 
+@register("baseline", "uniform_soup")
 def uniform_soup(composed: ComposedLibrary) -> Soup:
     """The average of all sources."""
     return Soup(composed, composed.library.names, "uniform soup")
 
 
+@register("baseline", "greedy_soup")
 def greedy_soup(composed: ComposedLibrary, validation: Sequence[EpisodeBatch]) -> Soup:
     """Sources by ascending validation loss, each kept if the average does not lose by it.
 

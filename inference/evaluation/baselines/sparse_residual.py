@@ -17,15 +17,19 @@ from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.evaluation.baselines.baseline import (
+    Baseline,
     ComposedLibrary,
     Objective,
     ParameterBaseline,
+    network_of,
     value_and_gradient,
 )
+from pyro_smat.registry import register
 
 GROW, SHRINK = 1.5, 0.25  # of the step, after a step that is taken and after one that is not
 
 
+@register("baseline", "sparse_residual")
 @dataclass(frozen=True)
 class SparseResidual(ParameterBaseline):
     """A k-sparse residual on the networks of another baseline, fitted to the leave-one-out support loss.
@@ -38,20 +42,20 @@ class SparseResidual(ParameterBaseline):
     """
 
     composed: ComposedLibrary = field(init=False, repr=False)
-    start: ParameterBaseline
+    start: Baseline
     nonzeros: int
     steps: int = 10
     ridge: float = 0.0
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "composed", self.start.composed)
+        object.__setattr__(self, "composed", network_of(self.start, "a sparse residual").composed)
         object.__setattr__(self, "name", f"{self.start.name} + sparse residual")
         check_residual(self.nonzeros, self.composed.network.space.dim, self.steps, self.ridge)
 
     @torch.no_grad()
     def parameters(self, batch: EpisodeBatch) -> Tensor:
-        composed, theta = self.composed, self.start.parameters(batch)
+        composed, theta = self.composed, network_of(self.start, self.name).parameters(batch)
         return theta + fit_residual(
             lambda changed: composed.support_loss(changed, batch),
             theta,

@@ -18,10 +18,12 @@ from torch import Tensor
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.deployment.refinement.frank_wolfe import descend
 from pyro_smat.inference.evaluation.baselines.baseline import ComposedLibrary, ParameterBaseline
-from pyro_smat.inference.evaluation.baselines.mixture import best_start, mixed, mixture_objectives
 from pyro_smat.inference.evaluation.baselines.sparse_residual import check_residual, fit_residual
+from pyro_smat.inference.evaluation.baselines.support_mixture import best_start, mixed, mixture_objectives
+from pyro_smat.registry import register
 
 
+@register("baseline", "support_oracle")
 @dataclass(frozen=True)
 class SupportOracle(ParameterBaseline):
     """Frank-Wolfe and hard thresholding in turn, from the best of the sources and the uniform mixture.

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.evaluation.baselines.baseline import ComposedLibrary, ParameterBaseline
 from pyro_smat.inference.evaluation.baselines.validation import lowest_validation_loss
+from pyro_smat.registry import register
 
 FACTORS = tuple(i / 20 for i in range(21))
 
@@ -42,6 +43,7 @@ class TaskArithmetic(ParameterBaseline):
         return (fallback + self.factor * direction).expand(len(batch), -1)
 
 
+@register("baseline", "task_arithmetic")
 def fit_task_arithmetic(
     composed: ComposedLibrary, validation: Sequence[EpisodeBatch], factors: Sequence[float] = FACTORS
 ) -> TaskArithmetic:

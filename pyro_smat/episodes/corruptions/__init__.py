@@ -29,6 +29,7 @@ The hooks run in this order, and corruptions with the same hook in the order in 
 from pyro_smat.episodes.corruptions.corruption import (
     ChoiceCorruption,
     Corruption,
+    CorruptionLike,
     CountCorruption,
     PixelCorruption,
     RowCorruption,
@@ -39,6 +40,7 @@ from pyro_smat.episodes.corruptions.corruption import (
 __all__ = [
     "ChoiceCorruption",
     "Corruption",
+    "CorruptionLike",
     "CountCorruption",
     "PixelCorruption",
     "RowCorruption",

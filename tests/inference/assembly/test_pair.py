@@ -18,13 +18,13 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from pyro_smat.cli.app import app
-from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.inference import RoutedClassifier
+from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.assembly.router import Router
 from pyro_smat.inference.runs.custom import check_attributes, check_pair, construct, load_class
 from pyro_smat.inference.runs.run import train_router
-from pyro_smat.episodes.sampler import EpisodeSampler
 
 MODEL = '''
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Decision rules against explicit loops over routings and episodes."""
+"""Predictions by decision rules against explicit loops over routings and episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from pyro_smat.inference.decision.rules import RULES, Rule, predict, routings
+from pyro_smat.inference.decision import predict
+from pyro_smat.inference.decision.prediction import as_rule
+from pyro_smat.registry import names
 
 FAMILIES = ("logistic_normal", "catalog", "hierarchical", "concrete", "dirichlet", "point")
 
@@ -31,19 +32,19 @@ def network_probabilities(router, coefficients: Tensor, i: int) -> Tensor:  # ty
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("rule", RULES)
-def test_rules_by_loop(family: str, rule: Rule, make_router: Callable) -> None:
+@pytest.mark.parametrize("name", names("decision_rule"))
+def test_rules_by_loop(family: str, name: str, make_router: Callable) -> None:
     router = make_router(family)
     router.model.eval()
     posterior = router.guide.posterior(router.batch)
-    coefficients, weights = routings(posterior, rule, 5, 2, torch.Generator().manual_seed(1))
+    rule = as_rule({"kind": name, "num_samples": 5} if name == "posterior_predictive" else name, router.model)
+    mixture = rule(posterior, generator=torch.Generator().manual_seed(1))
+    coefficients, weights = mixture.coefficients, mixture.weights
     assert coefficients.shape[1:] == (4, 5)
     assert weights.shape == coefficients.shape[:2]
     torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]))
     torch.testing.assert_close(coefficients[..., :3].sum(-1), torch.ones_like(weights))
-    found = predict(
-        router.model, posterior, router.batch, rule, draws=5, k=2, generator=torch.Generator().manual_seed(1)
-    )
+    found = predict(router.model, posterior, router.batch, rule, generator=torch.Generator().manual_seed(1))
     assert not found.requires_grad
     torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]))
     for i in range(4):
@@ -55,30 +56,19 @@ def test_rules_by_loop(family: str, rule: Rule, make_router: Callable) -> None:
         assert (found[i, :, way:] == 0).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_each_rule_evaluates(family: str, make_router: Callable) -> None:
-    router = make_router(family)
-    posterior = router.guide.posterior(router.batch)
-    seeded = torch.Generator().manual_seed
-    assert torch.equal(routings(posterior, "mean")[0], posterior.mean[None])
-    assert torch.equal(routings(posterior, "map")[0], posterior.mode[None])
-    assert torch.equal(routings(posterior, "fallback")[0], torch.eye(5, dtype=torch.float64)[0].expand(1, 4, 5))
-    assert torch.equal(routings(posterior, "gibbs", 7, generator=seeded(3))[0], posterior.sample(1, seeded(3)))
-    assert torch.equal(routings(posterior, "ensemble", 7, generator=seeded(3))[0], posterior.sample(7, seeded(3)))
-    again = routings(posterior, "ensemble", 7, generator=seeded(3))[0]
-    other = routings(posterior, "ensemble", 7, generator=seeded(4))[0]
-    assert torch.equal(again, posterior.sample(7, seeded(3)))
-    assert torch.equal(again, other) == (family == "point")
-    assert torch.equal(routings(posterior, "top-k", k=2)[0], posterior.top(2)[0])
-
-
-def test_catalog_ensemble_tends_to_the_exact_mixture(make_router: Callable) -> None:
-    """top-k with all J routings is the exact posterior predictive; a large ensemble comes near it."""
+def test_the_posterior_predictive_of_a_catalog_tends_to_the_exact_mixture(make_router: Callable) -> None:
+    """top-k with all J routings is the exact posterior predictive; many draws come near it."""
     router = make_router("catalog")
     router.model.eval()
     posterior = router.guide.posterior(router.batch)
-    exact = predict(router.model, posterior, router.batch, "top-k", k=10_000)
-    drawn = predict(router.model, posterior, router.batch, draws=4000, generator=torch.Generator().manual_seed(0))
+    exact = predict(router.model, posterior, router.batch, {"kind": "top-k", "k": 10_000})
+    generator = torch.Generator().manual_seed(0)
+    many = posterior.sample(4000, generator)
+    shares = (many == posterior.coefficients[:, None, None]).all(-1).double().mean(1).T  # (B, J)
+    drawn = sum(
+        shares[:, j, None, None] * router.model.logits(row.expand(4, -1), router.batch).softmax(-1)
+        for j, row in enumerate(posterior.coefficients)
+    )
     assert (exact - drawn).abs().max() < 0.04
     by_hand = sum(
         posterior.routing_probabilities()[:, j, None, None]
@@ -97,7 +87,7 @@ def test_fallback_is_source_zero(make_router: Callable) -> None:
 
 
 @pytest.mark.parametrize("rule", ["mean", "ensemble"])
-def test_masks_are_averaged_after_the_softmax(rule: Rule, make_router: Callable) -> None:
+def test_gate_samples_are_averaged_after_the_softmax(rule: str, make_router: Callable) -> None:
     router = make_router()
     router.model.eval()
     posterior = router.guide.posterior(router.batch)
@@ -109,14 +99,3 @@ def test_masks_are_averaged_after_the_softmax(rule: Rule, make_router: Callable)
         return predict(router.model, posterior, router.batch, rule, basis=basis, generator=generator)
 
     torch.testing.assert_close(of(bases), torch.stack([of(basis) for basis in bases]).mean(0))
-
-
-def test_bad_arguments(make_router: Callable) -> None:
-    posterior = make_router().guide.posterior(make_router().batch)
-    with pytest.raises(ValueError, match="rule is 'vote'; expected one of"):
-        routings(posterior, "vote")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="draws is 0 and k is 2; expected at least 1"):
-        routings(posterior, "ensemble", 0)
-    with pytest.raises(ValueError, match="draws is 8 and k is 0; expected at least 1"):
-        routings(posterior, "top-k", k=0)
-    assert get_args(Rule) == RULES

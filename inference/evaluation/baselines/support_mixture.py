@@ -20,10 +20,12 @@ from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.inference.evaluation.baselines.baseline import ComposedLibrary, ParameterBaseline
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.networks.composition import compose
+from pyro_smat.registry import register
 
 
+@register("baseline", "support_mixture")
 @dataclass(frozen=True)
-class Mixture(ParameterBaseline):
+class SupportMixture(ParameterBaseline):
     """The mixture that Frank-Wolfe finds on the support loss from the uniform one, for each task.
 
     Attributes:

@@ -1,0 +1,172 @@
+"""Deployment: everything that a deployed router decides with, as one frozen object that is saved as JSON.
+
+Given alike to evaluation, reports, certificates and the classifier. Made by
+:func:`~pyro_smat.inference.decision.choosing.choose_deployment` from validation episodes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pyro_smat.certificates import Certificate
+from pyro_smat.inference.decision.misrouting import MisroutingProbability
+from pyro_smat.inference.decision.named_routings import SOURCE_0, NamedRoutings
+from pyro_smat.inference.decision.rules.posterior_predictive import PosteriorPredictive
+from pyro_smat.inference.decision.rules.rule import DecisionRule
+from pyro_smat.inference.decision.scores.score import UncertaintyScore
+from pyro_smat.metrics.arrays import FloatArray, Numbers
+from pyro_smat.models.routed import RoutedModel
+from pyro_smat.registry import Choice, Of, build, describe, find
+from pyro_smat.registry.entries import Factory, name_of
+from pyro_smat.routing import Catalog
+
+
+class Deployment(BaseModel):
+    """A decision rule, and a score and threshold above which a task abstains and uses the fallback.
+
+    Attributes:
+        rule: a decision rule: its name, ``{"kind": name, option: ...}``, or an object.
+        score: an uncertainty score, likewise.
+        threshold: tasks whose score exceeds it abstain; infinity never abstains, minus infinity always.
+        fallback: the routing that abstaining tasks use: "source 0", "prior mean", a source, or a routing of the
+            catalog.
+        gate_samples: predictions are averaged over so many samples of the experts' gates; 0 takes the deployed masks.
+        coverage: the share of validation episodes that the threshold accepted.
+        misrouting: from the score to the probability of misrouting, where true routes were known.
+        certificate: of the loss of accepted tasks, where the threshold was chosen with a guarantee.
+
+    Raises:
+        ValueError: for an unknown rule or score, one that has not been fitted, or a NaN threshold.
+
+    Example:
+        >>> deployment = Deployment(rule="mean", score={"kind": "variance", "num_samples": 16}, threshold=0.2)
+        >>> deployment == Deployment.from_dict(deployment.to_dict())
+        True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings")
+
+    rule: Annotated[Choice, Of("decision_rule")] = Field(default="posterior_predictive")
+    score: Annotated[Choice, Of("uncertainty_score")] = Field(default="entropy")
+    threshold: float = math.inf
+    fallback: str = SOURCE_0
+    gate_samples: int = Field(default=0, ge=0)
+    coverage: float = 1.0
+    misrouting: MisroutingProbability | None = None
+    certificate: Certificate | None = None
+
+    @field_validator("rule", mode="before")
+    @classmethod
+    def _rule(cls, value: Any) -> Any:
+        return describe("decision_rule", value) if isinstance(value, DecisionRule) else value
+
+    @field_validator("score", mode="before")
+    @classmethod
+    def _score(cls, value: Any) -> Any:
+        return describe("uncertainty_score", value) if isinstance(value, UncertaintyScore) else value
+
+    @field_validator("score")
+    @classmethod
+    def _deployable(cls, value: Choice) -> Choice:
+        if value.factory is not None and not build(value).deployable:
+            raise ValueError(f"{value.kind!r} has to be fitted first; expected what choose_deployment makes of it")
+        return value
+
+    @field_validator("certificate", mode="before")
+    @classmethod
+    def _certificate(cls, value: Any) -> Any:
+        return Certificate.from_dict(dict(value)) if isinstance(value, Mapping) else value
+
+    @field_validator("threshold")
+    @classmethod
+    def _number(cls, value: float) -> float:
+        if math.isnan(value):
+            raise ValueError("the threshold is NaN; expected a number, or infinity to never abstain")
+        return value
+
+    @property
+    def method(self) -> str:
+        """What evaluations call predictions by the rule."""
+        return method_of(self.rule)
+
+    @property
+    def never_abstains(self) -> bool:
+        """Whether no task can exceed the threshold, so that no score need be computed."""
+        return self.threshold == math.inf
+
+    @cached_property
+    def scorer(self) -> UncertaintyScore:
+        """The score, built."""
+        made: UncertaintyScore = build(self.score)
+        return made
+
+    @property
+    def looks_at_queries(self) -> bool:
+        """Whether the decision can only be made for a batch of queries."""
+        return self.scorer.looks_at_queries
+
+    def uncertainty(self, scores: Mapping[str, Numbers]) -> FloatArray:
+        """U ``(n,)`` from the values of scores, name -> ``(n,)``.
+
+        Raises:
+            ValueError: when a score that it reads is missing or NaN.
+        """
+        return self.scorer.of_values(scores)
+
+    def abstains(self, scores: Mapping[str, Numbers]) -> Any:
+        """``(n,)`` bool: which tasks use the fallback; arguments as in :meth:`uncertainty`."""
+        return self.uncertainty(scores) > self.threshold
+
+    def decider(self, model: RoutedModel, catalog: Catalog | None = None) -> DecisionRule:
+        """The rule, built; rules may name routings of the model and the catalog."""
+        made: DecisionRule = build(self.rule, {"named_routings": NamedRoutings(model, catalog)})
+        return made
+
+    @property
+    def predictive(self) -> PosteriorPredictive:
+        """The posterior predictive that scores look at: the rule where it is one, else the default one."""
+        made: PosteriorPredictive = build(self.rule) if self.method == "posterior_predictive" else PosteriorPredictive()
+        return made
+
+    def fallback_rule(self, model: RoutedModel, catalog: Catalog | None = None) -> DecisionRule:
+        """The rule of abstaining tasks.
+
+        Raises:
+            ValueError: for a fallback that neither model nor catalog have.
+        """
+        routings = NamedRoutings(model, catalog)
+        if self.fallback not in list(routings):
+            raise ValueError(f"fallback is {self.fallback!r}; expected one of {', '.join(routings)}")
+        made: DecisionRule = find("decision_rule", "fallback")(routings, self.fallback)
+        return made
+
+    def but(self, **changes: Any) -> Deployment:
+        """The same with other fields."""
+        return Deployment(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; an infinite threshold is "Infinity"."""
+        data: dict[str, Any] = json.loads(self.model_dump_json())
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, own: Mapping[str, Factory] | None = None) -> Deployment:
+        """What :meth:`to_dict` wrote.
+
+        Args:
+            data: plain data.
+            own: kind -> class of the user's own, in place of one that the data name by file; no file is ever run.
+        """
+        return cls.model_validate(data, context={"own": own or {}})
+
+
+def method_of(rule: Choice) -> str:
+    """What evaluations call predictions by a rule: its registered name, or the name of its class."""
+    factory = rule.factory or find("decision_rule", rule.kind)
+    return name_of("decision_rule", factory) or factory.__name__

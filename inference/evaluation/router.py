@@ -1,0 +1,67 @@
+"""Evaluating a router on a pool, with episodes shaped as its config says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyro_smat.episodes.corruptions import CorruptionLike
+from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.evaluation.baselines.baseline import Baseline
+from pyro_smat.inference.evaluation.evaluate import evaluate
+from pyro_smat.inference.evaluation.evaluation import Evaluation
+from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.sources import SourceLibrary
+
+TEST_SEED = 2_000_003
+
+
+def evaluate_router(
+    classifier: RoutedClassifier,
+    pool: ImagePool,
+    *,
+    corruptions: Sequence[CorruptionLike] = (),
+    episodes: int = 600,
+    seed: int = TEST_SEED,
+    settings: EvaluationSettings | None = None,
+    baselines: Sequence[Baseline] = (),
+    features: SourceFeatures | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """A router and its baselines on a pool.
+
+    Args:
+        classifier: the router.
+        pool: images.
+        corruptions: of the supports; default clean.
+        episodes: how many.
+        seed: of the episodes.
+        settings: rules, scores and baselines; default: as the router's config says.
+        baselines: further ones, already made.
+        features: frozen features of the pool, when they are there already.
+        progress: show a bar.
+    """
+    router = classifier.router
+    return evaluate(
+        router.model,
+        router.guide,
+        router.config.episodes.sampler(pool, seed=seed, corruptions=corruptions),
+        features or router.features(pool, progress=progress),
+        deployment=classifier.deployment,
+        settings=settings or router.config.evaluation,
+        baselines=baselines,
+        episodes=episodes,
+        seed=seed,
+        source_of_route=sources_of_routes(pool, router.library),
+        device=router.device,
+        progress=progress,
+    )
+
+
+def sources_of_routes(pool: ImagePool, library: SourceLibrary) -> tuple[int, ...]:
+    """For every route of a pool (attribute or domain), the source of the same name, -1 where there is none; () if no
+    source has the name of a route."""
+    routes = pool.attributes if len(pool.attributes) > 1 else pool.domain_names
+    found = tuple(library.names.index(name) if name in library.names else -1 for name in routes)
+    return found if any(index >= 0 for index in found) else ()
