@@ -33,7 +33,9 @@ class Choice:
     factory: Factory | None = field(default=None, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("of", "kind", "options", "factory") or name not in self.options:
+        if name.startswith("_") or name in ("of", "kind", "options", "factory"):
+            raise AttributeError(name)  # of a copy that is being made, which has no attributes yet
+        if name not in self.options:
             raise AttributeError(f"{self.kind!r} has no option {name!r}; it has {', '.join(self.options)}")
         return self.options[name]
 
