@@ -3,18 +3,21 @@
 Add a network by one file in ``backbones/``.
 """
 
-from pyro_smat.networks.backbones import NETWORKS, Conv4, build_network, feature_dim
+from pyro_smat.networks.backbones.conv4 import Conv4
+from pyro_smat.networks.build import build_network, describe_network, feature_dim
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.parameters import ParameterSpace
+from pyro_smat.networks.preprocessing import Preprocessing
 
 __all__ = [
-    "NETWORKS",
     "Conv4",
     "ExpertBank",
     "ParameterSpace",
+    "Preprocessing",
     "TaskNetwork",
     "build_network",
     "compose",
+    "describe_network",
     "feature_dim",
 ]

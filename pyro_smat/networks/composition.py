@@ -7,23 +7,33 @@ One flat matrix, one GEMM; parameter tensors are views of theta; all task networ
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import logging
+import os
+import threading
 from math import prod
-from typing import TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from pyro_smat.networks.build import describe_network
+from pyro_smat.networks.evaluation_mode import EvaluationMode, UnfitNetwork, frames_of, part_of
+from pyro_smat.networks.memory import chunk_limit, measured_bytes, memory_of, out_of_memory
+from pyro_smat.networks.outputs import tensor_of
 from pyro_smat.networks.parameters import ParameterSpace
-from pyro_smat.networks.task_layers import with_task_layers
+from pyro_smat.networks.preprocessing import detach_preprocessing
+from pyro_smat.networks.running_statistics import (
+    normalises_by_batch,
+    tracks_statistics,
+    with_differentiable_statistics,
+)
+from pyro_smat.networks.skeletons import Skeletons, weightless_copy
+from pyro_smat.networks.task_layers import with_current_weights, with_task_layers
+from pyro_smat.registry import Choice
 
-CPU_CHUNK_BYTES = 32 * 2**20  # activations of one chunk on a CPU: small chunks stay in cache and out of page faults
-CPU_MEMORY_LIMIT = 8 * 2**30
+_log = logging.getLogger(__name__)
 
 
 def compose(coefficients: Tensor, basis: Tensor, space: ParameterSpace | None = None) -> Tensor:
@@ -66,18 +76,39 @@ class TaskNetwork:
     """A network whose weights are an argument: T task networks in one vmapped forward.
 
     ``TaskNetwork(module, space)(theta, x)`` maps theta ``(*b, d)`` and x ``(*b, n, *input)`` to ``(*b, n, *output)``
-    for any leading dims ``*b`` (particles, episodes). The network runs in evaluation mode, in
-    the dtype of theta (compose straight into the compute dtype instead of using autocast).
+    for any leading dims ``*b`` (particles, episodes). The network runs in evaluation mode, in the dtype of theta
+    (compose straight into the compute dtype instead of using autocast). Outputs that are not tensors become one by
+    the rule of :mod:`pyro_smat.networks.outputs`. Any number of threads may call it at once.
+
+    What vmap can't run (an LSTM, writing through a mask, branches on values) runs one task at a time, with the same
+    results and gradients, but slower; :attr:`one_at_a_time` then says why, and a line is logged once.
 
     Args:
         module: the template; its weights are not used and not kept, but those of a head that the space leaves out.
         space: its parameter space.
-        memory_limit: bytes that activations may take. Tasks are run in chunks that fit; when a gradient is wanted and
-            all chunks together do not fit, every chunk is recomputed in the backward pass. Default: 8 GiB on a CPU,
-            half of the free memory on a GPU.
+        memory_limit: bytes that activations may take. Tasks are run in chunks that fit, by the bytes that the first
+            images took, and in smaller ones after running out of memory; when a gradient is wanted and all chunks
+            together do not fit, every chunk is recomputed in the backward pass. Default: 8 GiB on a CPU, half of the
+            free memory on a GPU.
         recompute: True or False to force recomputing chunks in the backward pass; None decides by ``memory_limit``.
         compile: pass the vmapped network through torch.compile; on a GPU, switch cuDNN's attention off for that
             (``torch.backends.cuda.enable_cudnn_sdp(False)``), its compiled backward fails.
+
+    Attributes:
+        choice: how to build the network again (:func:`~pyro_smat.networks.describe_network`); None for a module that
+            was not made by ``build_network``.
+        one_at_a_time: why tasks are run one after another; None while they run together.
+
+    Raises:
+        ValueError: when called with theta and x that do not fit, or where the network draws random numbers in
+            evaluation mode or writes to its own weights.
+
+    Example:
+        >>> module = nn.Linear(2, 1)
+        >>> network = TaskNetwork(module, ParameterSpace.from_module(module))
+        >>> network(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 5.0]]), torch.ones(2, 3, 2)).squeeze(-1)
+        tensor([[3., 3., 3.],
+                [5., 5., 5.]])
     """
 
     def __init__(
@@ -92,16 +123,27 @@ class TaskNetwork:
         self.space = space
         self.memory_limit = memory_limit
         self.recompute = recompute
-        template = copy.deepcopy(module).eval().requires_grad_(False)
-        composed = set(space.names)
-        rest = [*template.named_parameters(), *template.named_buffers()]
-        self._constants = {k: v.detach().clone() for k, v in rest if k not in composed}
-        self._template = template.to("meta")
-        self._differentiable = _with_differentiable_statistics(copy.deepcopy(self._template))
-        self._opaque = [name for name, part in self._differentiable.named_modules() if _tracks_statistics(part)]
-        self._batched = with_task_layers(copy.deepcopy(self._differentiable))
-        self._run = torch.compile(self._vmapped) if compile else self._vmapped
+        self.choice: Choice | None = describe_network(module)
+        self.one_at_a_time: str | None = None
+        with torch.inference_mode(False), torch.no_grad():
+            template = with_current_weights(weightless_copy(module))
+            self._preprocessing = detach_preprocessing(template)
+            composed = set(space.names)
+            self._parameters = {k: v.detach().clone() for k, v in module.named_parameters() if k not in composed}
+            self._buffers = {k: v.detach().clone() for k, v in module.named_buffers() if k not in composed}
+            self._plain = Skeletons(template)
+            self._differentiable = Skeletons(template, with_differentiable_statistics)
+            self._batched = Skeletons(template, lambda copy: with_task_layers(with_differentiable_statistics(copy)))
+        with self._differentiable.lend() as copy:
+            self._opaque = [name for name, part in copy.named_modules() if tracks_statistics(part)]
+        self._whole = any(map(normalises_by_batch, template.modules()))
+        self._compiled = _Compiled(self) if compile else None
         self._bytes_per_image: dict[tuple[torch.Size, torch.dtype], int] = {}
+
+    def __repr__(self) -> str:
+        network = self.choice.kind if self.choice is not None else "own module"
+        how = f", one task at a time: {self.one_at_a_time}" if self.one_at_a_time else ""
+        return f"TaskNetwork({network}, d = {self.space.dim:,}{how})"
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         leading = theta.shape[:-1]
@@ -113,159 +155,164 @@ class TaskNetwork:
         tasks = prod(leading)
         theta = theta.reshape(tasks, -1)
         x = x.reshape(tasks, *x.shape[len(leading) :]).to(theta.dtype)
-        recompute = self._recomputes(theta, tasks * x.shape[1] * self._activation_bytes(x))
+        recompute = self._recomputes(theta, x, tasks * x.shape[1])
         result = self._in_chunks(theta, x, recompute)
         return result.unflatten(0, leading) if leading else result.squeeze(0)
 
     def shared(self, theta: Tensor, x: Tensor) -> Tensor:
         """All networks on the same images: theta ``(*k, d)`` and x ``(n, *input)`` to ``(*k, n, *output)``.
 
-        What calling with ``x.expand(*k, ...)`` gives, but n may be large: a piece of the images at a time.
+        What calling with ``x.expand(*k, ...)`` gives, but n may be large: a piece of the images at a time (all of them,
+        where the network normalises by statistics of the batch).
         """
         leading = theta.shape[:-1]
         tasks = prod(leading)
         theta, x = theta.reshape(tasks, -1), x.to(theta.dtype)
-        per_image = self._activation_bytes(x.unsqueeze(0))
-        recompute = self._recomputes(theta, tasks * len(x) * per_image)
-        piece = max(1, self._limits(theta)[1] // max(per_image, 1))
-        outputs = [self._in_chunks(theta, part.expand(tasks, *part.shape), recompute) for part in x.split(piece)]
+        recompute = self._recomputes(theta, x.unsqueeze(0), tasks * len(x))
+        fitting = self._limits(theta)[1] // max(self._activation_bytes(theta, x.unsqueeze(0)), 1)
+        piece = len(x) if self._whole else max(1, fitting)
+        outputs = []
+        for part in x.split(max(piece, 1)):
+            ready = self._prepared(part)
+            outputs.append(self._in_chunks(theta, ready.expand(tasks, *ready.shape), recompute, prepared=True))
         result = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return result.unflatten(0, leading) if leading else result.squeeze(0)
 
-    def _in_chunks(self, theta: Tensor, x: Tensor, recompute: bool) -> Tensor:
+    def _in_chunks(self, theta: Tensor, x: Tensor, recompute: bool, *, prepared: bool = False) -> Tensor:
         """Outputs ``(T, n, *output)`` of T tasks, as many of them at a time as the memory allows."""
         if self._opaque and torch.is_grad_enabled() and theta.requires_grad:
             raise ValueError(
                 f"modules {self._opaque} have running statistics and a forward of their own, which has no gradient in "
                 "the statistics; expected plain BatchNorm or InstanceNorm layers: replace them, or run without gradient"
             )
-        per_task = x.shape[1] * self._activation_bytes(x)
-        chunk = max(1, min(len(theta), self._limits(theta)[1] // max(per_task, 1)))
+        chunk = 1
+        if len(theta) > 1:
+            per_task = x.shape[1] * self._activation_bytes(theta, x)
+            chunk = max(1, min(len(theta), self._limits(theta)[1] // max(per_task, 1)))
         outputs = []
         for rows, images in zip(theta.split(chunk), x.split(chunk), strict=True):
-            if recompute:
-                outputs.append(checkpoint(self._forward, rows, images, use_reentrant=False))
-            else:
-                outputs.append(self._forward(rows, images))
+            outputs.append(self._chunk(rows, images, recompute, prepared))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    def _chunk(self, theta: Tensor, x: Tensor, recompute: bool, prepared: bool) -> Tensor:
+        try:
+            images = x if prepared else self._prepared(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            if recompute:
+                return checkpoint(self._forward, theta, images, use_reentrant=False)
+            return self._forward(theta, images)
+        except RuntimeError as error:
+            divisible = len(theta) > 1 or (x.shape[1] > 1 and not self._whole)
+            if not out_of_memory(error) or not divisible:
+                raise
+        # Out of the except clause, so that what its traceback holds is freed.
+        dim = 0 if len(theta) > 1 else 1
+        half = -(-x.shape[dim] // 2)
+        rows = theta.split(half) if dim == 0 else (theta, theta)
+        parts = zip(rows, x.split(half, dim), strict=True)
+        return torch.cat([self._chunk(row, part, recompute, prepared) for row, part in parts], dim)
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        for preprocessing in self._preprocessing:
+            images = preprocessing(images)
+        return images
+
     def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
-        constants = {
-            k: v.to(theta.device, theta.dtype if v.is_floating_point() else v.dtype) for k, v in self._constants.items()
-        }
+        if len(theta) > 1 and self.one_at_a_time is None:
+            try:
+                return self._together(theta, x)
+            except UnfitNetwork:
+                raise
+            except Exception as error:
+                if self._compiled is not None or (isinstance(error, RuntimeError) and out_of_memory(error)):
+                    raise
+                reason = f"{error.__notes__[0]} ({str(error).split('. ')[0] or type(error).__name__})"
+            result = self._one_by_one(theta, x)  # an error of the network's own comes again, as the network has it
+            self.one_at_a_time = reason
+            _log.warning("tasks run one at a time, which is slow, because vmap cannot run %s", reason)
+            return result
+        return self._one_by_one(theta, x)
 
-        with _batchable_attention(theta.device):
-            if theta.shape[0] > 1:
-                return self._run(theta, x, constants)
-            # A single task needs no batching rule: plain kernels, bit for bit.
-            template = self._differentiable if torch.is_grad_enabled() and theta.requires_grad else self._template
-            weights = self.space.unflatten(theta[0])
-            return functional_call(template, (weights, constants), (x[0],), strict=True).unsqueeze(0)
+    def _together(self, theta: Tensor, x: Tensor) -> Tensor:
+        if self._compiled is not None:
+            return self._compiled(theta, x)
+        with self._batched.lend() as network, EvaluationMode(network, batched=True):
+            try:
+                return self._vmapped(network, theta, x)
+            except Exception as error:
+                error.add_note(part_of(network, frames_of(error.__traceback__)))
+                raise
 
-    def _vmapped(self, theta: Tensor, x: Tensor, constants: dict[str, Tensor]) -> Tensor:
+    def _vmapped(self, network: nn.Module, theta: Tensor, x: Tensor) -> Tensor:
+        constants = self._constants(theta)
+
         def one_task(weights: dict[str, Tensor], images: Tensor) -> Tensor:
-            return functional_call(self._batched, (weights, constants), (images,), strict=True)
+            return tensor_of(functional_call(network, (weights, constants), (images,), strict=True))
 
         return vmap(one_task)(self.space.unflatten(theta), x)
 
+    def _one_by_one(self, theta: Tensor, x: Tensor) -> Tensor:
+        """A single task needs no batching rule: plain kernels, bit for bit."""
+        needs_gradient = torch.is_grad_enabled() and theta.requires_grad
+        store, constants, outputs = self._differentiable if needs_gradient else self._plain, self._constants(theta), []
+        for row, images in zip(theta, x, strict=True):
+            weights = self.space.unflatten(row)
+            with store.lend() as network, EvaluationMode(network, batched=False):
+                output = functional_call(network, (weights, constants), (images,), strict=True)
+                outputs.append(tensor_of(output))
+        return outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs)
+
+    def _constants(self, theta: Tensor) -> dict[str, Tensor]:
+        """What the space leaves out, in the dtype and on the device of theta; buffers are copies for one call."""
+        found: dict[str, Tensor] = {}
+        for table, copy in ((self._parameters, False), (self._buffers, True)):
+            for name, value in table.items():
+                dtype = theta.dtype if value.is_floating_point() else value.dtype
+                found[name] = value.to(theta.device, dtype, copy=copy)
+        return found
+
     def _limits(self, theta: Tensor) -> tuple[int, int]:
         """Bytes that all activations, and those of one chunk, may take."""
-        limit = self.memory_limit
-        if limit is None:
-            limit = _free_memory(theta.device) // 2 if theta.is_cuda else CPU_MEMORY_LIMIT
-        return limit, limit if theta.is_cuda else min(limit, CPU_CHUNK_BYTES)
+        limit = memory_of(theta.device) if self.memory_limit is None else self.memory_limit
+        return limit, chunk_limit(limit, theta.device)
 
-    def _recomputes(self, theta: Tensor, total: int) -> bool:
-        """Whether chunks are recomputed in the backward pass, when all activations take ``total`` bytes."""
-        needs_gradient = torch.is_grad_enabled() and theta.requires_grad
-        return needs_gradient and total > self._limits(theta)[0] if self.recompute is None else self.recompute
+    def _recomputes(self, theta: Tensor, x: Tensor, images: int) -> bool:
+        """Whether chunks are recomputed in the backward pass, of so many images in all."""
+        if self.recompute is not None:
+            return self.recompute
+        if not (torch.is_grad_enabled() and theta.requires_grad):
+            return False
+        return images * self._activation_bytes(theta, x) > self._limits(theta)[0]
 
-    def _activation_bytes(self, x: Tensor) -> int:
-        """Bytes that the outputs of all leaf modules take for one image, measured once on the meta device."""
+    def _activation_bytes(self, theta: Tensor, x: Tensor) -> int:
+        """Bytes that activations take for one image of ``x`` ``(T, n, *input)``, measured on its first ones."""
         key = (x.shape[2:], x.dtype)
-        if key not in self._bytes_per_image:
-            total = 0
+        if key not in self._bytes_per_image and x.shape[0] and x.shape[1]:
+            with self._plain.lend() as network, torch.no_grad():
+                weights = self.space.unflatten(theta[0])
 
-            def count(module: nn.Module, inputs: object, output: object) -> None:
-                nonlocal total
-                if isinstance(output, Tensor):
-                    total += output.numel() * x.element_size()
+                def run(images: Tensor) -> Any:
+                    tensors = (weights, self._constants(theta))
+                    return functional_call(network, tensors, (self._prepared(images),), strict=True)
 
-            leaves = [m for m in self._template.modules() if not list(m.children())]
-            hooks = [leaf.register_forward_hook(count) for leaf in leaves]
-            try:
-                with torch.no_grad(), _batchable_attention(torch.device("meta")):
-                    dtype = next(self._template.parameters()).dtype
-                    self._template(torch.empty((1, *x.shape[2:]), device="meta", dtype=dtype))
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            self._bytes_per_image[key] = 2 * total  # and as much again for what the operations inside keep
-        return self._bytes_per_image[key]
+                self._bytes_per_image[key] = measured_bytes(network, run, x[0])
+        return self._bytes_per_image.get(key, 1)
 
 
-def _free_memory(device: torch.device) -> int:
-    """Bytes free on a GPU, with those that PyTorch's allocator keeps for reuse."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+class _Compiled:
+    """The vmapped forward through torch.compile, by one thread at a time: compiled code belongs to one module."""
 
+    def __init__(self, owner: TaskNetwork) -> None:
+        self._owner = owner
+        self._run: Any = None
+        self._network: nn.Module | None = None
+        self._locks: dict[int, threading.Lock] = {}  # by process: a lock that is held at a fork stays held
 
-class _EvaluationBatchNorm(nn.Module):
-    """Batch or instance normalisation by running statistics, differentiable in them (PyTorch's own is not).
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Compiled, (self._owner,)
 
-    Running statistics are mixed like weights, so the gradient of the coefficients flows through them too.
-    """
-
-    def __init__(self, module: nn.modules.batchnorm._NormBase) -> None:
-        super().__init__()
-        self.eps = module.eps
-        self._parameters, self._buffers = module._parameters, module._buffers
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        mean, variance = self._buffers["running_mean"], self._buffers["running_var"]
-        assert mean is not None
-        assert variance is not None
-        scale = torch.rsqrt(variance + self.eps)
-        if weight is not None:
-            scale = scale * weight
-        shift = -mean * scale
-        if bias is not None:
-            shift = shift + bias
-        channels = (-1,) + (1,) * (x.ndim - 2)
-        return torch.addcmul(shift.view(channels), x, scale.view(channels))
-
-
-_REPLACEABLE = (
-    nn.modules.batchnorm._BatchNorm.forward,
-    nn.SyncBatchNorm.forward,
-    nn.modules.instancenorm._InstanceNorm.forward,
-)
-
-
-def _tracks_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBase]:
-    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-
-
-def _with_differentiable_statistics(module: nn.Module) -> nn.Module:
-    if _tracks_statistics(module) and type(module).forward in _REPLACEABLE:
-        return _EvaluationBatchNorm(module)  # not a subclass that does more (an activation inside, say)
-    for name, child in module.named_children():
-        setattr(module, name, _with_differentiable_statistics(child))
-    return module
-
-
-@contextmanager
-def _batchable_attention(device: torch.device) -> Iterator[None]:
-    """Attention that vmap can batch, forward and backward.
-
-    nn.MultiheadAttention's evaluation fast path has no backward under vmap, and the CPU's fused attention no batching
-    rule at all (the plain one is three batched products and has).
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with nullcontext() if device.type == "cuda" else sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
+            if self._run is None:
+                self._network = self._owner._batched.copy()
+                self._run = torch.compile(self._owner._vmapped)
+            return self._run(self._network, theta, x)

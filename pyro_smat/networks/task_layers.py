@@ -7,24 +7,36 @@ All compute what the layer of torch.nn computes; only the physical layout of the
   group normalisation do, and apply the affine part in passes of their own);
 - convolutions whose patches do not overlap (the first layer of a ViT) are one product of patches and weights;
 - layer normalisation applies its affine part in one pass (nn.Linear stays: vmap's own rule was faster);
-- attention: tasks join the batch, so that the fused kernels and their backward serve it, and the projections run on
-  ``(n, tokens, width)`` as it lies in memory (nn.MultiheadAttention transposes first, and vmap then copies the
-  projection's weights once for every token).
+- attention: its projections run on ``(n, tokens, width)`` as it lies in memory (nn.MultiheadAttention transposes first,
+  and vmap then copies the projection's weights once for every token).
 
-Only for use under vmap: a rule is all there is. Under torch.compile the layers are those of torch.nn again, since the
+Only for use under vmap, in an :class:`~pyro_smat.networks.evaluation_mode.EvaluationMode`: a rule is all there is.
+Under torch.compile the layers are those of torch.nn again, since the
 compiler lays out and fuses by itself (attention keeps its order of dims).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pyro_smat.networks.evaluation_mode import attention, with_tasks
+
+
+def with_current_weights(module: nn.Module) -> nn.Module:
+    """Makes recurrent layers of ``module`` (in place) look their weights up: they keep a list of their first ones."""
+    for layer in module.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer.register_forward_pre_hook(_look_up)
+    return module
+
+
+def _look_up(layer: nn.RNNBase, inputs: Any) -> None:
+    layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
 
 
 def with_task_layers(module: nn.Module) -> nn.Module:
@@ -48,30 +60,12 @@ class _BesideChannels(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, layer: Callable[..., Tensor], x: Tensor, *parameters: Tensor | None) -> tuple:
         tasks = info.batch_size
-        x = _with_tasks(x, in_dims[1], tasks, 1).flatten(1, 2)
+        x = with_tasks(x, in_dims[1], tasks, 1).flatten(1, 2)
         rows = [
-            p if p is None else _with_tasks(p, dim, tasks, 0).flatten(0, 1)
+            p if p is None else with_tasks(p, dim, tasks, 0).flatten(0, 1)
             for p, dim in zip(parameters, in_dims[2:], strict=True)
         ]
         return layer(x, *rows, tasks=tasks).unflatten(1, (tasks, -1)), 1
-
-
-class _InBatch(torch.autograd.Function):
-    """``layer(*inputs)`` on inputs ``(T n, ...)``."""
-
-    @staticmethod
-    def forward(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        raise RuntimeError("task layers run under torch.func.vmap only")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, layer: Callable[..., Tensor], *inputs: Tensor) -> tuple:
-        tasks = info.batch_size
-        folded = [_with_tasks(x, dim, tasks, 0).flatten(0, 1) for x, dim in zip(inputs, in_dims[1:], strict=True)]
-        return layer(*folded).unflatten(0, (tasks, -1)), 0
 
 
 class _BesideRows(torch.autograd.Function):
@@ -88,9 +82,9 @@ class _BesideRows(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple:
         tasks = info.batch_size
-        x = _with_tasks(x, in_dims[0], tasks, 0)
-        weight = _with_tasks(weight, in_dims[1], tasks, 0)
-        bias = bias if bias is None else _with_tasks(bias, in_dims[2], tasks, 0)
+        x = with_tasks(x, in_dims[0], tasks, 0)
+        weight = with_tasks(weight, in_dims[1], tasks, 0)
+        bias = bias if bias is None else with_tasks(bias, in_dims[2], tasks, 0)
         y = _BatchedLinear.apply(x.reshape(tasks, -1, x.shape[-1]), weight, bias)
         return y.view(*x.shape[:-1], y.shape[-1]), 0
 
@@ -117,13 +111,6 @@ class _BatchedLinear(torch.autograd.Function):
             torch.bmm(g.mT, x) if for_weight else None,
             g.sum(1) if for_bias else None,
         )
-
-
-def _with_tasks(x: Tensor, dim: int | None, tasks: int, to: int) -> Tensor:
-    """The task dim moved to position ``to`` (a view); a tensor that all tasks share is expanded."""
-    if dim is None:
-        return x.unsqueeze(to).expand(*x.shape[:to], tasks, *x.shape[to:])
-    return x.movedim(dim, to)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -189,31 +176,29 @@ class _MaxPool2d(nn.MaxPool2d):
 
 
 class _MultiheadAttention(nn.MultiheadAttention):
-    """Self-attention without masks and weights, in evaluation mode; anything else goes the way of the base class."""
+    """The layer without its fast path; self-attention without masks and weights keeps tokens as they lie in memory."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any) -> Any:
         plain = not arguments and options.get("need_weights", True) is False
         plain &= all(options.get(name) is None for name in ("key_padding_mask", "attn_mask"))
         plain &= not options.get("is_causal", False)
-        plain &= query is key and key is value and query.ndim == 3 and self.batch_first and not self.training
+        plain &= query is key and key is value and query.ndim == 3 and self.batch_first
         plain &= self.in_proj_weight is not None and self.bias_k is None and not self.add_zero_attn
         if not plain:
             return super().forward(query, key, value, *arguments, **options)
         qkv = _linear(query, self.in_proj_weight, self.in_proj_bias)
         heads = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, n, heads, tokens, width)
-        query, key, value = heads.unbind(0)
-        if torch.compiler.is_compiling():
-            mixed = F.scaled_dot_product_attention(query, key, value)
-        else:
-            mixed = _InBatch.apply(_attention, query, key, value)
-        mixed = mixed.transpose(1, 2).flatten(-2)
+        mixed = _attention(*heads.unbind(0)).transpose(1, 2).flatten(-2)
         return _linear(mixed, self.out_proj.weight, self.out_proj.bias), None
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    on_cpu = query.device.type == "cpu"  # where TaskNetwork allows the plain kernel only, for other users' sake
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]) if on_cpu else nullcontext():
+    if not torch.compiler.is_compiling():
+        return attention(query, key, value)
+    if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value)
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT  # the CPU's fused kernel has no batching rule
+    return scores.softmax(-1) @ value
 
 
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {

@@ -35,7 +35,7 @@ class Guide(LocalModule):
         self.inner = Inner(start)
 
     def forward(self, fail: bool = False) -> Tensor:
-        assert pyro.settings.get("module_local_params")
+        assert not pyro.settings.get("module_local_params")
         if fail:
             raise RuntimeError("on purpose")
         return pyro.sample("x", dist.Normal(self.location + self.inner(), 1.0))

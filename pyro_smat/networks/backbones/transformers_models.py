@@ -1,0 +1,119 @@
+"""transformers:NAME: image encoders of Hugging Face's transformers, with random initial weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyro_smat.networks.preprocessing import Interpolation, Preprocessing
+from pyro_smat.registry import register
+
+_INTERPOLATIONS: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+@register("network", "transformers")
+def transformers_network(name: str, *, arguments: Mapping[str, bool | int | float | str] | None = None) -> nn.Module:
+    """An image encoder of transformers, without a head; names are those of its checkpoints.
+
+    A folder whose ``config.json`` says ``"architectures": ["...ForImageClassification"]`` gives that class with its
+    classifier replaced by the identity, so that names have its prefix ("vit.encoder..."); any other gives the plain
+    encoder ("encoder..."). Size, mean, standard deviation and rescaling are those of ``preprocessor_config.json``
+    beside it, else the defaults of the type's image processor. Nothing is downloaded, and no code of a folder is run.
+
+    Args:
+        name: a folder with ``config.json``, a type of transformers' configurations ("vit", "dinov2", "convnext"), or a
+            name that Hugging Face's cache on this machine has.
+        arguments: in place of the configuration's values, such as ``{"hidden_size": 192}``.
+
+    Raises:
+        ValueError: when transformers isn't installed, nothing of that name is on this machine, or it doesn't take
+            images.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            f"network 'transformers:{name}' needs the package transformers: pip install 'pyro-smat[transformers]'"
+        ) from error
+    config = _configuration(name, dict(arguments or {}))
+    config._attn_implementation = "sdpa" if _takes_sdpa(config) else "eager"
+    architecture = next(iter(config.architectures or ()), "")
+    cls = getattr(transformers, architecture, None) if architecture.endswith("ForImageClassification") else None
+    try:
+        network = transformers.AutoModel.from_config(config) if cls is None else cls(config)
+    except ValueError as error:
+        raise ValueError(f"transformers:{name} cannot be built: {error}") from error
+    if network.main_input_name != "pixel_values":
+        raise ValueError(
+            f"transformers:{name} is {type(network).__name__}, which takes {network.main_input_name}; expected an "
+            "encoder of images (pixel_values)"
+        )
+    for head in ("classifier", "cls_classifier", "distillation_classifier"):
+        if cls is not None and hasattr(network, head):
+            setattr(network, head, nn.Identity())
+    return _preprocessing(name, config).attach(network)
+
+
+def _configuration(name: str, arguments: dict[str, Any]) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if name in CONFIG_MAPPING and not Path(name, "config.json").is_file():
+        return CONFIG_MAPPING[name](**arguments)
+    try:
+        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False, **arguments)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"transformers:{name}: there is no folder {name} with a config.json, no type of that name, and nothing in "
+            f"Hugging Face's cache; networks are never downloaded: fetch it yourself (hf download {name})"
+        ) from error
+
+
+def _takes_sdpa(config: Any) -> bool:
+    from transformers import AutoModel
+
+    cls = AutoModel._model_mapping.get(type(config), None)
+    return bool(getattr(cls, "_supports_sdpa", False))
+
+
+def _preprocessing(name: str, config: Any) -> Preprocessing:
+    own = _processor(name, config)
+    mean, std = (
+        tuple(own[key]) if own.get("do_normalize", True) and own.get(key) else None
+        for key in ("image_mean", "image_std")
+    )
+    factor = 255 * (own.get("rescale_factor") or 1 / 255) if own.get("do_rescale", True) else 255.0
+    factor = 1.0 if abs(factor - 1.0) < 1e-6 else factor
+    low = -1.0 if own.get("offset") else 0.0
+    return Preprocessing(
+        mean, std, _size(config), (low, low + factor), _INTERPOLATIONS.get(own.get("resample", 2), "bicubic")
+    )
+
+
+def _size(config: Any) -> tuple[int, int] | None:
+    """The size that the network takes; None where any will do (it has no table of positions)."""
+    size = getattr(config, "image_size", None)
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _processor(name: str, config: Any) -> Mapping[str, Any]:
+    file = Path(name, "preprocessor_config.json")
+    if file.is_file():
+        found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    from transformers import AutoImageProcessor
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+    cls: Any = None
+    try:
+        processors = IMAGE_PROCESSOR_MAPPING[type(config)]
+        options = processors.values() if isinstance(processors, Mapping) else processors
+        cls = next((one for one in options if one is not None), None)
+        return cls().to_dict() if cls is not None else {}
+    except (KeyError, ImportError, AttributeError):
+        return {}
