@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -134,6 +134,11 @@ class CatalogGuide(RoutingGuide):
         members = coefficients.unsqueeze(1) if num_blocks == 1 else coefficients
         self.register_buffer("members", members.clone(), persistent=False)
         self.register_buffer("temperature_scale", torch.ones(()))
+
+    @classmethod
+    def largest_catalog(cls, options: Mapping[str, Any]) -> int:
+        """The most routings that a guide with these options can hold."""
+        return ENUMERATION_LIMIT if options["estimator"] == "enumerate" else 4096
 
     def posterior(self, batch: EpisodeBatch) -> CatalogPosterior:
         encoding = self.router.encode(batch)

@@ -20,6 +20,7 @@ from pyro_smat.inference.assembly.pair import GUIDE_NEEDS, MODEL_NEEDS, check_at
 from pyro_smat.inference.training.catalogs import needs_search
 from pyro_smat.models import RoutedModel
 from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.networks.build import build_network
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.descriptors import probe_images, source_descriptors
 from pyro_smat.networks.experts import ExpertBank
@@ -90,7 +91,7 @@ def source_files(config: RunConfig) -> tuple[nn.Module, Mapping[str, Path]]:
         ValueError: for a config that names no files and is not about the built-in glyphs.
     """
     if config.sources.files:
-        return build(config.sources.network), config.sources.files
+        return build_network(config.sources.network), config.sources.files
     plain = config.sources.network == RunConfig().sources.network
     if config.data.kind != "glyphs" or not plain:
         raise ValueError(
@@ -185,8 +186,8 @@ def build_experts(config: RunConfig, network: nn.Module, library: SourceLibrary)
     return ExpertBank(
         library.space,
         experts.count,
-        experts.sparsity,
-        experts.granularity,
+        sparsity=experts.sparsity,
+        granularity=experts.granularity,
         module=network,
         gates=experts.gates,
         budget=experts.budget,

@@ -7,6 +7,8 @@ single sources (a learned prior over a catalog, prices) has to be named or refus
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 

@@ -1,8 +1,9 @@
 """RoutedClassifier: a trained router as a folder, and what a user does with it.
 
 ``RoutedClassifier.load(folder).adapt(images, labels).predict_proba(new_images)``. The folder is that of
-:mod:`~pyro_smat.inference.deployment.saving`: nothing in it is executed or unpickled. ``adapt(..., refine="frank_wolfe")``
-goes on from the router's routing with a refinement of :mod:`pyro_smat.inference.deployment.refinement`.
+:mod:`~pyro_smat.inference.deployment.saving`: nothing in it is executed or unpickled.
+``adapt(..., refine="frank_wolfe")`` goes on from the router's routing with a refinement of
+:mod:`pyro_smat.inference.deployment.refinement`.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ class RoutedClassifier:
             folder: with router.safetensors and router.json.
             device: "auto", "cpu", "cuda" or "mps".
             network: the template, when it is not one that the registry can build.
-            own: kind ("model", "guide", "prior", "encoder", ...) -> class, for routers that were trained with classes of
-                the user's own.
+            own: kind ("model", "guide", "prior", "encoder", ...) -> class, for routers that were trained with classes
+                of the user's own.
             cache_size: adapted tasks to keep.
 
         Raises:

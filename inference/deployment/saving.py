@@ -23,8 +23,8 @@ from pyro_smat.inference.assembly.config import RunConfig, build_config
 from pyro_smat.inference.assembly.router import Router, build_router
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.deployment.format_3 import from_format_3
-from pyro_smat.networks.backbones import describe_network
-from pyro_smat.registry import Choice, build, choose
+from pyro_smat.networks.build import build_network, describe_network
+from pyro_smat.registry import Choice, choose
 from pyro_smat.registry.entries import Factory, is_file
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary, load_weights
@@ -111,7 +111,8 @@ def load_router(
     """
     own = dict(own or {})
     saved = read_description(folder)
-    tensors = load_weights(folder / WEIGHTS, digest=saved.weights or None)
+    _verify(folder / WEIGHTS, saved.weights)
+    tensors = load_weights(folder / WEIGHTS)
     config = build_config(saved.config, own=own)
     _refuse_missing(folder, config, own)
     module = _network(folder, saved, network, own)
@@ -130,7 +131,8 @@ def load_router(
     library = SourceLibrary(saved.source_names, tensors.pop("sources"), space, template)
     if saved.catalog is not None and "catalog" not in tensors:
         raise ValueError(
-            f"{folder / WEIGHTS}: the catalog of {len(saved.catalog)} routings is missing; expected it beside the sources"
+            f"{folder / WEIGHTS}: the catalog of {len(saved.catalog)} routings is missing; expected it beside the "
+            "sources"
         )
     catalog = None if saved.catalog is None else Catalog(tensors.pop("catalog"), saved.catalog)
     router = build_router(
@@ -184,6 +186,20 @@ def read_description(folder: Path) -> SavedRouter:
         raise ValueError(f"{path}: {error}; expected what RoutedClassifier.save wrote") from error
 
 
+def _verify(path: Path, expected: str) -> None:
+    """Refuse weights that are not what was written; format 3 has no digest of them."""
+    if not expected:
+        return
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected the weights that RoutedClassifier.save wrote")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{path}: is damaged, or of another router: its SHA-256 digest is {found}, and {expected} was expected"
+        )
+
+
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -201,7 +217,7 @@ def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Map
             f"{folder}: was made with a network of your own; pass network= a module of that architecture (command line: "
             "--network file.py:build)"
         )
-    return build(choose("network", saved.network, own=own))
+    return build_network(choose("network", saved.network, own=own))
 
 
 def _refuse_missing(folder: Path, config: RunConfig, own: Mapping[str, Factory]) -> None:

@@ -6,6 +6,7 @@ They speak of new episodes from the same pool of images, shaped and corrupted al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 

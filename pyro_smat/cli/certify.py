@@ -54,8 +54,8 @@ def certify(
     pool, name = pool_of(config, split, data)
     if data is None and split in ("train", "validation"):
         typer.echo(
-            f"warning: split {split!r} took part in making this router: the bound speaks of new episodes of images that "
-            "it has seen, and says little about others",
+            f"warning: split {split!r} took part in making this router: the bound speaks of new episodes of images "
+            "that it has seen, and says little about others",
             err=True,
         )
     found = certify_run(

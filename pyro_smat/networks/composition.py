@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -98,6 +99,7 @@ class TaskNetwork:
         choice: how to build the network again (:func:`~pyro_smat.networks.describe_network`); None for a module that
             was not made by ``build_network``.
         one_at_a_time: why tasks are run one after another; None while they run together.
+        template: the module without the weights that are composed (they are on the meta device).
 
     Raises:
         ValueError: when called with theta and x that do not fit, or where the network draws random numbers in
@@ -131,6 +133,7 @@ class TaskNetwork:
             composed = set(space.names)
             self._parameters = {k: v.detach().clone() for k, v in module.named_parameters() if k not in composed}
             self._buffers = {k: v.detach().clone() for k, v in module.named_buffers() if k not in composed}
+            self.template = _with_constants(weightless_copy(module), {**self._parameters, **self._buffers})
             self._plain = Skeletons(template)
             self._differentiable = Skeletons(template, with_differentiable_statistics)
             self._batched = Skeletons(template, lambda copy: with_task_layers(with_differentiable_statistics(copy)))
@@ -296,6 +299,16 @@ class TaskNetwork:
 
                 self._bytes_per_image[key] = measured_bytes(network, run, x[0])
         return self._bytes_per_image.get(key, 1)
+
+
+def _with_constants(module: nn.Module, constants: Mapping[str, Tensor]) -> nn.Module:
+    """A weightless module with the weights that the space leaves out."""
+    for name, tensor in constants.items():
+        owner, _, last = name.rpartition(".")
+        part = module.get_submodule(owner)
+        table = part._parameters if last in part._parameters else part._buffers
+        table[last] = nn.Parameter(tensor, requires_grad=False) if table is part._parameters else tensor
+    return module
 
 
 class _Compiled:

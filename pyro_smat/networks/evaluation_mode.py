@@ -80,7 +80,6 @@ class EvaluationMode(TorchFunctionMode):
             return func(*args, **{**kwargs, "need_weights": True})[0], None
         return func(*args, **kwargs)
 
-
     def _refuse_checkpointing(self) -> None:
         for frame in _callers():
             if frame.f_code is _FUNCTIONAL_CALL:

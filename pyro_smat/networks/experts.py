@@ -25,6 +25,7 @@ from pyro_smat.networks.gates import (
     straight_through,
 )
 from pyro_smat.networks.parameters import ParameterSpace
+from pyro_smat.registry import Remembered
 
 Gates = Literal["hard_concrete", "top_k"]
 Budget = Literal["primal_dual", "projection"]
@@ -34,14 +35,14 @@ LARGEST_VIOLATION = 0.1  # that the integral sees: the long way down from the in
 LARGEST_MULTIPLIER = 10.0  # ten times the loss gradient closes any gate
 
 
-class ExpertBank(nn.Module):
+class ExpertBank(Remembered, nn.Module):
     r"""M masked experts of one shared delta.
 
     Training: ``loss.backward()``, :meth:`after_backward`, clipping, ``optimizer.step()``, :meth:`after_step`.
 
     Args:
         space: parameter space of the network; running statistics are never opened.
-        experts: M >= 0.
+        num_experts: M >= 0.
         sparsity: tau in [0, 1): at deployment every expert opens at most floor((1 - tau) d) coordinates.
         granularity: what shares a gate: a "coordinate", an output "channel" (first axis of a tensor), an attention
             "head", a "block" or a "tensor"; see :func:`pyro_smat.networks.gates.gate_groups`.
@@ -53,8 +54,8 @@ class ExpertBank(nn.Module):
             within it. "primal_dual": a multiplier per expert weighs the gradient of its sparsity against the loss.
         dual_learning_rate: of the multipliers, per step and unit of violation (a logarithm).
         ramp: share of the training over which tau rises to ``sparsity``; see :meth:`set_progress`.
-        init: mean of the initial log alpha; gates differ between experts by noise of deviation 0.1, so that they can
-            specialise although they share one delta.
+        init: mean of the initial log alpha; gates differ between experts by noise of standard deviation 0.1, so that
+            they can specialise although they share one delta.
         delta_scale: standard deviation of the initial delta; 0 starts exactly at the sources.
         generator: for the initial values.
 
@@ -79,10 +80,10 @@ class ExpertBank(nn.Module):
     def __init__(
         self,
         space: ParameterSpace,
-        experts: int,
+        num_experts: int,
+        *,
         sparsity: float = 0.9,
         granularity: Granularity = "coordinate",
-        *,
         module: nn.Module | None = None,
         gates: Gates = "hard_concrete",
         budget: Budget = "projection",
@@ -93,8 +94,8 @@ class ExpertBank(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if experts < 0:
-            raise ValueError(f"experts is {experts}; expected 0 or more")
+        if num_experts < 0:
+            raise ValueError(f"num_experts is {num_experts}; expected 0 or more")
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity (tau) is {sparsity}; expected 0 <= tau < 1, the closed share of every expert")
         if not 0.0 <= ramp <= 1.0:
@@ -110,8 +111,8 @@ class ExpertBank(nn.Module):
         self.register_buffer("group", group, persistent=False)
         self.register_buffer("group_size", size, persistent=False)
         self.delta = nn.Parameter(torch.randn(space.dim, generator=generator) * delta_scale)
-        self.log_alpha = nn.Parameter(init + 0.1 * torch.randn(experts, len(size), generator=generator))
-        self.register_buffer("multipliers", torch.zeros(experts))
+        self.log_alpha = nn.Parameter(init + 0.1 * torch.randn(num_experts, len(size), generator=generator))
+        self.register_buffer("multipliers", torch.zeros(num_experts))
         self.register_buffer("progress", torch.tensor(1.0))
 
     def __len__(self) -> int:

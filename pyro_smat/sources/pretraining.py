@@ -26,9 +26,20 @@ from pyro_smat.episodes.readers.glyphs import ATTRIBUTES, glyph_pool
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.networks import build_network
 from pyro_smat.networks.heads import Metric, prototype_logits
+from pyro_smat.registry import Choice, choose
 
-GLYPH_NETWORK = ("conv4", {"in_channels": 1, "channels": 32, "image_size": 32, "stem": "stride"})
+GLYPH_NETWORK = {"kind": "conv4", "in_channels": 1, "channels": 32, "image_size": 32, "stem": "stride"}
 GLYPH_STEPS = {"generalist": 1500, "letter": 1200, "face": 400, "rotation": 3000, "style": 100}
+
+
+def glyph_choice() -> Choice:
+    """What the shipped glyph sources are checkpoints of."""
+    return choose("network", GLYPH_NETWORK)
+
+
+def glyph_network() -> nn.Module:
+    """The network of the shipped glyph sources, with random initial weights."""
+    return build_network(glyph_choice())
 
 
 class Episodes(Protocol):
@@ -219,10 +230,9 @@ def make_glyph_sources(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pool = glyph_pool("train", cache_dir=cache_dir)
-    network, options = GLYPH_NETWORK
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build_network(network, **options)
+        module = glyph_network()
     start: dict[str, Tensor] = {}
     paths = {}
     for number, name in enumerate(names):
@@ -237,8 +247,7 @@ def make_glyph_sources(
             start = {key: value.clone() for key, value in module.state_dict().items()}
         paths[name] = folder / f"{name}.safetensors"
         metadata = {
-            "network": network,
-            "options": json.dumps(options),
+            "network": json.dumps(GLYPH_NETWORK),
             "attribute": ",".join(attributes),
             "pixel": "float32 grey in [0, 1]",
         }

@@ -109,10 +109,10 @@ def build_trainer(
     return MetaTrainer(
         router.model,
         router.guide,
-        build_elbo(config.objective, features, model=router.model, catalog=router.catalog),
-        build_sampler(config, features.pool, seed=1),
-        features,
-        config.training,
+        elbo=build_elbo(config.objective, features, model=router.model, catalog=router.catalog),
+        sampler=build_sampler(config, features.pool, seed=1),
+        features=features,
+        settings=config.training,
         validation=[features.attach(held_out.sample(4))],
         folder=folder,
     )

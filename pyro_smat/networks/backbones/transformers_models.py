@@ -106,7 +106,6 @@ def _processor(name: str, config: Any) -> Mapping[str, Any]:
     if file.is_file():
         found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
-    from transformers import AutoImageProcessor
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     cls: Any = None
