@@ -150,7 +150,9 @@ def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
     assert len(refusals) > 0.97 * len(whole)
     assert all(message.startswith(str(path)) for message in refusals)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"is damaged: its content has the SHA-256 digest \w{64}, and \w{64} was expected"):
+    with pytest.raises(
+        ValueError, match=r"is damaged: its content has the SHA-256 digest \w{64}, and \w{64} was expected"
+    ):
         load_state(path)
 
 
