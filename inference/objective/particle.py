@@ -132,7 +132,8 @@ class Particle:
                 expectation=lambda points: over_particles(self._expect(points, site), site),
             )
         except ValueError as error:
-            raise ValueError(f"episode_loss at site {site['name']!r}: {error}") from error
+            name = getattr(loss, "__name__", type(loss).__name__)
+            raise ValueError(f"episode_loss {name} at site {site['name']!r}: {error}") from error
 
     def _expect(self, term: Tensor, site: Site) -> Tensor:
         return expectation(term, site, self.enumerated)

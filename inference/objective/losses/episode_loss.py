@@ -62,7 +62,7 @@ def as_episode_loss(loss: str | Mapping[str, Any] | Choice | EpisodeLoss) -> Epi
 
 
 def reduction_of(loss: EpisodeLoss) -> Reduction:
-    """ "sum", unless the loss says "mean"."""
+    """How the points of an episode are put together: "sum", unless the loss says "mean"."""
     return getattr(loss, "reduction", "sum")
 
 

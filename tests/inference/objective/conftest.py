@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pyro
 import pytest
 import torch
+from scored_choices import Script
 
 
 @pytest.fixture
@@ -18,3 +19,8 @@ def double_precision() -> Iterator[None]:
     yield
     pyro.clear_param_store()
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    return Script(monkeypatch)

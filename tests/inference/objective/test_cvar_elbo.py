@@ -1,9 +1,9 @@
-"""CVaR_ELBO against Pyro's own ELBOs (rho = 1), against values computed by hand, finite differences and brute force."""
+"""CVaR_ELBO on a conjugate toy: values by hand, finite differences, closed-form gradients, regret, warnings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -11,174 +11,28 @@ import pyro.distributions as dist
 import pyro.optim
 import pytest
 import torch
+from elbo_toys import (
+    NOISE,
+    RHOS,
+    TIGHT,
+    PointToyGuide,
+    Toy,
+    ToyGuide,
+    assert_same,
+    small_tail,
+    tail_by_hand,
+    toy_data,
+    value_and_gradient,
+)
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 from torch.nn import functional as F
 
 from pyro_smat.inference import CVaR_ELBO
-from pyro_smat.metrics.risk import cvar
-from pyro_smat.routing.local_module import LocalModule
 
-RHOS = (1.0, 0.5, 0.2, 0.05)
-TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
-small_tail = pytest.mark.filterwarnings("ignore:rho x B")
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def value_and_gradient(elbo: ELBO, model: Callable, guide: Callable, args: tuple, parameters: list) -> list[Tensor]:
-    """The loss and all gradients (zero where there is none) at seed 3."""
-    pyro.set_rng_seed(3)
-    loss = elbo.differentiable_loss(model, guide, *args)
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [loss.detach(), *(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True))]
-
-
-def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    scale = max(float(e.abs().max()) for e in expected[1:] if e.numel())
-    assert scale > 1e-3, "no gradient: the comparison would show nothing"
-    for f, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(f, e, rtol=1e-9, atol=1e-9 * max(scale, 1.0))
-
-
-def assert_one_loss(elbo: CVaR_ELBO, model: Callable, guide: Callable, args: tuple, parameters: list) -> None:
-    """loss == differentiable_loss == loss_and_grads == elbo(model, guide)(...), and their gradients."""
-    expected = value_and_gradient(elbo, model, guide, args, parameters)
-    pyro.set_rng_seed(3)
-    assert elbo.loss(model, guide, *args) == pytest.approx(expected[0].item(), rel=1e-12)
-    for p in parameters:
-        p.grad = None
-    pyro.set_rng_seed(3)
-    assert elbo.loss_and_grads(model, guide, *args) == pytest.approx(expected[0].item(), rel=1e-12)
-    assert_same([expected[0], *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)], expected)
-    pyro.set_rng_seed(3)
-    assert_same([expected[0], *expected[1:]], value_and_gradient(elbo, model, guide, args, parameters))
-    if isinstance(model, nn.Module) and isinstance(guide, nn.Module):
-        pyro.set_rng_seed(3)
-        torch.testing.assert_close(elbo(model, guide)(*args).detach(), expected[0], **TIGHT)
-
-
-# --- routers, against Pyro's ELBOs ------------------------------------------------------------------------------------
-
-PAIRS = [
-    ("logistic_normal", Trace_ELBO, "sampled"),
-    ("logistic_normal", TraceMeanField_ELBO, "exact"),
-    ("point", Trace_ELBO, "sampled"),
-    ("point", TraceMeanField_ELBO, "exact"),
-    ("catalog", TraceEnum_ELBO, "exact"),
-]
-
-
-@pytest.mark.parametrize("nesting", [2, math.inf], ids=["nesting given", "nesting guessed"])
-@pytest.mark.parametrize(("particles", "vectorised"), [(1, False), (1, True), (3, False), (3, True)])
-@pytest.mark.parametrize(("family", "reference", "kl"), PAIRS)
-def test_mean_tail_is_the_elbo(
-    family: str, reference: type[ELBO], kl: Any, particles: int, vectorised: bool, nesting: float, make_router: Callable
-) -> None:
-    router = make_router(family)
-    options: dict[str, Any] = {
-        "num_particles": particles,
-        "vectorize_particles": vectorised,
-        "max_plate_nesting": nesting,
-    }
-    args = (router.model, router.guide, (router.batch,), router.parameters())
-    ours, theirs = CVaR_ELBO(rho=1.0, kl=kl, **options), reference(**options)
-    if nesting == math.inf:
-        theirs.loss(*args[:2], router.batch)  # at its first call Pyro's object draws once more, to guess the nesting
-    assert_same(value_and_gradient(ours, *args), value_and_gradient(theirs, *args))
-    assert_one_loss(CVaR_ELBO(rho=1.0, kl=kl, **options), *args)
-
-
-@small_tail
-@pytest.mark.parametrize("family", ["logistic_normal", "point", "catalog"])
-def test_losses_agree_below_one(family: str, make_router: Callable) -> None:
-    router = make_router(family)
-    for vectorised in (False, True):
-        elbo = CVaR_ELBO(rho=0.3, num_particles=2, vectorize_particles=vectorised, tail_weight=0.7, kl_weight=0.4)
-        assert_one_loss(elbo, router.model, router.guide, (router.batch,), router.parameters())
-
-
-@small_tail
-@pytest.mark.parametrize("local", [False, True], ids=["default settings", "module_local_params"])
-@pytest.mark.parametrize("family", ["logistic_normal", "point", "catalog"])
-def test_svi_steps_learn(family: str, local: bool, make_router: Callable) -> None:
-    with pyro.settings.context(module_local_params=local):
-        pyro.clear_param_store()
-        router, other = make_router(family), make_router(family, seed=9)
-        svi = SVI(router.model, router.guide, pyro.optim.Adam({"lr": 0.02}), loss=CVaR_ELBO(rho=0.5))
-        untouched = [p.detach().clone() for p in other.parameters()]
-        pyro.set_rng_seed(0)
-        losses = [svi.step(router.batch) for _ in range(30)]
-        assert sum(losses[-8:]) < sum(losses[:8])
-        assert svi.evaluate_loss(router.batch) < losses[0]
-        assert all(torch.equal(a, b) for a, b in zip(untouched, other.parameters(), strict=True))
-        assert not list(pyro.get_param_store().keys())
-
-
-# --- a conjugate toy: z_i ~ N(0, 1), y_ij ~ N(z_i, s^2) ---------------------------------------------------------------
-
-NOISE = 0.8
-
-
-class Toy(LocalModule):
-    """The model, over all episodes or a subsample; ``scaled`` puts a constant poutine.scale around the plates."""
-
-    def __init__(self, options: dict | None = None, scaled: float = 1.0) -> None:
-        super().__init__()
-        self.options = options or {}
-        self.scaled = scaled
-
-    def forward(self, y: Tensor) -> None:
-        with poutine.scale(scale=self.scaled), pyro.plate("episodes", len(y), dim=-2, **self.options) as rows:
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            with pyro.plate("points", y.shape[1], dim=-1):
-                pyro.sample("y", dist.Normal(z, NOISE), obs=y[rows])
-
-
-class ToyGuide(LocalModule):
-    def __init__(self, episodes: int, options: dict | None = None, scaled: float = 1.0) -> None:
-        super().__init__()
-        self.options = options or {}
-        self.scaled = scaled
-        generator = torch.Generator().manual_seed(5)
-        self.loc = nn.Parameter(torch.randn(episodes, 1, generator=generator))
-        self.raw = nn.Parameter(0.3 * torch.randn(episodes, 1, generator=generator))
-
-    def forward(self, y: Tensor) -> None:
-        with poutine.scale(scale=self.scaled), pyro.plate("episodes", len(y), dim=-2, **self.options) as rows:
-            pyro.sample("z", dist.Normal(self.loc[rows], F.softplus(self.raw[rows])))
-
-
-class PointToyGuide(LocalModule):
-    def __init__(self, loc: Tensor) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(loc)
-
-    def forward(self, y: Tensor) -> None:
-        with pyro.plate("episodes", len(y), dim=-2):
-            pyro.sample("z", dist.Delta(self.loc))
-
-
-def toy_data(episodes: int = 16, points: int = 3) -> Tensor:
-    return 1.5 * torch.randn(episodes, points, generator=torch.Generator().manual_seed(1))
-
-
-def tail_by_hand(losses: list[float], rho: float) -> tuple[float, list[float]]:
-    """CVaR and its weights by sorting, ties at the boundary sharing equally; plain floats."""
-    size = max(1.0, rho * len(losses))
-    threshold = sorted(losses, reverse=True)[math.ceil(size - 1e-9) - 1]
-    above, tied = sum(x > threshold for x in losses), sum(x == threshold for x in losses)
-    weights = [1 / size if x > threshold else (size - above) / tied / size if x == threshold else 0.0 for x in losses]
-    return sum(w * x for w, x in zip(weights, losses, strict=True)), weights
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @pytest.mark.parametrize("options", [{"subsample_size": 6}, {"subsample": torch.tensor([1, 4, 5, 12])}])
@@ -330,74 +184,6 @@ def test_particles_are_averaged_before_the_tail() -> None:
     assert other_order == pytest.approx(8 * (floor + miss), rel=1e-12)
 
 
-# --- the catalog, by brute force --------------------------------------------------------------------------------------
-
-
-@small_tail
-@pytest.mark.parametrize("rho", [1.0, 0.6, 0.25])
-@pytest.mark.parametrize("nesting", [2, math.inf])
-@pytest.mark.parametrize(("particles", "vectorised"), [(1, False), (2, True)])
-def test_catalog_is_the_sum_over_all_routings(
-    rho: float, nesting: float, particles: int, vectorised: bool, make_router: Callable
-) -> None:
-    router = make_router("catalog", episodes=7)
-    router.model.eval()
-    elbo = CVaR_ELBO(
-        rho=rho,
-        kl_weight=0.7,
-        max_plate_nesting=nesting,
-        num_particles=particles,
-        vectorize_particles=vectorised,
-    )
-    found = value_and_gradient(elbo, router.model, router.guide, (router.batch,), router.parameters())
-
-    batch, posterior = router.batch, router.guide.posterior(router.batch)
-    q = posterior.logits.softmax(-1)
-    expected_losses = []
-    for i in range(len(batch)):
-        total = torch.zeros(())
-        for j, row in enumerate(posterior.coefficients):
-            logits = router.model.logits(row.expand(len(batch), -1), batch)[i]
-            nll = F.cross_entropy(logits, batch.query.labels[i], reduction="none")[batch.query.mask[i]].sum()
-            total = total + q[i, j] * nll
-        expected_losses.append(total)
-    losses = torch.stack(expected_losses)
-    prior = torch.distributions.Categorical(logits=router.model.prior.logits)
-    kl = kl_divergence(torch.distributions.Categorical(logits=posterior.logits), prior)
-    loss = len(batch) * (cvar(losses, rho) + 0.7 * kl.mean())
-    grads = torch.autograd.grad(loss, router.parameters(), allow_unused=True)
-    parameters = zip(router.parameters(), grads, strict=True)
-    assert_same(found, [loss.detach(), *(torch.zeros_like(p) if g is None else g for p, g in parameters)])
-
-
-@small_tail
-def test_zero_probability_routings_count_nothing() -> None:
-    """0 log 0 = 0: a guide that rules a route out (and a prior that forbids it) has a finite loss."""
-    logits = torch.tensor([[0.3, -math.inf, 0.1]], requires_grad=True)
-    prior = torch.tensor([0.2, -math.inf, 0.5])
-
-    def model(y: Tensor) -> None:
-        with pyro.plate("episodes", len(y), dim=-1):
-            k = pyro.sample("k", dist.Categorical(logits=prior))
-            pyro.sample("y", dist.Normal(k.to(y), 1.0), obs=y)
-
-    def guide(y: Tensor) -> None:
-        with pyro.plate("episodes", len(y), dim=-1):
-            pyro.sample("k", dist.Categorical(logits=logits.expand(len(y), -1)), infer={"enumerate": "parallel"})
-
-    loss = CVaR_ELBO(rho=1.0).differentiable_loss(model, guide, torch.tensor([0.0, 2.0]))
-    q = torch.tensor([0.3, 0.1]).softmax(0)
-    p = torch.tensor([0.2, 0.5]).softmax(0)
-    nll = -dist.Normal(torch.tensor([0.0, 2.0]), 1.0).log_prob(torch.tensor([[0.0], [2.0]]))
-    expected = (nll @ q).sum() + 2 * (q * (q / p).log()).sum()
-    torch.testing.assert_close(loss.detach(), expected, **TIGHT)
-    loss.backward()
-    assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
-
-
-# --- regret -----------------------------------------------------------------------------------------------------------
-
-
 def test_tail_over_regret() -> None:
     """Weights come from X - r; r is a number: no gradient reaches the parameter that it was computed from."""
     y, model, guide = toy_data(), Toy(), PointToyGuide(torch.linspace(-1, 1, 16).unsqueeze(1))
@@ -425,9 +211,6 @@ def test_tail_over_regret() -> None:
     pull = (guide.loc.detach() - y).sum(1) / NOISE**2
     expected = 16 * (0.4 / 16 + 0.6 * torch.tensor(weights)) * pull
     torch.testing.assert_close(guide.loc.grad.squeeze(-1), expected, **TIGHT)  # type: ignore[union-attr]
-
-
-# --- warnings ---------------------------------------------------------------------------------------------------------
 
 
 def test_small_tail_warns_once() -> None:

@@ -222,7 +222,7 @@ def test_a_factor_inside_the_episodes_is_an_observation(name: str) -> None:
 
 
 def test_a_factor_has_no_brier_score() -> None:
-    with pytest.raises(ValueError, match=r"'brier' at site 'soft': the Brier score of a Unit is not known"):
+    with pytest.raises(ValueError, match=r"episode_loss Brier at site 'soft': the Brier score of a Unit is not known"):
         CVaR_ELBO(rho=1.0, episode_loss="brier").loss(with_factor(torch.tensor(0.2)), Categorical().guide)
 
 
