@@ -45,7 +45,7 @@ class NamedRoutings(Mapping[str, Tensor]):
         prior, sources = self.model.prior, self.model.source_names
         blocks = len(self.model.network.space.block_names)
         coefficients = torch.zeros(
-            (prior.size,) if blocks == 1 else (blocks, prior.size), device=self.model.sources.device
+            (prior.size,) if blocks == 1 else (blocks, prior.size), device=self.model.source_basis.device
         )
         if name == PRIOR_MEAN:
             log_weights = prior.base_logits().to(coefficients)

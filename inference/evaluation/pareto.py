@@ -59,7 +59,7 @@ def truncation(sources: int, experts: int = 0) -> Setting:
         raise ValueError(f"got {sources} sources and {experts} experts to keep; expected at least 1 and 0")
 
     def route(posterior: RoutingPosterior, batch: EpisodeBatch) -> Mixture:
-        ours, theirs = posterior.mean.split([posterior.sources, posterior.experts], dim=-1)
+        ours, theirs = posterior.mean.split([posterior.num_sources, posterior.num_experts], dim=-1)
         theirs = keep_largest(theirs, experts) if experts else torch.zeros_like(theirs)
         return Mixture.one(torch.cat([keep_largest(ours, sources), theirs], dim=-1))
 
@@ -187,11 +187,11 @@ def _evaluate(
         probabilities = (mixture.weights.unsqueeze(-1).unsqueeze(-1) * own).sum(0)  # (B, Q, W)
         chosen = probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1).clamp(min=1e-12)
         active = (coefficients != 0).double().mean(0)  # (B, [L,] C)
-        active = active.mean(1) if posterior.blocks > 1 else active
+        active = active.mean(1) if posterior.num_blocks > 1 else active
         columns = {
             "networks": torch.full((len(batch),), len(coefficients)),
-            "sources": active[..., : posterior.sources].sum(-1),
-            "experts": active[..., posterior.sources :].sum(-1),
+            "sources": active[..., : posterior.num_sources].sum(-1),
+            "experts": active[..., posterior.num_sources :].sum(-1),
             "accuracy": _mean((probabilities.argmax(-1) == labels).double(), mask),
             "nll": _mean(-chosen.log().double(), mask),
             **{f"cost_{cost.unit}": cost.cost_of(coefficients, router.opened).sum(0) for cost in costs},

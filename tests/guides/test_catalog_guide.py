@@ -162,8 +162,8 @@ def tiny(make_router: Callable, estimator: str, family: str = "catalog") -> Any:
     """
     router = make_router(family, 2, 0, guide_options={"estimator": estimator, "temperature": 0.5})
     router.model.eval()
-    centre = router.model.sources.mean(0)
-    router.model.sources.copy_(centre + 0.2 * (router.model.source_basis - centre))
+    centre = router.model.source_basis.mean(0)
+    router.model.source_basis.copy_(centre + 0.2 * (router.model.source_basis - centre))
     return router
 
 

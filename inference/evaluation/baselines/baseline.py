@@ -48,8 +48,8 @@ class ComposedLibrary:
     @classmethod
     def of(cls, model: RoutedModel) -> ComposedLibrary:
         """The sources of a model, where it is, with its network and its metric."""
-        library = SourceLibrary(model.source_names, model.sources, model.network.space)
-        return cls(model.network, library, metric=model.metric, device=model.sources.device)
+        library = SourceLibrary(model.source_names, model.source_basis, model.network.space)
+        return cls(model.network, library, metric=model.metric, device=model.source_basis.device)
 
     @cached_property
     def sources(self) -> Tensor:
