@@ -1,15 +1,16 @@
-r"""TokenRoutingGuide: amortised posteriors of the latents of :class:`~pyro_smat.models.variational_routing.VariationalRouting`.
+r"""TokenRoutingGuide: amortised posteriors of the latents of ``models/variational_routing.py``.
 
 .. math:: q(l \mid u) = N\big(\mu_{\mathrm{prior}} + \Delta\mu(u),\ L(u) L(u)^\top\big)
 
-with a small head a layer: trunk ``Linear(H, trunk)`` and ReLU, then a residual of the mean and a covariance. Heads start
-at the prior. A GuideMessenger: it answers while the model runs, so an ELBO costs one pass of the network and the
+with a small head a layer: trunk ``Linear(H, trunk)`` and ReLU, then a residual of the mean and a covariance. Heads
+start at the prior. A GuideMessenger: it answers while the model runs, so an ELBO costs one pass of the network and the
 hidden states of a layer come from the sampled layers below. Everything is computed in float32.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -51,7 +52,7 @@ class RouterHead(nn.Module):
             TypeError: when the head was cast to half precision.
         """
         if self.trunk.weight.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"a routing head is in {self.trunk.weight.dtype}; keep the guide in float32 (guide.float())")
+            raise TypeError(f"a routing head is in {self.trunk.weight.dtype}; keep the guide in float32")
         return F.relu(self.trunk(hidden.to(self.trunk.weight.dtype)))
 
     @abstractmethod
@@ -59,7 +60,8 @@ class RouterHead(nn.Module):
         """q, of the batch shape of the prior."""
 
     def forward(self, hidden: Tensor, prior: Any) -> dist.TorchDistribution:
-        with torch.autocast(hidden.device.type, enabled=False):
+        device = hidden.device.type
+        with torch.autocast(device, enabled=False) if device != "meta" else nullcontext():
             return self.posterior(hidden, prior)
 
 
@@ -215,6 +217,11 @@ class TokenRoutingGuide(GuideMessenger, nn.Module):
                 f"{model.prior.latent}"
             )
 
+    @property
+    def routing_model(self) -> VariationalRouting:
+        """The model, whose parameters are not the guide's."""
+        return self._model[0]
+
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Run the model with latents from the posterior; site name -> value."""
         return GuideMessenger.__call__(self, *args, **kwargs)
@@ -240,7 +247,7 @@ class TokenRoutingGuide(GuideMessenger, nn.Module):
 
     def distribution(self, call: RouterCall) -> Any:
         """q at a call of a router, of batch shape ``(...)``: for prediction, without Pyro."""
-        prior = self.model.prior(call.logits, call.router)
+        prior = self.routing_model.prior(call.logits, call.router)
         return self.heads(call.router.index, call.hidden, prior)
 
 

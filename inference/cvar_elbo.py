@@ -270,7 +270,7 @@ class CVaR_ELBO(ELBO):
 
     def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
         runs = self.num_particles
-        if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):  # runs the model itself, once for both traces
+        if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):  # it runs the model, once
             if self.vectorize_particles and runs > 1:
                 raise NotImplementedError("a GuideMessenger cannot vectorise particles; pass vectorize_particles=False")
             nesting = UNGUESSED_NESTING if self.max_plate_nesting == float("inf") else int(self.max_plate_nesting)

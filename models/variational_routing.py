@@ -162,15 +162,19 @@ class VariationalRouting(LocalModule):
         if not beta > 0:
             raise ValueError(f"beta is {beta}; expected > 0")
         if kl_reduction not in ("sum", "token_mean") or selection not in ("top_k", "sample"):
-            raise ValueError(f"kl_reduction is {kl_reduction!r} and selection {selection!r}; expected sum or token_mean, "
-                             "top_k or sample")
+            raise ValueError(
+                f"kl_reduction is {kl_reduction!r} and selection {selection!r}; expected sum or token_mean, "
+                "top_k or sample"
+            )
         if gradient not in ("pathwise", "straight_through", "score"):
             raise ValueError(f"gradient is {gradient!r}; expected pathwise, straight_through or score")
         if selection == "sample" and (unknown := [r.name for r in attachment.routers if r.top_k is None]):
             raise ValueError(f"selection 'sample' needs to know how many experts a token gets; not known of {unknown}")
         if any(getattr(module, "gradient_checkpointing", False) is True for module in attachment.model.modules()):
-            raise ValueError("gradient checkpointing runs layers again outside the model, without its latents; "
-                             "call gradient_checkpointing_disable() on the network")
+            raise ValueError(
+                "gradient checkpointing runs layers again outside the model, without its latents; "
+                "call gradient_checkpointing_disable() on the network"
+            )
         self.attachment = attachment
         self.likelihood = likelihood
         self.prior: RouterPrior = GaussianPrior() if prior is None else prior
@@ -214,7 +218,9 @@ class VariationalRouting(LocalModule):
     def _route(self, call: RouterCall, batch: Batch, size: int, called: set[int]) -> Tensor | Chosen:
         router = call.router
         if router.index in called:
-            raise RuntimeError(f"router {router.name!r} ran twice in one pass; each of its runs would need its own site")
+            raise RuntimeError(
+                f"router {router.name!r} ran twice in one pass; each of its runs would need its own site"
+            )
         called.add(router.index)
         logits = call.logits.reshape(size, -1, router.num_experts)
         hidden = call.hidden.reshape(size, logits.shape[1], -1)

@@ -34,7 +34,7 @@ _COUNTS = ("top_k", "topk", "k", "num_experts", "num_experts_per_tok", "moe_top_
 
 
 class UnknownRouter(ValueError):
-    """A module that looks like a router of experts but whose logits cannot be reached; the message says what is missing."""
+    """A module that looks like a router of experts, with logits out of reach; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def contract_of(name: str, module: nn.Module) -> Contract:
     """
     if "forward" in vars(module):
         raise UnknownRouter(
-            f"router {name!r} ({type(module).__name__}) has a forward of its own on the instance (an accelerate hook or "
-            "a hub kernel); attach before it is installed"
+            f"router {name!r} ({type(module).__name__}) has a forward of its own on the instance (an accelerate "
+            "hook or a hub kernel); attach before it is installed"
         )
     known = _KNOWN.get(type(module).__name__)
     if isinstance(known, str):
@@ -140,7 +140,7 @@ def _count(name: str, module: nn.Module) -> int:
 
 def _known_contract(name: str, module: nn.Module, options: dict[str, Any]) -> Contract:
     kind = options.pop("kind", "linear")
-    holder = getattr(module, options.get("gate" if kind == "identity" else "target", ""), module)
+    holder: Any = getattr(module, options.get("gate" if kind == "identity" else "target", ""), module)
     weight = getattr(holder, "weight", holder)
     rows = weight.shape[0] if isinstance(holder, nn.Linear) or hasattr(weight, "shape") else _count(name, module)
     return Contract(kind, options.pop("num_experts", rows), **options)

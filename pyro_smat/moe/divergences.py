@@ -39,5 +39,3 @@ def _to_normals(loc: Tensor, variance: Tensor, log_det: Tensor, q: Independent) 
         raise NotImplementedError  # how torch says that there is no closed form
     scaled = (variance + (loc - normal.loc).square()) / normal.scale.square()
     return 0.5 * ((scaled - 1 + 2 * normal.scale.log()).sum(-1) - log_det)
-
-

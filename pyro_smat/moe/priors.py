@@ -1,14 +1,14 @@
 r"""Priors over what a router decides by: logits around its own, prices on experts, balance, or a temperature.
 
-The router's own logits l (T tokens, E experts) -> a distribution of the token's latent, which the model samples. A prior
-is any callable ``(logits (..., E), router) -> distribution`` with ``latent`` "logits" or "log_temperature".
+The router's own logits l (T tokens, E experts) -> a distribution of the token's latent, which the model samples. A
+prior is any callable ``(logits (..., E), router) -> distribution`` with ``latent`` "logits" or "log_temperature".
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -149,7 +149,7 @@ class PaperTemperaturePrior:
 class _Improper(dist.TorchDistribution):
     """log p(log T) = log T, up to a constant that is not there."""
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real
     has_rsample = True
 

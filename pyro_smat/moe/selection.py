@@ -11,7 +11,7 @@ adds a biased one for the choice, and :class:`PlackettLuce` as a Pyro site an un
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -59,7 +59,7 @@ class PlackettLuce(TorchDistribution):
         k: how many.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.nonnegative_integer, 1)
     has_rsample = False
 

@@ -181,7 +181,8 @@ def attach(model: nn.Module, routers: Sequence[str] | None = None, *, leave: Seq
         router = Router(router.name, index, router.num_experts, router.top_k, router.hidden_size, router.contract, key)
         target = _target(model, router)
         vars(target)[_MARK] = router
-        target.__class__ = _routed_class(type(target), router.contract.kind, router.contract.method)
+        base: Any = type(target)
+        target.__class__ = _routed_class(base, router.contract.kind, router.contract.method)
         attached.append(router)
     return Attachment(model, tuple(attached))
 
@@ -237,7 +238,7 @@ def _current(module: nn.Module) -> RoutingFunction | None:
 
 
 def _rebuild(base: type, kind: str, method: str) -> nn.Module:
-    cls = _routed_class(base, kind, method)
+    cls: Any = _routed_class(base, kind, method)
     return cls.__new__(cls)
 
 
@@ -288,8 +289,8 @@ def _forward_logits(
     if isinstance(result, Chosen):
         if not router.contract.renormalises or result.factor is not None:
             raise NotImplementedError(
-                f"router {router.name!r} ({type(module).__mro__[1].__name__}) makes weights of its own from all logits; "
-                "experts can be chosen for it only by its own rule: return logits"
+                f"router {router.name!r} ({type(module).__mro__[1].__name__}) makes weights of its own from all "
+                "logits; experts can be chosen for it only by its own rule: return logits"
             )
         result = _only(result)
     return _checked(result, logits, router).to(logits.dtype)
@@ -377,7 +378,7 @@ def _view(module: nn.Module, contract: Contract, dtype: torch.dtype | None) -> n
 
     Built for every call, so that it follows device, buffers and loaded states without being told.
     """
-    base = type(module).__mro__[1]
+    base: Any = type(module).__mro__[1]
     view = base.__new__(base)
     state = dict(vars(module))
     for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
@@ -388,7 +389,7 @@ def _view(module: nn.Module, contract: Contract, dtype: torch.dtype | None) -> n
     view.__dict__ = state
     if dtype is None:
         return view
-    holder = module if contract.gate == "weight" else module.get_submodule(contract.gate)
+    holder: Any = module if contract.gate == "weight" else module.get_submodule(contract.gate)
     eye = torch.eye(contract.num_experts, dtype=dtype, device=holder.weight.device)
     if contract.gate == "weight":
         state["_parameters"]["weight"] = nn.Parameter(eye, requires_grad=False)

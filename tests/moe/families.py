@@ -111,13 +111,56 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "switch_transformers": {"expert_capacity": 64, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2},
 }
 SEQUENCE_TO_SEQUENCE = ("nllb-moe", "switch_transformers")
-FAMILIES = (
-    "afmoe axk1 axk2 bailing_hybrid cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 dots1 ernie4_5_moe exaone_moe "
-    "flex_olmo flint gemma4_text glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoehybrid "
-    "granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 jamba jetmoe kolibri1 laguna lara_mini lfm2_moe "
-    "llama4_text longcat_flash mellum mimo_v2_flash minimax minimax_m2 mixtral nemotron_h nllb-moe olmoe phimoe "
-    "qwen2_moe qwen3_5_moe_text qwen3_moe qwen3_next solar_open switch_transformers"
-).split()
+FAMILIES = [
+    "afmoe",
+    "axk1",
+    "axk2",
+    "bailing_hybrid",
+    "cohere2_moe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "dots1",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "flex_olmo",
+    "flint",
+    "gemma4_text",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "gpt_oss",
+    "granitemoe",
+    "granitemoe_swa",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "hunyuan_v1_moe",
+    "hy_v3",
+    "hy_v4",
+    "jamba",
+    "jetmoe",
+    "kolibri1",
+    "laguna",
+    "lara_mini",
+    "lfm2_moe",
+    "llama4_text",
+    "longcat_flash",
+    "mellum",
+    "mimo_v2_flash",
+    "minimax",
+    "minimax_m2",
+    "mixtral",
+    "nemotron_h",
+    "nllb-moe",
+    "olmoe",
+    "phimoe",
+    "qwen2_moe",
+    "qwen3_5_moe_text",
+    "qwen3_moe",
+    "qwen3_next",
+    "solar_open",
+    "switch_transformers",
+]
 
 
 def tiny(family: str, experts_implementation: str | None = None, **options: Any) -> nn.Module:

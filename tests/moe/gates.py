@@ -1,4 +1,4 @@
-"""Blocks of experts outside transformers, as other libraries shape them: a plain one, and gates with their contracts."""
+"""Blocks of experts as other libraries shape them: a plain one, and gates with their contracts."""
 
 from __future__ import annotations
 
