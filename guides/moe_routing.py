@@ -220,7 +220,8 @@ class TokenRoutingGuide(GuideMessenger, nn.Module):
     @property
     def routing_model(self) -> VariationalRouting:
         """The model, whose parameters are not the guide's."""
-        return self._model[0]
+        model: VariationalRouting = vars(self)["_model"][0]
+        return model
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Run the model with latents from the posterior; site name -> value."""

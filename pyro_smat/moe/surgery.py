@@ -263,6 +263,22 @@ def _routed_class(base: type, kind: str, method: str) -> type:
     )
 
 
+def _in_full_precision(function: RoutingFunction, call: RouterCall) -> Tensor | Chosen:
+    """Call a routing function without autocast, which would multiply covariances in half precision."""
+    device = call.hidden.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return function(call)
+    with torch.autocast(device, enabled=False):
+        return function(call)
+
+
+def _under_present_autocast(device: str) -> Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]:
+    """Let a function of the network's own run as the network does now, also when it is called later without autocast."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return lambda function: function
+    return torch.autocast(device, dtype=torch.get_autocast_dtype(device))
+
+
 def _float(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -275,6 +291,7 @@ def _forward_logits(
 ) -> Tensor:
     router: Router = vars(module)[_MARK]
 
+    @_under_present_autocast(hidden.device.type)
     def logits_of(states: Tensor) -> Tensor:
         return _float(original(module, states, *args, **kwargs))
 
@@ -285,7 +302,7 @@ def _forward_logits(
 
     logits = original(module, hidden, *args, **kwargs)
     call = RouterCall(router, hidden, _float(logits), logits_of, weighting, router.contract.scoring)
-    result = function(call)
+    result = _in_full_precision(function, call)
     if isinstance(result, Chosen):
         if not router.contract.renormalises or result.factor is not None:
             raise NotImplementedError(
@@ -325,6 +342,7 @@ def _forward_identity(
     if not isinstance(logits, Tensor) or logits.shape[-1] != router.num_experts:
         raise UnknownRouter(f"router {router.name!r}: output {contract.logits_index} is not its logits (..., E)")
 
+    @_under_present_autocast(hidden.device.type)
     def logits_of(states: Tensor) -> Tensor:
         return _float(original(quiet, states, *args, **kwargs)[contract.logits_index])
 
@@ -344,7 +362,7 @@ def _forward_identity(
         return cached
 
     call = RouterCall(router, hidden, _float(logits), logits_of, weighting, _scoring(contract, weighting))
-    result = function(call)
+    result = _in_full_precision(function, call)
     if isinstance(result, Chosen):
         outputs = _weigh(result, call, contract, rule)
     else:

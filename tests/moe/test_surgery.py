@@ -91,6 +91,23 @@ def test_gradients_reach_the_logits(family: str, dtype: torch.dtype) -> None:
     assert shift.grad.abs().sum() > 0
 
 
+@torch.no_grad()
+def test_routing_functions_compute_in_full_precision_under_autocast() -> None:
+    model = tiny("mixtral")
+    products: list[torch.dtype] = []
+
+    def function(call: RouterCall) -> Tensor:
+        products.append((call.logits @ torch.eye(8)).dtype)
+        assert torch.equal(call.logits_of(call.hidden), call.logits)
+        return call.logits
+
+    with torch.autocast("cpu", torch.bfloat16):
+        before = run(model).logits
+        with attach(model).routing(function):
+            assert torch.equal(run(model).logits, before)
+    assert set(products) == {torch.float32}
+
+
 def test_auxiliary_loss_is_of_the_logits_used() -> None:
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
