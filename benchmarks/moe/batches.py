@@ -38,7 +38,11 @@ class Questions:
             lengths = self.lengths[rows]
             longest = int(lengths.max())
             mask = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
-            yield {"input_ids": self.input_ids[rows, :longest], "attention_mask": mask.long(), "labels": self.labels[rows]}
+            yield {
+                "input_ids": self.input_ids[rows, :longest],
+                "attention_mask": mask.long(),
+                "labels": self.labels[rows],
+            }
 
 
 def load_questions(path: Path, name: str, device: torch.device, limit: int | None = None) -> Questions:

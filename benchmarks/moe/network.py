@@ -1,4 +1,4 @@
-"""MiniLM with a mixture of experts in every layer, upcycled from its feed-forward networks, and a head for four options.
+"""MiniLM with a mixture of experts in every layer, upcycled from its feed-forward networks, and a head of four options.
 
 Exact at the start: every expert is a copy and the weights of the chosen sum to one.
 """
@@ -92,7 +92,9 @@ class Layer(nn.Module):
         self.moe = MoEBlock(hidden, width, num_experts, top_k)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v = (f(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k, v = (
+            f(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
         hidden = self.norm(hidden + self.output(attended.transpose(1, 2).flatten(2)))
         mixed, logits = self.moe(hidden)
