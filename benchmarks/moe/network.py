@@ -24,7 +24,8 @@ class MiniLMRouter(nn.Module):
         self.weight = nn.Parameter(0.02 * torch.randn(num_experts, hidden))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = F.linear(tokens.float(), self.weight.float())
+        with torch.autocast(tokens.device.type, enabled=False):
+            logits = F.linear(tokens.float(), self.weight.float())
         kept, index = logits.topk(self.top_k, -1)
         return logits, kept.softmax(-1), index
 

@@ -33,10 +33,9 @@ def main() -> None:
             rows[report["arm"], way].append((report, found))
     base = {r["seed"]: own_nll(r, "mean", f) for r, f in rows.get(("deterministic", "mean"), [])}
     print(f"{len({r['seed'] for r in reports})} seeds, {reports[0]['machine']}\n")
-    print(
-        "| arm | way | acc | NLL | Brier | ECE (floor) | worst 10% | T | NLL + T | ECE + T (floor) | difference + T | ms |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    columns = "arm, way, acc, NLL, Brier, ECE (floor), worst 10%, T, NLL + T, ECE + T (floor), difference + T, ms"
+    print("| " + columns.replace(", ", " | ") + " |")
+    print("|" + "---|" * 12)
     for (arm, way), found in rows.items():
         raw, warm = ([f["test"][kind] for _, f in found] for kind in ("raw", "tempered"))
         cells = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -265,11 +265,14 @@ def _routed_class(base: type, kind: str, method: str) -> type:
 
 def _in_full_precision(function: RoutingFunction, call: RouterCall) -> Tensor | Chosen:
     """Call a routing function without autocast, which would multiply covariances in half precision."""
-    device = call.hidden.device.type
+    with _no_autocast(call.hidden.device.type):
+        return function(call)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return function(call)
-    with torch.autocast(device, enabled=False):
-        return function(call)
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _under_present_autocast(device: str) -> Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]:
@@ -348,7 +351,8 @@ def _forward_identity(
 
     def rule(values: Tensor) -> tuple:
         flat = values.reshape(-1, values.shape[-1])
-        outputs = original(_view(module, contract, values.dtype), flat, *args, **kwargs)
+        with _no_autocast(values.device.type):  # or the identity would round the logits to half precision
+            outputs = original(_view(module, contract, values.dtype), flat, *args, **kwargs)
         return tuple(o.unflatten(0, values.shape[:-1]) if values.dim() > 2 else o for o in outputs)
 
     def weighting() -> Weighting:

@@ -105,7 +105,13 @@ def test_routing_functions_compute_in_full_precision_under_autocast() -> None:
         before = run(model).logits
         with attach(model).routing(function):
             assert torch.equal(run(model).logits, before)
+        fine = 1 + 2**-12 * torch.arange(8.0)  # as bfloat16 these would all be one
+        chosen: list[Tensor] = []
+        model.model.layers[0].mlp.experts.register_forward_pre_hook(lambda module, args: chosen.append(args[1]))
+        with attachment_of(model).routing(lambda call: fine.expand_as(call.logits)):
+            run(model)
     assert set(products) == {torch.float32}
+    assert chosen[0].unique().tolist() == [6, 7]
 
 
 def test_auxiliary_loss_is_of_the_logits_used() -> None:
