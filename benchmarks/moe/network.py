@@ -103,7 +103,8 @@ class Layer(nn.Module):
 
 
 class MiniLMMoE(nn.Module):
-    """Tokens -> logits of the four options, read at the separator that ends each.
+    """Tokens -> logits of the four options: read at the separator that ends each, plus a scaled cosine of the mean
+    states of option and gloss (MiniLM is a sentence encoder: that alone answers half of the questions untrained).
 
     Args:
         weights: of MiniLM, by their Hugging Face names.
@@ -124,6 +125,7 @@ class MiniLMMoE(nn.Module):
         self.norm = nn.LayerNorm(hidden, 1e-12)
         self.layers = nn.ModuleList(Layer(hidden, heads, width, num_experts, top_k) for _ in range(layers))
         self.score = nn.Linear(hidden, 1)
+        self.scale = nn.Parameter(torch.tensor(10.0))
         self._load(weights)
 
     @torch.no_grad()
@@ -167,9 +169,14 @@ class MiniLMMoE(nn.Module):
 
     def answer(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
         """(B, L, H) -> (B, 4)."""
-        ends = (input_ids == SEP).nonzero()[:, 1].view(len(input_ids), 5)[:, 1:]
+        is_end = (input_ids == SEP).long()
+        part = is_end.cumsum(1) - is_end  # 0 the gloss, 1 to 4 the options, 5 padding
+        member = F.one_hot(part, 6)[..., :5].to(hidden.dtype)
+        means = member.transpose(1, 2) @ hidden / member.sum(1).unsqueeze(-1)
+        similarity = F.cosine_similarity(means[:, 1:].float(), means[:, :1].float(), dim=-1)
+        ends = is_end.nonzero()[:, 1].view(len(input_ids), 5)[:, 1:]
         states = hidden.gather(1, ends.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-        return self.score(states).squeeze(-1).float()
+        return self.score(states).squeeze(-1).float() + self.scale * similarity
 
 
 def balance_loss(routed: list[Tensor], mask: Tensor, top_k: int) -> Tensor:

@@ -43,6 +43,7 @@ def pretrain(
     num_experts: int,
     epochs: int,
     batch: int,
+    rate: float,
     state: Path | None,
 ) -> MiniLMMoE:
     """The trained network, from ``state`` if it is there (and put there otherwise)."""
@@ -56,7 +57,7 @@ def pretrain(
         return network.eval().requires_grad_(False)
     network.train()
     steps = epochs * max(1, len(train) // batch)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01, fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01, fused=device.type == "cuda")
     scheduler = schedule(optimiser, steps)
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
     for epoch in range(epochs):

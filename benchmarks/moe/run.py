@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--head-epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--network-rate", type=float, default=1e-4, help="learning rate of stage 1")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the heads")
     parser.add_argument("--trunk", type=int, default=64)
     parser.add_argument("--trajectories", type=int, default=20)
@@ -67,7 +68,7 @@ def main() -> None:
     sets = {name: load_questions(questions, name, device, options.limit) for name in SETS}
     network = pretrain(
         options.data / "minilm.npz", train, seed=options.seed, layers=options.layers, num_experts=options.experts,
-        epochs=options.epochs, batch=options.batch, state=options.state,
+        epochs=options.epochs, batch=options.batch, rate=options.network_rate, state=options.state,
     )  # fmt: skip
     print(f"stage 1: {time.perf_counter() - start:.0f} s", flush=True)
     attachment = attach(network)

@@ -276,7 +276,7 @@ def _no_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 def _under_present_autocast(device: str) -> Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]:
-    """Let a function of the network's own run as the network does now, also when it is called later without autocast."""
+    """Let a function of the network's own run as the network does now, also when it is called without autocast."""
     if device == "meta" or not torch.is_autocast_enabled(device):
         return lambda function: function
     return torch.autocast(device, dtype=torch.get_autocast_dtype(device))

@@ -88,6 +88,19 @@ def test_experts_and_grouped_products_by_hand() -> None:
     torch.testing.assert_close(found, by_hand, rtol=0.02, atol=0.02)
 
 
+@torch.no_grad()
+def test_answers_by_hand() -> None:
+    network = MiniLMMoE(weights_of(bert()), layers=1, num_experts=2)
+    data = inputs()
+    hidden = network.encode(**data)[0]
+    found = network.answer(hidden, data["input_ids"])
+    for i in range(3):
+        gloss = hidden[i, :4].mean(0)
+        for j, (a, b) in enumerate(((4, 6), (6, 8), (8, 10), (10, 12))):
+            cosine = torch.cosine_similarity(hidden[i, a:b].mean(0), gloss, dim=0)
+            torch.testing.assert_close(found[i, j], network.score(hidden[i, b - 1])[0] + 10 * cosine)
+
+
 def test_balance_loss_is_one_when_balanced_and_ignores_padding() -> None:
     logits = torch.eye(4).repeat(6, 1) * 30
     mask = torch.ones(2, 12)
