@@ -66,12 +66,15 @@ def _ask(entries: list[_Entry], count: int, seed: int) -> list[Question]:
         by_family[entry.family].append(entry.name)
         by_file[entry.file].append(entry.name)
     generator.shuffle(entries)
-    questions = []
+    questions, asked = [], set()
     for entry in entries:
         words = {w for w in re.split(r"\W+", entry.name.lower()) if len(w) > 3}
         text = entry.text.lower()
         if len(text.split()) < 3 or any(word in text for word in words):
             continue  # the answer is named in the question
+        if text in asked:
+            continue  # or splits would share questions
+        asked.add(text)
         near = [n for n in by_family[entry.family] if n != entry.name] if entry.family else []
         pool = near if len(set(near)) >= 3 else [n for n in by_file[entry.file] if n != entry.name]
         others: list[str] = []

@@ -135,6 +135,10 @@ def test_questions_are_made_of_synsets() -> None:
             assert all(o == "giraffe" or int(o.split()[1]) < 6 for o in q.options)
     with pytest.raises(ValueError, match="13 questions were asked for; the text gives 12"):
         wordnet_questions(wordnet_lines(), 13, seed=0)
+    twice = wordnet_lines() + "\n" + wordnet_lines().replace("beast", "brute")
+    assert (
+        len({q.text for q in wordnet_questions(twice, 12, seed=0)}) == 12
+    )  # so validation and test are not in training
     packages = "\n\n".join(f"Package: tool{i}\nSection: games\nDescription: does a useful job {i}" for i in range(6))
     found = package_questions(packages + "\n\nPackage: libx\nSection: games\nDescription: of no use here", 6)
     assert all(q.options[q.answer] == "tool" + q.text[-1] and "libx" not in q.options for q in found)
