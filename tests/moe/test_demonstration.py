@@ -21,6 +21,8 @@ from questions import package_questions, wordnet_questions  # noqa: E402
 
 from pyro_smat.moe import attach  # noqa: E402
 
+sys.path.remove(str(PROGRAM))
+
 
 def bert(layers: int = 2) -> torch.nn.Module:
     from transformers import BertConfig, BertModel
