@@ -124,13 +124,15 @@ def find_routers(model: nn.Module, leave: Sequence[str] = ()) -> tuple[Router, .
     """The routers of experts in a network; attention routers and the gates of shared experts are left alone.
 
     Args:
-        model: any network.
+        model: any network; of an attached one, the routers that are attached.
         leave: patterns (fnmatch) of names to pass over.
 
     Raises:
         UnknownRouter: for a router that is not understood; the message says which and what is missing.
         ValueError: when there is none.
     """
+    if _is_attached(model):
+        return tuple(r for r in attachment_of(model).routers if not any(fnmatch(r.name, pattern) for pattern in leave))
     found = []
     for name, module, parent in router_candidates(model):
         if any(fnmatch(name, pattern) for pattern in leave):
@@ -166,7 +168,7 @@ def attach(model: nn.Module, routers: Sequence[str] | None = None, *, leave: Seq
         ...     model(input_ids)
         >>> detach(model)                                                           # doctest: +SKIP
     """
-    if any(_MARK in vars(module) for module in model.modules()):
+    if _is_attached(model):
         raise ValueError(f"{type(model).__name__} is attached already; use attachment_of(model), or detach it first")
     found = find_routers(model, leave)
     if routers is not None:
@@ -205,6 +207,10 @@ def detach(model: nn.Module) -> None:
         if vars(module).pop(_MARK, None) is not None:
             module.__class__ = type(module).__mro__[1]
             vars(module).pop("_weighting", None)
+
+
+def _is_attached(model: nn.Module) -> bool:
+    return any(_MARK in vars(module) for module in model.modules())
 
 
 class _Key:

@@ -325,7 +325,8 @@ def test_the_papers_penalty_warns_and_equals_minus_log_temperature() -> None:
     model_trace.compute_log_prob()
     mask = data["attention_mask"]
     penalty = sum(
-        float(((guide_trace.nodes[n]["value"].detach() * mask).sum(1) / mask.sum(1)).sum()) for n in ("route.0", "route.1")
+        float(((guide_trace.nodes[n]["value"].detach() * mask).sum(1) / mask.sum(1)).sum())
+        for n in ("route.0", "route.1")
     )
     assert loss == pytest.approx(-float(model_trace.nodes["y"]["log_prob_sum"].detach()) - 0.5 * penalty, rel=1e-5)
 

@@ -225,6 +225,8 @@ def test_choosing_what_the_rule_would_choose_changes_nothing(family: str) -> Non
 
 def test_routers_of_attention_and_shared_experts_are_left_alone() -> None:
     assert [r.name for r in find_routers(tiny("jetmoe"))] == [f"model.layers.{i}.mlp.router" for i in range(2)]
+    model = tiny("jetmoe")
+    assert find_routers(model) == attach(model).routers == find_routers(model)
     assert [r.name for r in find_routers(tiny("qwen2_moe"))] == [f"model.layers.{i}.mlp.gate" for i in range(2)]
 
 
