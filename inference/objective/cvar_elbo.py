@@ -264,11 +264,14 @@ class CVaR_ELBO(ELBO):
             )
 
     def _get_traces(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
-        if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
-            raise NotImplementedError(
-                "CVaR_ELBO does not support a GuideMessenger; pass a guide function or PyroModule"
-            )
         runs = self.num_particles
+        if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):  # it runs the model, once
+            if self.vectorize_particles and runs > 1:
+                raise NotImplementedError("a GuideMessenger cannot vectorise particles; pass vectorize_particles=False")
+            nesting = UNGUESSED_NESTING if self.max_plate_nesting == float("inf") else int(self.max_plate_nesting)
+            for _ in range(runs):
+                yield get_importance_trace("flat", nesting, model, guide, args, kwargs)
+            return
         if self.vectorize_particles and self.num_particles > 1:
             if self.max_plate_nesting == float("inf"):
                 with _untouched_generators():  # or a resumed run, which guesses again, would draw other numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -25,6 +26,7 @@ from elbo_programs import (
     simple_guide,
     simple_model,
 )
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormalMessenger
 
 from pyro_smat.inference import CVaR_ELBO
@@ -197,10 +199,26 @@ def test_latent_that_the_guide_lacks(enumerate_it: bool) -> None:
         CVaR_ELBO(rho=1.0, max_plate_nesting=2).loss(model, simple_guide)
 
 
-def test_guide_messenger_is_refused() -> None:
-    guide = AutoNormalMessenger(simple_model)
-    with pytest.raises(NotImplementedError, match="does not support a GuideMessenger; pass a guide function or Pyro"):
-        CVaR_ELBO(rho=1.0).loss(simple_model, guide)
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize(("reference", "kl"), [(Trace_ELBO, "sampled"), (TraceMeanField_ELBO, "exact")])
+def test_guide_messenger_runs_the_model_once(reference: type[ELBO], kl: Any, particles: int) -> None:
+    runs = []
+
+    def model() -> None:
+        runs.append(1)
+        simple_model()
+
+    guide = AutoNormalMessenger(model)
+    guide()
+    values = []
+    for elbo in (CVaR_ELBO(rho=1.0, kl=kl, num_particles=particles), reference(num_particles=particles)):
+        pyro.set_rng_seed(0)
+        runs.clear()
+        values.append(elbo.loss(model, guide))
+        assert len(runs) == particles
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    with pytest.raises(NotImplementedError, match="cannot vectorise particles"):
+        CVaR_ELBO(rho=1.0, num_particles=2, vectorize_particles=True, max_plate_nesting=2).loss(model, guide)
 
 
 def test_undeclared_dimension_is_refused() -> None:

@@ -59,5 +59,7 @@ def test_brier_refuses_what_it_does_not_know(fn: dist.TorchDistribution, kind: s
         with pyro.plate("episodes", 4, dim=-2), pyro.plate("queries", 3, dim=-1):
             pyro.sample("label", fn, obs=fn.sample())
 
-    with pytest.raises(ValueError, match=f"episode_loss Brier at site 'label': the Brier score of a {kind} is not known"):
+    with pytest.raises(
+        ValueError, match=f"episode_loss Brier at site 'label': the Brier score of a {kind} is not known"
+    ):
         losses(program)

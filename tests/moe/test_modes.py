@@ -1,0 +1,173 @@
+"""Ways of routing: formulas by hand, common random numbers, sigmoid routers, memory, reproducibility."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from families import run, tiny, tokens
+from torch import Tensor
+
+from pyro_smat.moe import RouterCall, attach
+from pyro_smat.moe.baselines import PriorRouting
+from pyro_smat.moe.measures import jaccard, recording
+from pyro_smat.moe.modes import expected_routing, mean_routing, sampled_routing, samples
+from pyro_smat.moe.prediction import generate, mixture, predict, trajectories
+from pyro_smat.moe.priors import GaussianPrior
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A posterior N(l + shift, scale^2) of a given shape."""
+
+    scale: float
+    shift: float = 0.0
+    family: str = "normal"
+
+    def distribution(self, call: RouterCall) -> Any:
+        loc = call.logits + self.shift * torch.linspace(-1, 1, call.logits.shape[-1])
+        if self.family == "normal":
+            return dist.Normal(loc, self.scale).to_event(1)
+        if self.family == "full":
+            return dist.MultivariateNormal(loc, scale_tril=self.scale * torch.eye(loc.shape[-1]).expand(*loc.shape, -1))
+        factor = torch.zeros(*loc.shape, 2)
+        return dist.LowRankMultivariateNormal(loc, factor, torch.full_like(loc, self.scale**2))
+
+
+@torch.no_grad()
+def used(model: torch.nn.Module, attachment: Any, function: Any) -> dict[int, Tensor]:
+    with recording(attachment, function) as record:
+        run(model)
+    return record.logits
+
+
+@pytest.mark.parametrize("family", ["normal", "full", "low_rank"])
+def test_a_narrow_posterior_routes_as_its_mean_in_every_mode(family: str) -> None:
+    model = tiny("mixtral")
+    attachment = attach(model)
+    posterior = Spread(1e-6, 0.5, family)
+    mean = used(model, attachment, mean_routing(posterior))[0]
+    torch.testing.assert_close(used(model, attachment, sampled_routing(posterior))[0], mean, atol=1e-3, rtol=1e-3)
+    expected = used(model, attachment, expected_routing(posterior))[0]
+    torch.testing.assert_close(expected.softmax(-1), mean.softmax(-1), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_expected_routing_converges_to_the_mean_score(family: str) -> None:
+    """Against many draws of torch's own, softmax for softmax routers and sigmoid for sigmoid routers."""
+    model = tiny(family)
+    attachment = attach(model)
+    clean = used(model, attachment, None)[0][:3]
+    found = used(model, attachment, expected_routing(Spread(1.5), 4000))[0][:3]
+    torch.manual_seed(0)
+    draws = clean + 1.5 * torch.randn(40_000, *clean.shape)
+    if family == "mixtral":
+        torch.testing.assert_close(found.exp(), draws.softmax(-1).mean(0), atol=0.01, rtol=0)
+    else:
+        torch.testing.assert_close(found.sigmoid(), draws.sigmoid().mean(0), atol=0.01, rtol=0)
+
+
+def test_common_random_numbers_route_equal_states_alike() -> None:
+    model = tiny("mixtral")
+    attachment = attach(model)
+    posterior = Spread(1.0)
+    once, again = (used(model, attachment, expected_routing(posterior)) for _ in range(2))
+    assert torch.equal(once[0], again[0])
+    function = expected_routing(posterior)
+    first, second = used(model, attachment, function), used(model, attachment, function)
+    assert torch.equal(first[1], second[1])
+    independent = expected_routing(posterior, common=False)
+    first, second = used(model, attachment, independent), used(model, attachment, independent)
+    assert not torch.equal(first[0], second[0])
+    # Independent draws alone change which experts are chosen: the self-Jaccard that a stability figure must state.
+    assert jaccard(first[0].topk(2, -1).indices, second[0].topk(2, -1).indices).double().mean() < 1
+
+
+@pytest.mark.parametrize("selection", ["top_k", "sample"])
+def test_sampled_routing_is_reproducible_by_seed(selection: str) -> None:
+    model = tiny("mixtral")
+    attachment = attach(model)
+    posterior = Spread(1.0)
+    runs = [used(model, attachment, sampled_routing(posterior, seed, selection=selection)) for seed in (1, 1, 2)]
+    assert torch.equal(runs[0][1], runs[1][1])
+    assert not torch.equal(runs[0][0], runs[2][0])
+
+
+def test_draws_have_the_covariance_and_do_not_copy_it() -> None:
+    """1,024 draws of 64 tokens over 256 experts: broadcasting their covariances would take 17 GB."""
+    torch.manual_seed(0)
+    lower = torch.tril(0.1 * torch.randn(4, 4)) + torch.eye(4)
+    small = dist.MultivariateNormal(torch.zeros(3, 4), scale_tril=lower.expand(3, 4, 4))
+    drawn = samples(small, 50_000, generator=torch.Generator().manual_seed(0))
+    assert drawn.shape == (50_000, 3, 4)
+    torch.testing.assert_close(drawn[:, 1].T.cov(), lower @ lower.T, atol=0.03, rtol=0)
+    large = dist.MultivariateNormal(
+        torch.zeros(64, 256), scale_tril=torch.eye(256).expand(64, 256, 256), validate_args=False
+    )
+    assert samples(large, 1024, generator=torch.Generator().manual_seed(0)).shape == (1024, 64, 256)
+
+
+def test_trajectories_take_the_entropy_apart() -> None:
+    model = tiny("mixtral")
+    attachment = attach(model)
+    posterior = PriorRouting(GaussianPrior(1.0))
+
+    def logits() -> Tensor:
+        return run(model).logits[:, -1]
+
+    functions = [sampled_routing(posterior, seed) for seed in range(6)]
+    prediction = trajectories(attachment, functions, logits)
+    by_hand = torch.stack([predict(attachment, sampled_routing(posterior, s), logits).probabilities for s in range(6)])
+    torch.testing.assert_close(prediction.probabilities, by_hand.mean(0))
+    entropies = torch.distributions.Categorical(probs=by_hand).entropy().mean(0)
+    torch.testing.assert_close(prediction.aleatoric, entropies, rtol=1e-4, atol=1e-4)
+    assert (prediction.mutual_information > 1e-3).all()
+    own = predict(attachment, None, logits)
+    assert own.mutual_information.abs().max() < 1e-5
+    with torch.no_grad():
+        torch.testing.assert_close(own.probabilities, logits().softmax(-1))
+    assert float(mixture(torch.eye(2).unsqueeze(1)).mutual_information) == pytest.approx(0.6931, abs=1e-3)
+
+
+@torch.no_grad()
+def test_generation_with_caches_is_generation_without() -> None:
+    """Greedy tokens against full passes without a cache, routed by the mean and by expected routing; seeds repeat."""
+    model = tiny("mixtral", output_router_logits=False)
+    attachment = attach(model)
+    prompt = tokens(2, 5)["input_ids"]
+    posterior = Spread(0.7, 0.3)
+    for function in (None, mean_routing(posterior), expected_routing(posterior, 8)):
+        ids = prompt
+        for _ in range(4):
+            with attachment.routing(function):
+                ids = torch.cat([ids, model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
+        assert torch.equal(generate(attachment, prompt, [function], max_new_tokens=4), ids)
+    assert torch.equal(
+        generate(attachment, prompt, [None], max_new_tokens=4),
+        model.generate(prompt, max_new_tokens=4, do_sample=False),
+    )
+
+    def several(seed: int) -> Tensor:
+        functions = [sampled_routing(posterior, 10 * seed + s) for s in range(3)]
+        return generate(attachment, prompt, functions, max_new_tokens=6, temperature=1.0, seed=seed)
+
+    assert torch.equal(several(0), several(0))
+    assert not torch.equal(several(0), several(1))
+
+
+@torch.no_grad()
+def test_generation_skips_padding_and_ends() -> None:
+    model = tiny("mixtral", output_router_logits=False)
+    attachment = attach(model)
+    prompt = tokens(1, 5)["input_ids"]
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), prompt], 1)
+    mask = (torch.arange(8) >= 3).long().unsqueeze(0)
+    plain = generate(attachment, prompt, [None], max_new_tokens=3)
+    reference = model.generate(padded, attention_mask=mask, max_new_tokens=3, do_sample=False)
+    found = generate(attachment, padded, [None], attention_mask=mask, max_new_tokens=3)
+    assert torch.equal(found[:, : reference.shape[1]], reference)
+    ended = generate(attachment, prompt, [None], max_new_tokens=5, eos_token_id=int(plain[0, 5]))
+    assert ended.shape[1] == 6
