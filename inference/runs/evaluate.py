@@ -1,0 +1,43 @@
+"""The files of an evaluation: metrics.json and episodes.csv."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pyro_smat.files import write_atomically, write_json
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.evaluation.abstention import abstention_outcome
+from pyro_smat.inference.evaluation.evaluation import Evaluation
+from pyro_smat.metrics import aurc
+
+
+def metrics_of(classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that goes into metrics.json."""
+    deployment = classifier.deployment
+    losses = evaluation.loss(deployment.method)
+    scores = dict(evaluation.scores)
+    scores.setdefault(deployment.scorer.name, deployment.uncertainty(evaluation.scores))
+    return {
+        "episodes": len(evaluation),
+        "rule": deployment.rule.to_dict(),
+        "methods": {method: evaluation.summary(method) for method in evaluation.methods},
+        "misrouting_rate": evaluation.misrouting_rate(),
+        "aurc": {name: aurc(values, losses) for name, values in scores.items()},
+        "abstention": {
+            "score": deployment.score.kind,
+            "threshold": deployment.threshold,
+            "fallback": deployment.fallback,
+            "certificate": None if deployment.certificate is None else deployment.certificate.to_dict(),
+            **asdict(abstention_outcome(evaluation, deployment)),
+        },
+    }
+
+
+def write_evaluation(folder: Path, classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str, Any]:
+    """metrics.json and episodes.csv; returns the metrics."""
+    metrics = metrics_of(classifier, evaluation)
+    write_json(folder / "metrics.json", metrics)
+    write_atomically(folder / "episodes.csv", evaluation.table().to_csv(index=False).encode())
+    return metrics

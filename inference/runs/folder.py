@@ -1,0 +1,41 @@
+"""Run folders: config.json, history.csv, checkpoint.safetensors, router/ (the deployable router), monitor.json, and
+for every evaluation evaluations/<name>/ with metrics.json, episodes.csv, figures/ and report.html."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pyro_smat.files import write_atomically
+from pyro_smat.inference.assembly.config import RunConfig
+from pyro_smat.inference.training.trainer import CHECKPOINT
+
+MONITOR = "monitor.json"  # of the validation episodes, for `pyro-smat monitor`
+CATALOG = "catalog.safetensors"  # of a searched catalog
+
+
+def prepare_folder(folder: Path, config: RunConfig, *, resume: bool = False, replace: bool = False) -> None:
+    """Make a run folder and write its config.
+
+    Args:
+        folder: the run folder.
+        config: the run.
+        resume: the folder may hold this run already.
+        replace: the folder may hold another run, which is then overwritten.
+
+    Raises:
+        ValueError: when the folder cannot be written, holds another run, or ``resume`` meets another config.
+    """
+    description = json.dumps(config.model_dump(mode="json"), indent=2)
+    path = folder / "config.json"
+    if not replace:
+        if (folder / CHECKPOINT).exists() and not resume:
+            raise ValueError(f"{folder}: already holds a run; pass --resume to continue it, or choose another --output")
+        if resume and path.exists() and path.read_text(encoding="utf-8") != description:
+            raise ValueError(f"{folder}: holds a run with another config; resume with the same config and overrides")
+    write_atomically(path, description.encode())
+
+
+def router_folder(run: Path) -> Path:
+    """The folder of the router of a run, or the folder itself where it holds a router."""
+    return run if (run / "router.json").exists() else run / "router"
