@@ -91,10 +91,24 @@ class ImagePool:
     @cached_property
     def pictures(self) -> np.ndarray | None:
         """``(N,)`` int: the first row with the same picture, by content digest; None where no two are identical."""
-        first: dict[bytes, int] = {}
-        found = np.empty(len(self), dtype=np.int64)
-        for start in range(0, len(self), _DIGESTED_AT_ONCE):
-            part = self.images[start : start + _DIGESTED_AT_ONCE].cpu().contiguous().flatten(1).numpy()
-            for row, pixels in enumerate(part, start):
-                found[row] = first.setdefault(hashlib.blake2b(pixels, digest_size=16).digest(), row)
-        return found if len(first) < len(self) else None
+        first = same_images(self.images).numpy()
+        return first if (first != np.arange(len(self))).any() else None
+
+
+def same_images(images: Tensor) -> Tensor:
+    """``(N,)`` long: for every image the first one with the same pixels, itself where there is none.
+
+    Args:
+        images: ``(N, C, H, W)`` uint8.
+
+    Example:
+        >>> same_images(torch.tensor([1, 2, 1], dtype=torch.uint8).view(3, 1, 1, 1)).tolist()
+        [0, 1, 0]
+    """
+    first: dict[bytes, int] = {}
+    found = torch.empty(len(images), dtype=torch.long)
+    for start in range(0, len(images), _DIGESTED_AT_ONCE):
+        part = images[start : start + _DIGESTED_AT_ONCE].cpu().contiguous().flatten(1).numpy()
+        for row, pixels in enumerate(part, start):
+            found[row] = first.setdefault(hashlib.blake2b(pixels, digest_size=16).digest(), row)
+    return found

@@ -5,35 +5,19 @@ An image that is in the support of a task and among its queries flatters every n
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_smat.episodes.pool import same_images
 
 _NAMED = 3
 
 
 class DuplicateWarning(UserWarning):
     """Images that are in a pool more than once."""
-
-
-def same_images(images: Tensor) -> Tensor:
-    """``(N,)`` long: for every image the first one with the same pixels, itself where there is none.
-
-    Args:
-        images: ``(N, C, H, W)`` uint8.
-
-    Example:
-        >>> same_images(torch.tensor([1, 2, 1], dtype=torch.uint8).view(3, 1, 1, 1)).tolist()
-        [0, 1, 0]
-    """
-    pixels = images.cpu().contiguous().numpy()
-    first: dict[bytes, int] = {}
-    digests = (hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in pixels)
-    return torch.tensor([first.setdefault(digest, row) for row, digest in enumerate(digests)], dtype=torch.long)
 
 
 def warn_of_duplicates(where: str, images: Tensor, labels: Tensor, name: Callable[[int], str]) -> None:
