@@ -259,12 +259,14 @@ def metrics_of(classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str
     """Everything that goes into metrics.json."""
     deployment = classifier.deployment
     losses = evaluation.loss(deployment.method)
+    scores = dict(evaluation.scores)
+    scores.setdefault(deployment.scorer.name, deployment.uncertainty(evaluation.scores))
     return {
         "episodes": len(evaluation),
         "rule": deployment.rule.to_dict(),
         "methods": {method: evaluation.summary(method) for method in evaluation.methods},
         "misrouting_rate": evaluation.misrouting_rate(),
-        "aurc": {name: aurc(values, losses) for name, values in evaluation.scores.items()},
+        "aurc": {name: aurc(values, losses) for name, values in scores.items()},
         "abstention": {
             "score": deployment.score.kind,
             "threshold": deployment.threshold,

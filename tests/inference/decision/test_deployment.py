@@ -22,7 +22,11 @@ from pyro_smat.registry import build
 
 CERTIFICATE = Certificate(0.1, 0.07, 0.1, 200, "selective risk", "learn then test, betting", loss="error")
 PREDICTOR = LearnedRisk(
-    scores=(Entropy(), Disagreement(num_samples=4)), centre=(0.5, 0.1), scale=(0.2, 0.05), slopes=(0.3, 0.4), intercept=1
+    scores=(Entropy(), Disagreement(num_samples=4)),
+    centre=(0.5, 0.1),
+    scale=(0.2, 0.05),
+    slopes=(0.3, 0.4),
+    intercept=1,
 )
 
 

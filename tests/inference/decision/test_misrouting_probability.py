@@ -10,6 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from pyro_smat.inference.decision.misrouting import MisroutingProbability
 
+
 @pytest.mark.parametrize("seed", range(4))
 def test_knots_are_scikit_learns(seed: int) -> None:
     generator = np.random.default_rng(seed)

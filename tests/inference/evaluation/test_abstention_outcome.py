@@ -12,6 +12,7 @@ from scipy.stats import ttest_rel
 from pyro_smat.inference.decision import Deployment
 from pyro_smat.inference.evaluation import abstention_outcome
 
+
 def test_the_decomposition_is_an_identity_with_the_conditional_fallback_loss() -> None:
     generator = np.random.default_rng(1)
     evaluation = made_evaluation(generator.beta(1, 2, 200), generator)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from made_evaluation import made_evaluation
 
+
 def test_bounded_losses_query_by_query() -> None:
     generator = np.random.default_rng(3)
     evaluation = made_evaluation(generator.random(5), generator)

@@ -67,5 +67,7 @@ def test_bad_options(make_router: Callable) -> None:
         choose("decision_rule", "gibs")
     with pytest.raises(ValueError, match="'ensemble' has no option 'num_sample'; did you mean 'num_samples'"):
         choose("decision_rule", {"kind": "ensemble", "num_sample": 2})
-    with pytest.raises(ValueError, match="routing is 'z'; expected one of source 0, prior mean, source0, source1, source2"):
+    with pytest.raises(
+        ValueError, match="routing is 'z'; expected one of source 0, prior mean, source0, source1, source2"
+    ):
         Fallback(NamedRoutings(make_router().model), "z")
