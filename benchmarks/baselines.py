@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from pyro_smat.cli.quickstart import CONDITIONS, QUERIES
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.decision.rules import predict
+from pyro_smat.inference.decision import predict
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.evaluation.baselines import (
     Baseline,

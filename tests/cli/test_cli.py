@@ -72,7 +72,7 @@ def test_train_with_a_searched_catalog_a_prior_and_a_teacher(world: Path, tmp_pa
         "objective.distillation.routing=0.1",
         "objective.threshold=queue",
         "training.kl_warmup=2",
-        "decision.masks=2",
+        "decision.gate_samples=2",
     ):
         overrides += ["--set", override]
     command = ["train", world / "config.toml", "--output", run, "--no-progress", "--device", "cpu", *overrides]

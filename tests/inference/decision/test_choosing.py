@@ -47,7 +47,7 @@ def test_settings_of_a_config() -> None:
     assert config.decision.rule.to_dict() == {"kind": "top_k", "k": 3}
     start = initial_deployment(config.decision)
     assert (start.rule, start.never_abstains) == (config.decision.rule, True)
-    with pytest.raises(ValueError, match="decision.score.*no uncertainty_score 'entropie'; did you mean 'entropy'"):
+    with pytest.raises(ValueError, match=r"decision.score.*no uncertainty_score 'entropie'; did you mean 'entropy'"):
         load_config(None, ["decision.score=entropie"])
     with pytest.raises(ValueError, match="coverage"):
         load_config(None, ["decision.coverage=0"])

@@ -22,7 +22,7 @@ from pyro_smat.inference.runs import run as run_module
 from pyro_smat.inference.runs.assembly import Router, build_elbo, build_router
 from pyro_smat.inference.training.catalog_search import search_catalog
 from pyro_smat.inference.deployment.classifier import AbstentionRule, RoutedClassifier
-from pyro_smat.inference.decision.rules import predict
+from pyro_smat.inference.decision import predict
 from pyro_smat.inference.objective.distillation import PredictionDistillation, RoutingDistillation
 from pyro_smat.inference.runs.families import CATALOG_FAMILIES, GUIDES
 from pyro_smat.inference.runs.run import CATALOG, train_router
@@ -273,7 +273,7 @@ def test_options_reach_the_objects() -> None:
             "objective={rho=0.25, kl_weight=0.3, entropy_weight=0.2, tail_weight=0.7, threshold='queue'}",
             "objective.baseline=decaying_average",
             "head={metric='euclidean', scale=3.0}",
-            "decision.masks=3",
+            "decision.gate_samples=3",
         ]
     )
     router = tiny_router(config)
@@ -501,7 +501,7 @@ def test_every_family_is_saved_and_reopened(family: str, tmp_path: Path) -> None
     again = reopened(classifier, tmp_path)
     for rule in ("mean", "map", "ensemble", "top-k", "fallback"):
         assert torch.equal(predictions(again, rule), predictions(classifier, rule))
-    assert again.abstention == classifier.abstention
+    assert again.deployment == classifier.deployment
     assert again.router.config == classifier.router.config
 
 
@@ -520,9 +520,9 @@ def test_calibration_scales_the_posterior_and_is_saved(tmp_path: Path) -> None:
     assert again.temperature_scale.item() == temperature
 
 
-def test_decision_masks_average_over_samples_of_the_gates() -> None:
+def test_decision.gate_samples_average_over_samples_of_the_gates() -> None:
     def of(masks: int) -> Router:
-        router = tiny_router(tiny_config([f"decision.masks={masks}", "guide.family=point"]))
+        router = tiny_router(tiny_config([f"decision.gate_samples={masks}", "guide.family=point"]))
         assert router.model.experts is not None
         router.model.experts.delta.data.normal_(generator=torch.Generator().manual_seed(0))
         return router

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.decision.rules import predict
+from pyro_smat.inference.decision import predict
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide, ensemble_loss, fit_temperature
 
 Arrays = tuple[Tensor, Tensor, Tensor]

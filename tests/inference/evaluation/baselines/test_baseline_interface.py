@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.inference.evaluation import evaluate
 from pyro_smat.inference.evaluation.baselines import (
     BEST_BY_SUPPORT,
     Baseline,
@@ -30,7 +31,6 @@ from pyro_smat.inference.evaluation.baselines import (
     uniform_soup,
     validation_loss,
 )
-from pyro_smat.inference.evaluation import evaluate
 from pyro_smat.registry import build, choose, names
 
 MAKERS: dict[str, Callable[[ComposedLibrary, EpisodeBatch], Baseline]] = {

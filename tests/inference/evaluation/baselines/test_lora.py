@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_smat.inference.evaluation.baselines import BestSource, ComposedLibrary, SingleSource, LoRA
+from pyro_smat.inference.evaluation.baselines import BestSource, ComposedLibrary, LoRA, SingleSource
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.parameters import ParameterSpace

@@ -36,5 +36,5 @@ def test_between_the_best_source_and_the_equal_average(composed: ComposedLibrary
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_bad_temperatures(temperature: float, composed: ComposedLibrary) -> None:
-    with pytest.raises(ValueError, match="temperature is .*; expected a number of nats > 0"):
+    with pytest.raises(ValueError, match=r"temperature is .*; expected a number of nats > 0"):
         WeightedSourceAverage(composed, temperature=temperature)
