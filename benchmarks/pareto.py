@@ -106,7 +106,7 @@ def main() -> None:
     )
     settings: list[Setting] = [
         *truncations(len(router.library), router.config.experts.count),
-        *(by_rule(rule, router.config.decision.draws) for rule in ("fallback", "map", "ensemble")),
+        *(by_rule(router.model, rule) for rule in ("fallback", "map", "posterior_predictive")),
         projected(read, budget, opened),
         by_lagrangian(router.model, candidates, read.cost_of(candidates, opened), solved.weight),
     ]

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.episodes.readers.folders import read_folder
 from pyro_smat.episodes.sampler import EpisodeSampler
-from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, ORACLE, UNIFORM
+from pyro_smat.inference.evaluation.baselines import BEST_BY_SUPPORT, ORACLE
 from pyro_smat.inference.runs.assembly import choose_device
 from pyro_smat.inference.runs.config import load_config
 from pyro_smat.inference.runs.run import evaluate_router, prepare_folder, train_router, write_evaluation
@@ -36,11 +36,13 @@ from pyro_smat.sources.pretraining import mirror, pretrain
 HERE = Path(__file__).parent
 VENDORS = ("google", "twitter", "fluent")
 METHODS = {
-    "ensemble": "routed ensemble",
+    "posterior_predictive": "routed, posterior predictive",
     "mean": "routed, posterior mean",
     "map": "routed, MAP",
-    UNIFORM: "uniform mixing",
+    "uniform_mixing": "uniform mixing",
     "fallback": "ImageNet (source 0)",
+    "average of all sources": "average of all sources",
+    "average of all sources, weighted by support loss": "average of all sources, weighted by support loss",
     BEST_BY_SUPPORT: BEST_BY_SUPPORT,
     ORACLE: "the vendor's own source",
 }

@@ -30,7 +30,8 @@ from pyro_smat.inference.runs.config import RunConfig, load_config
 from pyro_smat.inference.runs.run import evaluate_router, train_router
 from pyro_smat.metrics.risk import cvar
 
-FAMILIES = {"catalog": "ensemble", "logistic_normal": "ensemble", "point": "mean"}  # and the rule that is deployed
+# and the rule that is deployed
+FAMILIES = {"catalog": "posterior_predictive", "logistic_normal": "posterior_predictive", "point": "mean"}
 KAPPAS = (0.5, 1.0)
 RHOS = (0.5, 0.2, 0.1)
 CONDITIONS = (SupportCorruption(), SupportCorruption(confounding=1.0), SupportCorruption(label_noise=0.4))

@@ -21,8 +21,8 @@ from pyro_smat.inference.runs import assembly
 from pyro_smat.inference.runs import run as run_module
 from pyro_smat.inference.runs.assembly import Router, build_elbo, build_router
 from pyro_smat.inference.training.catalog_search import search_catalog
-from pyro_smat.inference.deployment.classifier import AbstentionRule, RoutedClassifier
-from pyro_smat.inference.decision import predict
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.decision import Deployment, predict
 from pyro_smat.inference.objective.distillation import PredictionDistillation, RoutingDistillation
 from pyro_smat.inference.runs.families import CATALOG_FAMILIES, GUIDES
 from pyro_smat.inference.runs.run import CATALOG, train_router
@@ -497,7 +497,7 @@ def test_large_catalogs_are_refused_by_enumeration_and_taken_by_the_score_functi
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_saved_and_reopened(family: str, tmp_path: Path) -> None:
     mixture = prior_overrides(family, "mixture")
-    classifier = RoutedClassifier(tiny_router(tiny_config(mixture)), AbstentionRule("entropy", 0.1, 0.5))
+    classifier = RoutedClassifier(tiny_router(tiny_config(mixture)), Deployment(threshold=0.1, coverage=0.5))
     again = reopened(classifier, tmp_path)
     for rule in ("mean", "map", "ensemble", "top-k", "fallback"):
         assert torch.equal(predictions(again, rule), predictions(classifier, rule))
@@ -520,9 +520,9 @@ def test_calibration_scales_the_posterior_and_is_saved(tmp_path: Path) -> None:
     assert again.temperature_scale.item() == temperature
 
 
-def test_decision.gate_samples_average_over_samples_of_the_gates() -> None:
-    def of(masks: int) -> Router:
-        router = tiny_router(tiny_config([f"decision.gate_samples={masks}", "guide.family=point"]))
+def test_gate_samples_average_over_samples_of_the_gates() -> None:
+    def of(samples: int) -> Router:
+        router = tiny_router(tiny_config([f"decision.gate_samples={samples}", "guide.family=point"]))
         assert router.model.experts is not None
         router.model.experts.delta.data.normal_(generator=torch.Generator().manual_seed(0))
         return router
