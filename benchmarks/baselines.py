@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,29 +25,35 @@ from tqdm.auto import tqdm
 
 from pyro_smat.cli.quickstart import CONDITIONS, QUERIES
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.assembly.config import load_config
-from pyro_smat.inference.assembly.router import build_pool, build_sampler, choose_device
-from pyro_smat.inference.decision.rules import predict
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings
 from pyro_smat.inference.evaluation.baselines import (
+    BEST_BY_SUPPORT,
     Baseline,
     BestSource,
     ComposedLibrary,
-    Fallback,
     HindsightMixture,
     HindsightSource,
     LinearProbe,
     LoRA,
-    Mixture,
+    RouterBaseline,
+    SingleSource,
+    SourceAverage,
     SparseResidual,
+    SupportMixture,
     SupportOracle,
+    WeightedSourceAverage,
     fit_task_arithmetic,
     greedy_soup,
     lowest_validation_loss,
     uniform_soup,
 )
-from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, Evaluation
-from pyro_smat.inference.runs.run import VALIDATION_SEED, evaluate_router, prepare_folder, train_router
+from pyro_smat.inference.assembly.router import choose_device
+from pyro_smat.inference.runs.pools import build_pool
+from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.runs.train import VALIDATION_SEED, train_router
+from pyro_smat.inference.evaluation.router import evaluate_router
+from pyro_smat.inference.runs.folder import prepare_folder
 from pyro_smat.metrics.arrays import Numbers
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.metrics.risk import cvar
@@ -58,14 +64,12 @@ RIDGES_OF_RESIDUAL = (1.0, 10.0, 100.0)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 
 
-@dataclass
-class Timed:
+class Timed(Baseline):
     """A method that counts its seconds."""
 
-    method: Callable[[EpisodeBatch], Tensor]
-    device: torch.device
-    seconds: float = 0.0
-    episodes: int = 0
+    def __init__(self, method: Baseline, device: torch.device) -> None:
+        self.name, self.method, self.device = method.name, method, device
+        self.seconds, self.episodes = 0.0, 0
 
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         started = self._now()
@@ -78,29 +82,6 @@ class Timed:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-
-def routed(classifier: RoutedClassifier) -> Callable[[EpisodeBatch], Tensor]:
-    """The router by its decision rule, as it is deployed, but without abstention."""
-    router, decision = classifier.router, classifier.router.config.decision
-    generator = torch.Generator(device=router.device).manual_seed(router.config.seed)
-    basis = router.model.basis().detach()
-
-    @torch.no_grad()
-    def probabilities(batch: EpisodeBatch) -> Tensor:
-        posterior = router.guide.posterior(batch)
-        return predict(
-            router.model,
-            posterior,
-            batch,
-            decision.rule,
-            draws=decision.draws,
-            k=decision.k,
-            generator=generator,
-            basis=basis,
-        )
-
-    return probabilities
 
 
 def fit_baselines(composed: ComposedLibrary, budget: int, validation: list[EpisodeBatch]) -> list[Baseline]:
@@ -128,12 +109,14 @@ def fit_baselines(composed: ComposedLibrary, budget: int, validation: list[Episo
         lambda: uniform_soup(composed),
         lambda: greedy_soup(composed, validation),
         lambda: fit_task_arithmetic(composed, validation),
+        lambda: SourceAverage(composed),
+        lambda: WeightedSourceAverage(composed),
         lambda: best,
         lambda: residual_of_best,
         lambda: lowest_validation_loss([LoRA(best, learning_rate=rate) for rate in LEARNING_RATES], validation),
         lambda: lowest_validation_loss([LinearProbe(best, ridge) for ridge in RIDGES_OF_PROBE], validation),
-        lambda: Mixture(composed),
-        lambda: SparseResidual(Fallback(composed), budget, steps=5, ridge=ridge),
+        lambda: SupportMixture(composed),
+        lambda: SparseResidual(SingleSource(composed), budget, steps=5, ridge=ridge),
         lambda: SupportOracle(composed, budget, mixture_steps=3, residual_steps=3, ridge=ridge),
         lambda: HindsightSource(composed),
         lambda: HindsightMixture(composed, steps=5),
@@ -206,17 +189,17 @@ def main() -> None:
 
     held_out = router.features(build_pool(config, "validation"), progress=True)
     assert held_out.pool is not None
-    sampler = build_sampler(config, held_out.pool, VALIDATION_SEED)
+    sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED)
     sizes = [min(16, arguments.validation_episodes - start) for start in range(0, arguments.validation_episodes, 16)]
     validation = [held_out.attach(sampler.sample(size).to(device)) for size in sizes]
     baselines = fit_baselines(composed, budget, validation)
     fitted = time.perf_counter()
 
     asked = config.model_copy(update={"episodes": config.episodes.model_copy(update={"query": QUERIES})})
-    classifier = RoutedClassifier(replace(router, config=asked), classifier.abstention)
+    classifier = RoutedClassifier(replace(router, config=asked), classifier.deployment)
     pool = build_pool(config, "ood")
     features = router.features(pool, progress=True)
-    methods = {baseline.name: baseline for baseline in baselines} | {ROUTER: routed(classifier)}
+    methods = {baseline.name: baseline for baseline in (*baselines, RouterBaseline(classifier, ROUTER))}
     for method in methods.values():
         method(validation[0][:1])  # kernels are chosen and libraries loaded before time is taken
     evaluations: dict[str, Evaluation] = {}
@@ -228,7 +211,8 @@ def main() -> None:
             pool,
             corruption=corruption,
             episodes=arguments.episodes,
-            baselines=timings[condition],
+            settings=EvaluationSettings.bare(),
+            baselines=list(timings[condition].values()),
             features=features,
         )
     finished = time.perf_counter()

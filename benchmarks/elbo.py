@@ -36,7 +36,8 @@ from torch import Tensor, nn
 import pyro_smat
 from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.inference.assembly.config import load_config
-from pyro_smat.inference.assembly.router import build_pool, build_router, build_sampler
+from pyro_smat.inference.assembly.router import build_router
+from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.routing.local_module import LocalModule
 
 FEATURES, LATENT, ROUTINGS, QUERIES, WAYS, HIDDEN = 16, 8, 16, 10, 5, 32
@@ -114,7 +115,7 @@ def router(episodes: int) -> Workload:
     device = torch.device("cpu")
     built = build_router(config, device)
     pool = build_pool(config, "train")
-    batch = build_sampler(config, pool, seed=0).sample(episodes)
+    batch = config.episodes.sampler(pool, seed=0).sample(episodes)
     return Workload(built.model, built.guide, (built.features(pool).attach(batch),), TraceEnum_ELBO, {})
 
 

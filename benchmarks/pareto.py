@@ -27,10 +27,12 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.inference import RoutedClassifier
 from pyro_smat.inference.assembly.config import load_config
-from pyro_smat.inference.assembly.router import build_pool, build_sampler, choose_device
+from pyro_smat.inference.assembly.router import choose_device
+from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.evaluation.pareto import Setting, by_lagrangian, by_rule, projected, sweep, truncations
 from pyro_smat.inference.objective.candidates import support_candidate_losses
-from pyro_smat.inference.runs.run import TEST_SEED, VALIDATION_SEED, train_router
+from pyro_smat.inference.evaluation.router import TEST_SEED
+from pyro_smat.inference.runs.train import VALIDATION_SEED, train_router
 from pyro_smat.report.cost_figure import pareto_figure
 from pyro_smat.report.figure_style import PAPER
 from pyro_smat.routing import Catalog
@@ -106,7 +108,7 @@ def main() -> None:
     )
     settings: list[Setting] = [
         *truncations(len(router.library), router.config.experts.count),
-        *(by_rule(rule, router.config.decision.draws) for rule in ("fallback", "map", "ensemble")),
+        *(by_rule(router.model, rule) for rule in ("fallback", "map", "posterior_predictive")),
         projected(read, budget, opened),
         by_lagrangian(router.model, candidates, read.cost_of(candidates, opened), solved.weight),
     ]

@@ -23,10 +23,13 @@ from safetensors.torch import save_file
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.episodes.readers.folders import read_folder
 from pyro_smat.episodes.sampler import EpisodeSampler
-from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.evaluation.baselines import BEST_BY_SUPPORT, ORACLE
 from pyro_smat.inference.assembly.router import choose_device
-from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, ORACLE, UNIFORM
-from pyro_smat.inference.runs.run import evaluate_router, prepare_folder, train_router, write_evaluation
+from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.evaluation.router import evaluate_router
+from pyro_smat.inference.runs.folder import prepare_folder
+from pyro_smat.inference.runs.train import train_router
+from pyro_smat.inference.runs.evaluate import write_evaluation
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.metrics.risk import cvar
 from pyro_smat.networks import build_network
@@ -36,11 +39,13 @@ from pyro_smat.sources.pretraining import mirror, pretrain
 HERE = Path(__file__).parent
 VENDORS = ("google", "twitter", "fluent")
 METHODS = {
-    "ensemble": "routed ensemble",
+    "posterior_predictive": "routed, posterior predictive",
     "mean": "routed, posterior mean",
     "map": "routed, MAP",
-    UNIFORM: "uniform mixing",
+    "uniform_mixing": "uniform mixing",
     "fallback": "ImageNet (source 0)",
+    "average of all sources": "average of all sources",
+    "average of all sources, weighted by support loss": "average of all sources, weighted by support loss",
     BEST_BY_SUPPORT: BEST_BY_SUPPORT,
     ORACLE: "the vendor's own source",
 }

@@ -26,11 +26,14 @@ from tqdm.auto import tqdm
 
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.inference.assembly.config import RunConfig, load_config
-from pyro_smat.inference.assembly.router import build_pool, build_router, choose_device
-from pyro_smat.inference.runs.run import evaluate_router, train_router
+from pyro_smat.inference.assembly.router import build_router, choose_device
+from pyro_smat.inference.runs.pools import build_pool
+from pyro_smat.inference.evaluation.router import evaluate_router
+from pyro_smat.inference.runs.train import train_router
 from pyro_smat.metrics.risk import cvar
 
-FAMILIES = {"catalog": "ensemble", "logistic_normal": "ensemble", "point": "mean"}  # and the rule that is deployed
+# and the rule that is deployed
+FAMILIES = {"catalog": "posterior_predictive", "logistic_normal": "posterior_predictive", "point": "mean"}
 KAPPAS = (0.5, 1.0)
 RHOS = (0.5, 0.2, 0.1)
 CONDITIONS = (SupportCorruption(), SupportCorruption(confounding=1.0), SupportCorruption(label_noise=0.4))

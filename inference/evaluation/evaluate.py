@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from tqdm.auto import tqdm
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.guides.router import RoutingGuide
-from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.named_routings import SOURCE_0
 from pyro_smat.inference.decision.prediction import as_rule
@@ -27,11 +27,12 @@ from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.evaluation.abstention import FALLBACK
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary
 from pyro_smat.inference.evaluation.baselines.sources_alone import SingleSource
-from pyro_smat.inference.evaluation.evaluation import Evaluation, Method
+from pyro_smat.inference.evaluation.evaluation import Evaluation, Method, Role
+from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
 from pyro_smat.metrics.arrays import FloatArray, IntArray
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.networks.features import SourceFeatures
-from pyro_smat.registry import build, takes
+from pyro_smat.registry import Supply, build, takes
 
 PROBABILITY_FLOOR = 1e-12
 
@@ -146,13 +147,10 @@ def _baselines(
     source_of_route: Sequence[int],
     validation: Callable[[], Sequence[EpisodeBatch]] | None,
 ) -> list[Baseline]:
-    supplied = {"composed": composed, "source_of_route": source_of_route}
-    made: list[Baseline] = []
-    for choice in settings.baselines:
-        if takes(choice, "source_of_route") and not source_of_route:
-            continue
-        tunes = validation is not None and takes(choice, "validation")
-        made.append(build(choice, supplied | ({"validation": validation()} if tunes else {})))
+    makers: dict[str, Callable[[], Any]] = {"composed": lambda: composed, "source_of_route": lambda: source_of_route}
+    supplied = Supply(**makers | ({} if validation is None else {"validation": validation}))
+    known = [c for c in settings.baselines if source_of_route or not takes(c, "source_of_route")]
+    made: list[Baseline] = [build(choice, supplied) for choice in known]
     if settings.each_source:
         made += [SingleSource(composed, name) for name in composed.library.names]
     return made
@@ -167,7 +165,7 @@ def _shown(
     for baseline in baselines:
         if baseline.name in shown:
             raise ValueError(f"two methods are called {baseline.name!r}; give the baseline another name")
-        role = "reference" if baseline.is_reference else "baseline" if baseline.in_report else "detail"
+        role: Role = "reference" if baseline.is_reference else "baseline" if baseline.in_report else "detail"
         shown[baseline.name] = Method(baseline.name, role)
     return shown
 

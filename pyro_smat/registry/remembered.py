@@ -33,7 +33,7 @@ class Remembered:
                 vars(self)["_constructed_with"] = dict(list(bound.arguments.items())[1:])
             construct(self, *args, **kwargs)
 
-        cls.__init__ = remember
+        cls.__init__ = remember  # type: ignore[method-assign]
 
     @property
     def constructed_with(self) -> Mapping[str, Any]:

@@ -18,8 +18,8 @@ from pyro_smat.report.figures import (
     reliability_figure,
     risk_coverage_figure,
     routing_heatmap,
-    training_curves,
 )
+from pyro_smat.report.training_figure import training_curves
 
 
 def evaluation_figures(

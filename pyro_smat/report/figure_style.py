@@ -34,6 +34,7 @@ THEME = {
 
 WIDTH = 4.6  # inches: at this width 9 point text is still legible on a phone
 TEXT, SMALL = 9.0, 8.0
+MOST_POINTS = 400  # of one line: more are not visible and make the file heavy
 
 
 def stroke(index: int) -> dict[str, Any]:
@@ -133,3 +134,10 @@ def _spread(places: FloatArray, gap: float) -> FloatArray:
     result = np.empty_like(spread)
     result[order] = spread
     return result
+
+
+def blank(figure: Figure) -> Axes:
+    """Axes without anything."""
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    return axes

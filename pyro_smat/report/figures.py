@@ -12,20 +12,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pyro_smat.report.figure_style import (
-    FAINT,
     INK,
+    MOST_POINTS,
     MUTED,
     PALETTE,
     PAPER,
     SMALL,
     TEXT,
+    blank,
     new_figure,
     ordered_key,
     say,
@@ -33,15 +32,7 @@ from pyro_smat.report.figure_style import (
 )
 from pyro_smat.report.figure_style import style_axes as style
 
-_MOST_POINTS = 400  # of one line: more are not visible and make the file heavy
 _HEAT = "#0071b1"  # the palette's blue, a shade off so that the page's theme leaves it alone
-_NAMES = {
-    "loss": "Loss",
-    "cvar": "Tail loss (CVaR)",
-    "kl": "KL to the prior (nats)",
-    "sparsity": "Expert sparsity",
-    "validation_accuracy": "Validation accuracy",
-}
 
 
 def risk_coverage_figure(
@@ -65,7 +56,7 @@ def risk_coverage_figure(
         coverage, risk = (np.asarray(values, float) for values in curve)
         if len(coverage) == 0:
             continue
-        keep = np.unique(np.linspace(0, len(coverage) - 1, _MOST_POINTS).astype(int))
+        keep = np.unique(np.linspace(0, len(coverage) - 1, MOST_POINTS).astype(int))
         marker = "o" if len(keep) == 1 else ""
         axes.plot(coverage[keep], risk[keep], linewidth=1.6, marker=marker, markersize=4, **stroke(len(names)))
         names.append(name)
@@ -183,7 +174,7 @@ def entropy_histogram(
     figure = new_figure(0.7 + 0.62 * max(1, len(values)))
     pooled = np.concatenate([np.zeros(0), *values.values()])
     if len(pooled) == 0:
-        say(_blank(figure), "no tasks")
+        say(blank(figure), "no tasks")
         return figure
     low, high = min(0.0, float(pooled.min())), float(pooled.max())
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
@@ -220,39 +211,6 @@ def entropy_histogram(
     return figure
 
 
-def training_curves(history: pd.DataFrame) -> Figure:
-    """Small multiples of the training history: every column against the step, with its last value.
-
-    Args:
-        history: a column ``step`` and one column per quantity; rows where a quantity is missing are skipped, so that
-            validation may be sparser than training. Columns without any number are left out.
-
-    Raises:
-        ValueError: when there is no column ``step``.
-    """
-    if "step" not in history.columns:
-        raise ValueError(f"history has columns {list(history.columns)}; expected 'step' and the quantities over it")
-    columns = [name for name in history.columns if name != "step" and history[name].notna().any()]
-    height = max(1, math.ceil(len(columns) / 2))
-    figure = new_figure(0.3 + 1.35 * height)
-    if not columns:
-        say(_blank(figure), "no steps recorded")
-        return figure
-    grid = figure.subplots(height, 2, sharex=True, squeeze=False).flatten()
-    for index, (axes, name) in enumerate(zip(grid, columns, strict=False)):
-        rows = history[["step", name]].dropna()
-        style(axes, x_label="Step" if index // 2 == height - 1 else "")
-        axes.tick_params(labelbottom=index + 2 >= len(columns))
-        axes.locator_params(nbins=4)
-        _trace(axes, rows["step"].to_numpy(float), rows[name].to_numpy(float))
-        title = _NAMES.get(name, str(name).replace("_", " ").capitalize())
-        axes.set_title(title, fontsize=SMALL, color=INK, loc="left", parse_math=False)
-        axes.set_title(f"{rows[name].iloc[-1]:.3g}", fontsize=SMALL, color=MUTED, loc="right")
-    for axes in grid[len(columns) :]:
-        axes.set_axis_off()
-    return figure
-
-
 def accuracy_dots(
     values: Mapping[str, Mapping[str, tuple[float, float, float]]], label: str = "Accuracy (%)"
 ) -> Figure:
@@ -266,7 +224,7 @@ def accuracy_dots(
     methods = list(dict.fromkeys(method for row in values.values() for method in row))
     figure = new_figure(0.5 + max(1, len(values)) * (0.3 + 0.17 * max(1, len(methods))))
     if not methods:
-        say(_blank(figure), "no results")
+        say(blank(figure), "no results")
         return figure
     panels = np.atleast_1d(figure.subplots(len(values), 1, sharex=True))
     for index, (axes, (condition, row)) in enumerate(zip(panels, values.items(), strict=True)):
@@ -285,30 +243,3 @@ def accuracy_dots(
         axes.set_yticks(range(len(methods)), methods, parse_math=False)
         axes.set_ylim(len(methods) - 0.4, -0.6)
     return figure
-
-
-def _trace(axes: Axes, steps: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> None:
-    """The raw line, faint where a running median of a dense series is drawn over it."""
-    keep = np.unique(np.linspace(0, len(steps) - 1, _MOST_POINTS).astype(int))
-    if len(steps) <= 50:
-        axes.plot(steps, values, color=PALETTE[0], linewidth=1.4, marker="o", markersize=2.5)
-        return
-    window = max(5, len(steps) // 25)
-    smooth = pd.Series(values).rolling(window, center=True, min_periods=1).median().to_numpy()
-    axes.plot(steps[keep], values[keep], color=FAINT, linewidth=0.8)
-    axes.plot(steps[keep], smooth[keep], color=PALETTE[0], linewidth=1.5)
-    if np.isfinite(values).any():
-        axes.set_ylim(*_settled_range(values))
-
-
-def _settled_range(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Limits that hold all but the highest and lowest hundredth, so that one spike does not flatten the curve."""
-    low, high = np.nanquantile(values[np.isfinite(values)], (0.01, 0.99))
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return float(low - margin), float(high + margin)
-
-
-def _blank(figure: Figure) -> Axes:
-    axes = figure.add_subplot()
-    axes.set_axis_off()
-    return axes

@@ -150,12 +150,12 @@ def score_table(deployment: Deployment, evaluations: Mapping[str, Evaluation]) -
     """How well each score orders the episodes of a condition by their loss."""
     first = next(iter(evaluations.values()))
     losses = [e.loss(deployment.method) for e in evaluations.values()]
+    own = deployment.scorer
+    values = [{own.name: deployment.uncertainty(e.scores)} | dict(e.scores) for e in evaluations.values()]
+    titles = {name: first.score_titles.get(name, name) for name in first.scores} | {own.name: own.title}
     rows = tuple(
-        (
-            first.score_titles.get(name, name),
-            tuple(Cell(aurc(e.scores[name], x)) for e, x in zip(evaluations.values(), losses, strict=True)),
-        )
-        for name in first.scores
+        (title, tuple(Cell(aurc(v[name], x)) for v, x in zip(values, losses, strict=True)))
+        for name, title in titles.items()
     )
     chance = ("in random order", tuple(Cell(float(x.mean())) for x in losses))
     perfect = ("by the true loss", tuple(Cell(aurc(x, x)) for x in losses))

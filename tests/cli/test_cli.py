@@ -72,7 +72,7 @@ def test_train_with_a_searched_catalog_a_prior_and_a_teacher(world: Path, tmp_pa
         "objective.distillation.routing=0.1",
         "objective.threshold=queue",
         "training.kl_warmup=2",
-        "decision.masks=2",
+        "decision.gate_samples=2",
     ):
         overrides += ["--set", override]
     command = ["train", world / "config.toml", "--output", run, "--no-progress", "--device", "cpu", *overrides]
@@ -99,7 +99,7 @@ def test_evaluate_writes_metrics_episodes_and_report(run: Path, more: list[str],
     result = call("evaluate", run, "--episodes", 12, "--output", tmp_path, "--no-progress", *more)
     assert result.exit_code == 0, (result.output, result.exception)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    ours = metrics["methods"]["ensemble"]
+    ours = metrics["methods"]["posterior_predictive"]
     assert {
         "accuracy",
         "accuracy_low",
@@ -114,7 +114,7 @@ def test_evaluate_writes_metrics_episodes_and_report(run: Path, more: list[str],
     } <= set(ours)
     episodes = pd.read_csv(tmp_path / "episodes.csv")
     assert len(episodes) == 12
-    assert episodes["accuracy/ensemble"].mean() == pytest.approx(ours["accuracy"])
+    assert episodes["accuracy/posterior_predictive"].mean() == pytest.approx(ours["accuracy"])
     assert (episodes["corrupted_labels"] > 0).all() == bool(more)
     page = (tmp_path / "report.html").read_text()
     assert f"{100 * ours['accuracy']:.1f}" in page
@@ -238,7 +238,7 @@ def test_monitor_follows_a_stream(world: Path, run: Path, tmp_path: Path) -> Non
 def test_refinement_and_cost(world: Path, run: Path, tmp_path: Path) -> None:
     refined = call("adapt", run, world / "images" / "test", "--refine", "frank-wolfe:steps=2", "--device", "cpu")
     assert refined.exit_code == 0, refined.output
-    assert "frank-wolfe" in refined.stdout
+    assert "frank_wolfe" in refined.stdout
     assert "'newton'" in refused("adapt", run, world / "images" / "test", "--refine", "newton")
     measured = call("cost", run, "--repeats", "3", "--output", tmp_path / "cost.json", "--device", "cpu")
     assert measured.exit_code == 0, measured.output

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from pyro_smat.report import figures
 from pyro_smat.report.figure_style import PALETTE, THEME, _spread, inline_svg, stroke
+from pyro_smat.report.training_figure import training_curves
 
 ODD_NAMES = ("<b>", "a$b$ & c", "🦊 渋谷", "")
 
@@ -78,7 +79,7 @@ def test_training_curves_show_what_was_recorded() -> None:
     loss[5] = 1e6  # one spike must not flatten the rest
     history = pd.DataFrame({"step": steps, "loss": loss, "empty": np.nan})
     history["validation_accuracy"] = np.where(steps % 100 == 99, steps / 400, np.nan)
-    figure = figures.training_curves(history)
+    figure = training_curves(history)
     texts = _texts(figure)
     assert {"Loss", "Validation accuracy"} <= set(texts)
     assert "Empty" not in texts
@@ -87,7 +88,7 @@ def test_training_curves_show_what_was_recorded() -> None:
     sparse = figure.axes[1].lines[0]
     np.testing.assert_allclose(np.asarray(sparse.get_xydata()), [[99, 99 / 400], [199, 199 / 400], [299, 299 / 400]])
     with pytest.raises(ValueError, match="expected 'step'"):
-        figures.training_curves(pd.DataFrame({"loss": [1.0]}))
+        training_curves(pd.DataFrame({"loss": [1.0]}))
 
 
 def test_accuracy_dots_draw_values_and_intervals() -> None:
@@ -117,10 +118,10 @@ def test_accuracy_dots_draw_values_and_intervals() -> None:
         lambda: figures.entropy_histogram({}),
         lambda: figures.entropy_histogram({"none": [], "one": [0.0]}),
         lambda: figures.entropy_histogram({"none": []}),
-        lambda: figures.training_curves(pd.DataFrame({"step": []})),
-        lambda: figures.training_curves(pd.DataFrame({"step": [0], "loss": [1.0]})),
-        lambda: figures.training_curves(pd.DataFrame({"step": range(80), "loss": [3.0] * 80})),
-        lambda: figures.training_curves(pd.DataFrame({"step": range(80), "loss": [math.inf] * 80})),
+        lambda: training_curves(pd.DataFrame({"step": []})),
+        lambda: training_curves(pd.DataFrame({"step": [0], "loss": [1.0]})),
+        lambda: training_curves(pd.DataFrame({"step": range(80), "loss": [3.0] * 80})),
+        lambda: training_curves(pd.DataFrame({"step": range(80), "loss": [math.inf] * 80})),
         lambda: figures.accuracy_dots({}),
         lambda: figures.accuracy_dots({"clean": {}}),
     ],
@@ -137,7 +138,7 @@ def test_names_are_shown_as_they_are(name: str) -> None:
         figures.reliability_figure({name: (one, one, one)}),
         figures.routing_heatmap([[1.0]], [name], [name]),
         figures.entropy_histogram({name: one}),
-        figures.training_curves(pd.DataFrame({"step": [0], name: [1.0]})),
+        training_curves(pd.DataFrame({"step": [0], name: [1.0]})),
         figures.accuracy_dots({name: {name: (1, 0, 2)}}),
     ]
     for index, drawing in enumerate(drawings):

@@ -17,8 +17,8 @@ def made_evaluation(
 ) -> Evaluation:
     """Episodes of six queries and three classes.
 
-    The routed prediction ("posterior_predictive") is wrong with probability ``hardness`` ``(N,)``, the fallback with 0.3 and half
-    of it. Score "entropy" is the hardness with noise, "least_confidence" is noise.
+    The routed prediction ("posterior_predictive") is wrong with probability ``hardness`` ``(N,)``, the fallback with
+    0.3 and half of it. Score "entropy" is the hardness with noise, "least_confidence" is noise.
     """
     count = len(hardness)
     labels = generator.integers(WAY, size=count * QUERIES)

@@ -110,7 +110,7 @@ def build_trainer(
         router.model,
         router.guide,
         elbo=build_elbo(config.objective, features, model=router.model, catalog=router.catalog),
-        sampler=build_sampler(config, features.pool, seed=1),
+        sampler=config.episodes.sampler(features.pool, seed=1),
         features=features,
         settings=config.training,
         validation=[features.attach(held_out.sample(4))],

@@ -50,7 +50,7 @@ class FrankWolfe:
     max_active: int | None = None
     tolerance: float = 1e-4
     method: FrankWolfeMethod = "vanilla"
-    name: ClassVar[str] = "frank-wolfe"
+    name: ClassVar[str] = "frank_wolfe"
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps, 0)

@@ -60,7 +60,7 @@ class GradientRefinement:
         if bank is None or not len(bank):
             raise ValueError(
                 "refine 'gradient' adapts the experts' alpha and masks, and this router has no experts (M = 0); "
-                "expected 'frank-wolfe', 'risk-averse' or 'dirichlet', or a router with experts.count > 0"
+                "expected 'frank_wolfe', 'risk_averse' or 'dirichlet', or a router with experts.count > 0"
             )
         objective = SupportObjective(model, basis, batch, start)
         before = objective.value(objective.start)

@@ -48,7 +48,7 @@ class RiskAverse:
 
     radius: float = 0.2
     steps: int = 5
-    name: ClassVar[str] = "risk-averse"
+    name: ClassVar[str] = "risk_averse"
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps, 0)

@@ -9,7 +9,6 @@ import pytest
 from pydantic import ValidationError
 
 from pyro_smat.inference.assembly.config import Family, build_config, load_config
-from pyro_smat.inference.assembly.router import training_settings
 from pyro_smat.inference.training.trainer import TrainingSettings
 
 

@@ -24,7 +24,7 @@ from pyro_smat.inference import RoutedClassifier
 from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.assembly.router import Router
 from pyro_smat.inference.runs.custom import check_attributes, check_pair, construct, load_class
-from pyro_smat.inference.runs.run import train_router
+from pyro_smat.inference.runs.train import train_router
 
 MODEL = '''
 from __future__ import annotations

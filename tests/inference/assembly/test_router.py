@@ -14,20 +14,22 @@ from pyro import poutine
 from tiny_run import build_trainer, tiny_config, tiny_pool, tiny_router, tiny_sources
 from torch import Tensor
 
+from pyro_smat.inference.assembly.config import Family, PriorKind, RunConfig, load_config
 from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.guides import PointGuide
-from pyro_smat.inference.assembly.config import Family, PriorKind, RunConfig, load_config
-from pyro_smat.inference.assembly.router import Router, build_elbo, build_router
-from pyro_smat.inference.decision.rules import predict
-from pyro_smat.inference.deployment.classifier import AbstentionRule, RoutedClassifier
-from pyro_smat.inference.objective.distillation import PredictionDistillation, RoutingDistillation
-from pyro_smat.inference.objective.reference import query_losses
-from pyro_smat.inference.objective.threshold import THRESHOLDS
 from pyro_smat.inference.runs import assembly
 from pyro_smat.inference.runs import run as run_module
-from pyro_smat.inference.runs.families import CATALOG_FAMILIES, GUIDES
-from pyro_smat.inference.runs.run import CATALOG, train_router
+from pyro_smat.inference.assembly.router import Router, build_router
+from pyro_smat.inference.objective.build import build_elbo
 from pyro_smat.inference.training.catalog_search import search_catalog
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.decision import Deployment, predict
+from pyro_smat.inference.objective.distillation import PredictionDistillation, RoutingDistillation
+from pyro_smat.inference.runs.families import CATALOG_FAMILIES, GUIDES
+from pyro_smat.inference.runs.folder import CATALOG
+from pyro_smat.inference.runs.train import train_router
+from pyro_smat.inference.objective.reference import query_losses
+from pyro_smat.inference.objective.threshold import THRESHOLDS
 from pyro_smat.models.priors import ConcretePrior, LogisticNormalPrior, RoutingPrior, SimplexCostPrior
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.routing import Catalog
@@ -87,7 +89,7 @@ def test_every_family_routes_blocks_apart(family: str) -> None:
     assert any(moved(overrides).values())
     router = tiny_router(tiny_config(overrides))
     assert router.library.space.block_names == ("weight", "bias")
-    assert router.model.prior.num_blocks == 2
+    assert router.model.prior.blocks == 2
     for parameter in router.guide.parameters():
         parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     support = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -273,7 +275,7 @@ def test_options_reach_the_objects() -> None:
             "objective={rho=0.25, kl_weight=0.3, entropy_weight=0.2, tail_weight=0.7, threshold='queue'}",
             "objective.baseline=decaying_average",
             "head={metric='euclidean', scale=3.0}",
-            "decision.masks=3",
+            "decision.gate_samples=3",
         ]
     )
     router = tiny_router(config)
@@ -412,7 +414,7 @@ def test_what_is_searched_are_mixtures_of_sources_that_serve_the_training_episod
     router = tiny_router(config)
     features = router.features(tiny_pool())
     assert features.pool is not None
-    sampler = assembly.build_sampler(config, features.pool, run_module.SEARCH_SEED)
+    sampler = assembly.config.episodes.sampler(features.pool, seed=run_module.SEARCH_SEED)
     everything = Catalog.k_hot(("a", "b", "c"), max_sources=3)
     router.model.eval()
     losses = torch.zeros(len(everything))
@@ -497,11 +499,11 @@ def test_large_catalogs_are_refused_by_enumeration_and_taken_by_the_score_functi
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_saved_and_reopened(family: str, tmp_path: Path) -> None:
     mixture = prior_overrides(family, "mixture")
-    classifier = RoutedClassifier(tiny_router(tiny_config(mixture)), AbstentionRule("entropy", 0.1, 0.5))
+    classifier = RoutedClassifier(tiny_router(tiny_config(mixture)), Deployment(threshold=0.1, coverage=0.5))
     again = reopened(classifier, tmp_path)
     for rule in ("mean", "map", "ensemble", "top-k", "fallback"):
         assert torch.equal(predictions(again, rule), predictions(classifier, rule))
-    assert again.abstention == classifier.abstention
+    assert again.deployment == classifier.deployment
     assert again.router.config == classifier.router.config
 
 
@@ -520,9 +522,9 @@ def test_calibration_scales_the_posterior_and_is_saved(tmp_path: Path) -> None:
     assert again.temperature_scale.item() == temperature
 
 
-def test_decision_masks_average_over_samples_of_the_gates() -> None:
-    def of(masks: int) -> Router:
-        router = tiny_router(tiny_config([f"decision.masks={masks}", "guide.family=point"]))
+def test_gate_samples_average_over_samples_of_the_gates() -> None:
+    def of(samples: int) -> Router:
+        router = tiny_router(tiny_config([f"decision.gate_samples={samples}", "guide.family=point"]))
         assert router.model.experts is not None
         router.model.experts.delta.data.normal_(generator=torch.Generator().manual_seed(0))
         return router

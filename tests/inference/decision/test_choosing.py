@@ -13,7 +13,7 @@ from pyro_smat.inference.decision.scores import LearnedRisk
 from pyro_smat.inference.decision.scores.standard import score_names
 from pyro_smat.inference.decision.thresholds import least_loss_threshold
 from pyro_smat.inference.evaluation import abstention_outcome
-from pyro_smat.inference.runs.config import load_config
+from pyro_smat.inference.assembly.config import load_config
 
 RULE = "posterior_predictive"
 
@@ -47,7 +47,7 @@ def test_settings_of_a_config() -> None:
     assert config.decision.rule.to_dict() == {"kind": "top_k", "k": 3}
     start = initial_deployment(config.decision)
     assert (start.rule, start.never_abstains) == (config.decision.rule, True)
-    with pytest.raises(ValueError, match="decision.score.*no uncertainty_score 'entropie'; did you mean 'entropy'"):
+    with pytest.raises(ValueError, match=r"decision.score.*no uncertainty_score 'entropie'; did you mean 'entropy'"):
         load_config(None, ["decision.score=entropie"])
     with pytest.raises(ValueError, match="coverage"):
         load_config(None, ["decision.coverage=0"])

@@ -16,7 +16,7 @@ from pyro_smat.inference.assembly.config import Family
 from pyro_smat.inference.assembly.router import build_router
 from pyro_smat.inference.deployment.changing_sources import add_source, remove_source
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.runs.run import train_router
+from pyro_smat.inference.runs.train import train_router
 from pyro_smat.inference.training.catalogs import CatalogSearch, greedy_catalog
 from pyro_smat.sources import SourceLibrary
 

@@ -16,20 +16,24 @@ from torch import Tensor
 
 from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.guides import LogisticNormalGuide
-from pyro_smat.inference.assembly.config import RunConfig, load_config
-from pyro_smat.inference.assembly.router import build_router, open_library
-from pyro_smat.inference.decision.rules import RULES, predict
+from pyro_smat.inference.decision import Deployment, predict
 from pyro_smat.inference.deployment.changing_sources import add_source
-from pyro_smat.inference.deployment.classifier import AbstentionRule, RoutedClassifier
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.refinement import DirichletRefinement, FrankWolfe, SupportObjective
+from pyro_smat.inference.assembly.router import build_router, open_library
+from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.models import RoutedModel
+from pyro_smat.registry import names
 from pyro_smat.sources import SourceLibrary, compress
 
 FAMILIES = ("logistic_normal", "catalog", "concrete")
 
 
 def config_of(family: str) -> RunConfig:
-    return load_config(None, [f"guide.family={family}", "experts.count=2", "decision.draws=3"])
+    return load_config(
+        None,
+        [f"guide.family={family}", "experts.count=2", "decision.rule={kind='posterior_predictive', num_samples=3}"],
+    )
 
 
 def support() -> tuple[Tensor, list[str]]:
@@ -44,7 +48,7 @@ def classifier(request: pytest.FixtureRequest) -> RoutedClassifier:
     torch.manual_seed(1)
     for parameter in (*router.model.parameters(), *router.guide.parameters()):  # as if trained
         parameter.data.add_(0.02 * torch.randn_like(parameter))
-    return RoutedClassifier(router, AbstentionRule("entropy", 10.0, 0.9))
+    return RoutedClassifier(router, Deployment(rule=config.decision.rule, threshold=10.0, coverage=0.9))
 
 
 def test_a_saved_router_predicts_the_same_bits(classifier: RoutedClassifier, tmp_path: Path) -> None:
@@ -55,7 +59,7 @@ def test_a_saved_router_predicts_the_same_bits(classifier: RoutedClassifier, tmp
     before, after = classifier.adapt(images, labels), again.adapt(images, labels)
     assert torch.equal(before.predict_proba(queries), after.predict_proba(queries))
     assert torch.equal(before.posterior.mean, after.posterior.mean)
-    assert again.abstention == classifier.abstention
+    assert again.deployment == classifier.deployment
     assert str(before.explain()) == str(after.explain())
 
 
@@ -93,15 +97,10 @@ def test_predictions_are_those_of_the_model(classifier: RoutedClassifier) -> Non
     assert task.classes == ("a", "b", "c")
     target = torch.tensor([1, 0, 2] * 3)
     batch = EpisodeBatch.collate([Episode(Labelled(images, target), Labelled(queries))])
-    for rule in RULES:
-        expected = predict(
-            classifier.router.model,
-            task.posterior,
-            batch,
-            rule,
-            draws=3,
-            generator=torch.Generator().manual_seed(0),
-        )[0]
+    for rule in names("decision_rule"):
+        asked = classifier.deployment.rule if rule == "posterior_predictive" else rule
+        generator = torch.Generator().manual_seed(0)
+        expected = predict(classifier.router.model, task.posterior, batch, asked, generator=generator)[0]
         torch.testing.assert_close(task.predict_proba(queries, rule), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -118,7 +117,9 @@ def test_one_image_and_the_order_of_shots(classifier: RoutedClassifier) -> None:
 def test_abstaining_falls_back_to_source_0(classifier: RoutedClassifier) -> None:
     images, labels = support()
     queries = torch.rand(2, 1, 32, 32)
-    unsure = RoutedClassifier(classifier.router, AbstentionRule("confidence", -1.0, 0.0)).adapt(images, labels)
+    unsure = RoutedClassifier(classifier.router, Deployment(score="least_confidence", threshold=-1.0)).adapt(
+        images, labels
+    )
     assert unsure.abstains
     assert torch.equal(unsure.predict_proba(queries), unsure.predict_proba(queries, "fallback"))
     explained = unsure.explain()
@@ -137,9 +138,9 @@ def test_explanation_adds_up(classifier: RoutedClassifier) -> None:
     assert all(c.low <= c.high for c in explained.components)
 
 
-@pytest.mark.parametrize("score", ["confidence", "entropy", "variance", "support loss"])
+@pytest.mark.parametrize("score", ["least_confidence", "entropy", "variance", "support_loss"])
 def test_every_score_of_an_abstention_rule_is_a_number(classifier: RoutedClassifier, score: str) -> None:
-    task = RoutedClassifier(classifier.router, AbstentionRule(score, 0.0, 0.5)).adapt(*support())
+    task = RoutedClassifier(classifier.router, Deployment(score=score, threshold=0.0)).adapt(*support())
     assert task.uncertainty == task.uncertainty
     assert task.abstains == (task.uncertainty > 0)
 
@@ -182,7 +183,7 @@ def test_damaged_folders(classifier: RoutedClassifier, tmp_path: Path) -> None:
             RoutedClassifier.load(tmp_path)
 
 
-MODES = ("frank-wolfe:steps=3", "gradient:steps=4,learning_rate=0.5", "risk-averse:steps=2", "dirichlet:draws=4")
+MODES = ("frank_wolfe:steps=3", "gradient:steps=4,learning_rate=0.5", "risk_averse:steps=2", "dirichlet:draws=4")
 
 
 def tiny_classifier(*overrides: str, **options: Any) -> RoutedClassifier:
@@ -204,7 +205,7 @@ def tiny_batch(images: Tensor, queries: Tensor) -> EpisodeBatch:
     return EpisodeBatch.collate([Episode(Labelled(images, target), Labelled(queries))])
 
 
-@pytest.mark.parametrize("overrides", [(), ("decision.rule=map", "guide.family=catalog"), ("decision.masks=2",)])
+@pytest.mark.parametrize("overrides", [(), ("decision.rule=map", "guide.family=catalog"), ("decision.gate_samples=2",)])
 @pytest.mark.parametrize("refine", MODES)
 def test_refined_tasks_predict_with_what_was_found(refine: str, overrides: Sequence[str]) -> None:
     classifier = tiny_classifier(*overrides)
@@ -225,7 +226,7 @@ def test_refined_tasks_predict_with_what_was_found(refine: str, overrides: Seque
         assert task.posterior.mean.equal(plain.posterior.mean)
         assert torch.equal(task.predict_proba(queries), task.predict_proba(queries, "refined"))
     else:
-        assert task.rule == classifier.router.config.decision.rule
+        assert task.rule == classifier.deployment.method
         assert task.posterior is found.posterior
     explained = task.explain()
     assert explained.refinement is found
@@ -256,6 +257,7 @@ def test_modes_as_objects_and_by_name() -> None:
     classifier = tiny_classifier()
     one = classifier.adapt(*tiny_support(), refine="frank-wolfe:steps=3,max_active=1")
     assert one is classifier.adapt(*tiny_support(), refine=FrankWolfe(3, 1))
+    assert one is classifier.adapt(*tiny_support(), refine={"kind": "frank_wolfe", "steps": 3, "max_active": 1})
     assert one is not classifier.adapt(*tiny_support(), refine="frank-wolfe:steps=4,max_active=1")
     assert one.refinement is not None
     assert one.refinement.active == 1
@@ -263,7 +265,7 @@ def test_modes_as_objects_and_by_name() -> None:
 
 
 def test_the_threshold_is_for_the_posterior_of_the_router() -> None:
-    classifier = tiny_classifier(abstention=AbstentionRule("variance", 1.0, 0.9))
+    classifier = tiny_classifier(deployment=Deployment(score="variance", threshold=1.0))
     plain = classifier.adapt(*tiny_support())
     refined = classifier.adapt(*tiny_support(), refine=DirichletRefinement(prior=0.01, draws=2))
     variances = [
@@ -272,7 +274,7 @@ def test_the_threshold_is_for_the_posterior_of_the_router() -> None:
     assert variances[1] > 1.2 * variances[0]
     assert refined.uncertainty == plain.uncertainty
     queries = torch.rand(2, 1, 8, 8)
-    unsure = tiny_classifier(abstention=AbstentionRule("confidence", -1.0, 0.0)).adapt(
+    unsure = tiny_classifier(deployment=Deployment(score="least_confidence", threshold=-1.0)).adapt(
         *tiny_support(), refine="frank-wolfe"
     )
     assert unsure.rule == "fallback"
@@ -323,9 +325,9 @@ def test_the_cache_is_bounded_and_a_classifiers_own(tmp_path: Path) -> None:
 
 def test_refinements_that_cannot_be() -> None:
     classifier = tiny_classifier("experts.count=0")
-    with pytest.raises(ValueError, match=r"refine is 'frank'; expected 'none' or one of 'frank-wolfe'"):
-        classifier.adapt(*tiny_support(), refine="frank")
-    with pytest.raises(ValueError, match="refine is 3; expected a deployment mode"):
+    with pytest.raises(ValueError, match="no refinement 'frank_wolf'; did you mean 'frank_wolfe'"):
+        classifier.adapt(*tiny_support(), refine="frank_wolf")
+    with pytest.raises(ValueError, match="refine is 3; expected a refinement"):
         classifier.adapt(*tiny_support(), refine=3)  # type: ignore[arg-type]
     for _ in range(2):
         with pytest.raises(ValueError, match=r"no experts \(M = 0\)"):

@@ -1,45 +1,34 @@
-"""Certificates of a run: which losses, which share of delta, which population; the guarantee by simulation."""
+"""Certificates of a run: which losses, which share of delta, which population."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from made_evaluation import made_evaluation
-from scipy.stats import beta
 from tiny_run import tiny_config, tiny_pool, tiny_router
 
-from pyro_smat.certificates import Certificate, cvar_upper_bound, mean_upper_bound, select_abstention_threshold
+from pyro_smat.certificates import Certificate, cvar_upper_bound, mean_upper_bound
 from pyro_smat.episodes.corruption import SupportCorruption
-from pyro_smat.inference.decision.abstention import AbstentionRule, choose_score
+from pyro_smat.inference.decision import Deployment
+from pyro_smat.inference.decision.scores import LearnedRisk
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.evaluation import certification
-from pyro_smat.inference.evaluation.certification import (
-    RunCertificates,
-    abstain_with_guarantee,
-    calibrate_label_sets,
-    certify_run,
-    deployed_losses,
-    population_of,
-)
-from pyro_smat.inference.runs.run import metrics_of
+from pyro_smat.inference.evaluation import certification, deployed_losses
+from pyro_smat.inference.evaluation.certification import RunCertificates, certify_run
+from pyro_smat.inference.runs.evaluate import metrics_of
 from pyro_smat.report.page import render_report
 from pyro_smat.report.summary import build_report
 
 
-def classifier_with(rule: AbstentionRule, *overrides: str) -> RoutedClassifier:
-    return RoutedClassifier(tiny_router(tiny_config(overrides)), rule)
+def classifier_with(deployment: Deployment, *overrides: str) -> RoutedClassifier:
+    return RoutedClassifier(tiny_router(tiny_config(overrides)), deployment)
 
 
 @pytest.fixture(scope="module")
 def classifier() -> RoutedClassifier:
-    return classifier_with(AbstentionRule("support loss", 0.9, 0.5))
+    return classifier_with(Deployment(score="support_loss", threshold=0.9, coverage=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +38,9 @@ def certified(classifier: RoutedClassifier) -> RunCertificates:
 
 def test_the_bounds_are_of_what_is_deployed(classifier: RoutedClassifier, certified: RunCertificates) -> None:
     evaluation = certified.evaluation
-    abstained = evaluation.scores["support loss"] > 0.9
+    abstained = evaluation.scores["support_loss"] > 0.9
     assert 0 < abstained.sum() < 80
-    routed, fallback = (1 - evaluation.accuracy(m) for m in ("ensemble", "fallback"))
+    routed, fallback = (1 - evaluation.accuracy(m) for m in ("posterior_predictive", "fallback"))
     losses = [b if a else r for a, r, b in zip(abstained, routed, fallback, strict=True)]
     seed = certification.CERTIFICATE_SEED
     mean, tail = certified.certificates
@@ -71,9 +60,9 @@ def test_the_bounds_are_of_what_is_deployed(classifier: RoutedClassifier, certif
 def test_other_losses_corruptions_and_seeds(classifier: RoutedClassifier, certified: RunCertificates) -> None:
     evaluation = certified.evaluation
     for loss, method in (("brier", "brier"), ("nll", "nll")):
-        found = deployed_losses(classifier, evaluation, loss, 2.0)  # type: ignore[arg-type]
-        abstained = evaluation.scores["support loss"] > 0.9
-        for part, name in ((~abstained, "ensemble"), (abstained, "fallback")):
+        found = deployed_losses(evaluation, classifier.deployment, loss, 2.0)  # type: ignore[arg-type]
+        abstained = evaluation.scores["support_loss"] > 0.9
+        for part, name in ((~abstained, "posterior_predictive"), (abstained, "fallback")):
             expected = evaluation.bounded_loss(name, method, 2.0)  # type: ignore[arg-type]
             np.testing.assert_array_equal(found[part], expected[part])
     noisy = certify_run(
@@ -128,127 +117,15 @@ def test_metrics_and_report_of_a_learned_and_certified_rule(
     classifier: RoutedClassifier, certified: RunCertificates
 ) -> None:
     evaluation = certified.evaluation
-    chosen = choose_score(evaluation.scores, evaluation.loss("ensemble"), "learned")
+    chosen = LearnedRisk().fit(evaluation.scores, evaluation.loss("posterior_predictive"))
     warrant = Certificate(0.4, 0.3, 0.1, 50, "selective risk", "learn then test, betting", loss="error")
-    rule = chosen.rule(float(np.median(chosen.values)), "b", certificate=warrant)
-    learned = RoutedClassifier(classifier.router, rule)
+    threshold = float(np.median(chosen.values))
+    deployment = Deployment(score=chosen.score, threshold=threshold, fallback="b", certificate=warrant)
+    learned = RoutedClassifier(classifier.router, deployment)
     metrics = metrics_of(learned, evaluation)
     assert metrics["aurc"]["learned"] > 0
     assert metrics["abstention"]["certificate"]["bound"] == 0.4
     assert metrics["abstention"]["fallback"] == "b"
     page = render_report(build_report(learned, {"test": evaluation}, title="t", subtitle="s", command="c"))
     assert "selective risk of error &lt;= 0.4000" in page
-    assert "the loss predicted from confidence, entropy" in page
-    assert "fallback (b)" in page
-
-
-# The guarantee
-
-
-def made(count: int, seed: int) -> Any:
-    """Error of an episode with hardness h is h on average; h is uniform on [0, .6]."""
-    generator = np.random.default_rng(seed)
-    hardness = 0.6 * generator.random(count)
-    noise = {
-        name: generator.random(count)
-        for name in ("KL to the prior", "variance", "argmax entropy", "support loss", "composed support loss")
-    }
-    return made_evaluation(hardness, generator, noise)
-
-
-def risk_of(threshold: float) -> float:
-    """E[h | h + .05 g <= threshold], by a large sample."""
-    return float(_HARD[threshold >= _SCORES].mean())
-
-
-_RNG = np.random.default_rng(99)
-_HARD = 0.6 * _RNG.random(400_000)
-_SCORES = _HARD + 0.05 * _RNG.standard_normal(400_000)
-
-
-def test_the_guarantee_holds(classifier: RoutedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs, delta, violated, coverage = 60, 0.1, 0, []
-    for seed in range(runs):
-        monkeypatch.setattr(certification, "evaluate_router", lambda *a, seed, episodes, **k: made(episodes, seed))
-        found = abstain_with_guarantee(
-            classifier, tiny_pool(), split="test", risk=0.2, delta=delta, score="entropy", episodes=800, seed=seed
-        )
-        violated += found.rule.threshold > -math.inf and risk_of(found.rule.threshold) > 0.2
-        coverage.append(found.rule.coverage)
-    assert violated <= beta.ppf(0.999, runs * delta + 1, runs * (1 - delta)) * runs
-    assert np.mean(coverage) > 0.4  # the oracle accepts .66
-
-
-def test_the_score_is_chosen_on_one_half_and_certified_on_the_other(
-    classifier: RoutedClassifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluation = made(400, 0)
-    monkeypatch.setattr(certification, "evaluate_router", lambda *a, **k: evaluation)
-    ask: dict[str, Any] = {"split": "test", "risk": 0.25, "delta": 0.1, "episodes": 400, "seed": 3}
-    found = abstain_with_guarantee(classifier, tiny_pool(), **ask)
-    losses = 1 - evaluation.accuracy("ensemble")
-    first = {name: values[:200] for name, values in evaluation.scores.items()}
-    chosen = choose_score(first, losses[:200])
-    assert found.rule.score == chosen.name
-    values = chosen.rule(0.0).uncertainty({name: v[200:] for name, v in evaluation.scores.items()})
-    by_hand = select_abstention_threshold(values, losses[200:], 0.25, 0.1, validation_scores=chosen.values, seed=3)
-    assert found.rule.threshold == by_hand.threshold
-    assert found.rule.coverage == (values <= by_hand.threshold).mean()
-    warrant = found.rule.certificate
-    assert warrant is not None
-    assert (warrant.bound, warrant.delta, warrant.quantity, warrant.loss) == (0.25, 0.1, "selective risk", "error")
-    assert warrant.population == population_of(classifier, tiny_pool(), "test")
-    assert "the score was chosen on other episodes" in str(found)
-    # Losses of the certifying half have no say in the choice of the score and of the grid.
-    swapped = evaluation.labels.copy()
-    later = evaluation.episode >= 200
-    swapped[later] = (swapped[later] + 1) % 3
-    monkeypatch.setattr(certification, "evaluate_router", lambda *a, **k: replace(evaluation, labels=swapped))
-    hopeless = abstain_with_guarantee(classifier, tiny_pool(), **ask)
-    assert (hopeless.rule.score, hopeless.rule.predictor) == (found.rule.score, found.rule.predictor)
-    assert (hopeless.rule.threshold, hopeless.rule.coverage, hopeless.rule.certificate) == (-math.inf, 0.0, None)
-    assert "no threshold" in str(hopeless)
-    with pytest.raises(ValueError, match="episodes is 3"):
-        abstain_with_guarantee(classifier, tiny_pool(), split="test", episodes=3)
-
-
-def test_a_rule_with_a_guarantee_end_to_end(classifier: RoutedClassifier) -> None:
-    found = abstain_with_guarantee(
-        classifier, tiny_pool(), split="test", risk=0.8, delta=0.2, episodes=200, progress=False
-    )
-    guarded = RoutedClassifier(classifier.router, found.rule)
-    task = guarded.adapt(torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), ["a", "b"] * 3)
-    assert found.rule.certificate is not None
-    assert str(found.rule.certificate) in str(task.explain())
-
-
-# Label sets
-
-
-def test_label_sets_of_accepted_tasks(classifier: RoutedClassifier, certified: RunCertificates) -> None:
-    found = calibrate_label_sets(classifier, certified.evaluation, 0.8, "this pool")
-    evaluation = certified.evaluation
-    accepted = np.flatnonzero(evaluation.scores["support loss"] <= 0.9)
-    mass, misfits = [], []
-    for i in accepted:
-        rows = np.flatnonzero(evaluation.episode == i)
-        misfits += [1 - evaluation.probabilities["ensemble"][r, evaluation.labels[r]] for r in rows]
-        mass += [1 / (len(rows) * (len(accepted) + 1))] * len(rows)
-    order = np.argsort(misfits)
-    expected = np.array(misfits)[order][np.flatnonzero(np.cumsum(np.array(mass)[order]) >= 0.8 - 1e-9)[0]]
-    assert found.threshold == pytest.approx(expected, abs=1e-12)
-    assert found.population == "accepted tasks among this pool"
-    images = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    queries = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    open_rule, closed_rule = (AbstentionRule("entropy", eta) for eta in (math.inf, -1.0))
-    task = RoutedClassifier(classifier.router, open_rule).adapt(images, ["b", "a", "c"] * 3)
-    sets = task.predict_sets(queries, 0.7)
-    for row, inside in zip(task.predict_proba(queries).tolist(), sets, strict=True):
-        assert inside == tuple(c for c, p in zip("abc", row, strict=True) if p >= 0.3)
-    assert task.predict_sets(queries, math.inf) == [("a", "b", "c")] * 5
-    shut = RoutedClassifier(classifier.router, closed_rule).adapt(images, ["b", "a", "c"] * 3)
-    assert shut.predict_sets(queries, 0.0) == [("a", "b", "c")] * 5
-    with pytest.raises(ValueError, match="abstains on every episode"):
-        calibrate_label_sets(RoutedClassifier(classifier.router, closed_rule), evaluation)
-    with pytest.raises(ValueError, match="query images"):
-        shut.predict_sets(torch.rand(5), 0.5)
+    assert "the loss predicted from least confidence, entropy" in page

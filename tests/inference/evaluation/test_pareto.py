@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
 
 from pyro_smat.cost import CostModel, non_dominated, open_entries_of, solve_weight
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import keep_largest
-from pyro_smat.inference.decision.rules import predict
+from pyro_smat.inference.decision import Mixture, predict
 from pyro_smat.inference.evaluation.pareto import (
     Setting,
     by_lagrangian,
@@ -33,12 +32,18 @@ ABSTRACT = CostModel((1.0,), (0.0,))
 def test_rows_are_the_predictions_of_the_rules(make_router: Callable) -> None:
     router = make_router("logistic_normal", sources=3, experts=2)
     router.model.eval()
-    settings = [truncation(3, 2), truncation(2, 2), truncation(1, 0), by_rule("fallback"), by_rule("ensemble", 4)]
+    settings = [
+        truncation(3, 2),
+        truncation(2, 2),
+        truncation(1, 0),
+        by_rule(router.model, "fallback"),
+        by_rule(router.model, {"kind": "posterior_predictive", "num_samples": 4}),
+    ]
     table = sweep(router.model, router.guide, [router.batch], settings, [BYTES, ABSTRACT], timed=1, repeats=1)
     posterior = router.guide.posterior(router.batch)
     expected = {
         "3 sources, 2 experts": predict(router.model, posterior, router.batch, "mean"),
-        "2 sources, 2 experts": predict(router.model, posterior, router.batch, "top-k", k=2),
+        "2 sources, 2 experts": predict(router.model, posterior, router.batch, {"kind": "top_k", "k": 2}),
         "fallback": predict(router.model, posterior, router.batch, "fallback"),
     }
     assert table.setting.tolist() == [s.name for s in settings]
@@ -60,7 +65,11 @@ def test_costs_networks_and_what_is_open(make_router: Callable) -> None:
     router = make_router("logistic_normal", sources=3, experts=2)
     router.model.eval()
     opened = open_entries_of(router.model.experts.masks(), router.model.network.space)[:, 0].double()
-    settings = [truncation(3, 2), truncation(2, 0), by_rule("ensemble", 4)]
+    settings = [
+        truncation(3, 2),
+        truncation(2, 0),
+        by_rule(router.model, {"kind": "posterior_predictive", "num_samples": 4}),
+    ]
     table = sweep(
         router.model, router.guide, [router.batch], settings, [BYTES, ABSTRACT], budget=13.0, timed=1, repeats=1
     ).set_index("setting")
@@ -97,7 +106,8 @@ def test_truncation_keeps_the_largest(make_router: Callable, family: str) -> Non
     posterior = router.guide.posterior(router.batch)
     for k in (1, 2, 3):
         for e in (0, 1, 2):
-            coefficients, weights = truncation(k, e).route(posterior, router.batch)
+            mixture = truncation(k, e).route(posterior, router.batch)
+            coefficients, weights = mixture.coefficients, mixture.weights
             ours, theirs = coefficients[0].split([3, 2], -1)
             torch.testing.assert_close(ours, keep_largest(posterior.mean[:, :3], k))
             assert ((ours > 0).sum(-1) == k).all()
@@ -130,7 +140,7 @@ def test_the_lagrangian_takes_the_candidate_of_least_penalised_loss(make_router:
     table = sweep(router.model, router.guide, [router.batch], [setting], [ABSTRACT], budget=1.5, timed=1, repeats=1)
     assert table.cost_abstract[0] == pytest.approx(float(solved.costs.mean()))
     assert table.within_budget[0] == pytest.approx(solved.satisfied)
-    coefficients, _ = setting.route(router.guide.posterior(router.batch), router.batch)
+    coefficients = setting.route(router.guide.posterior(router.batch), router.batch).coefficients
     assert torch.equal(coefficients[0], candidates[solved.chosen])
 
 
@@ -138,13 +148,12 @@ def test_a_setting_of_the_users_own(make_router: Callable) -> None:
     """Uniform mixing as two halves: two networks of equal weight answer as one of them."""
     router = make_router("point", sources=2, experts=0)
 
-    def uniform(posterior: object, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
-        rows = torch.full((2, len(batch), 2), 0.5, dtype=torch.float64)
-        return rows, rows.new_full((2, len(batch)), 0.5)
+    def uniform(posterior: object, batch: EpisodeBatch) -> Mixture:
+        return Mixture.equal(torch.full((2, len(batch), 2), 0.5, dtype=torch.float64))
 
     settings = [
         Setting("twice", uniform),
-        Setting("once", lambda p, b: tuple(x[:1] * s for x, s in zip(uniform(p, b), (1, 2), strict=True))),
+        Setting("once", lambda p, b: uniform(p, b).merged()),
     ]
     table = sweep(router.model, router.guide, [router.batch], settings, [ABSTRACT], timed=1, repeats=1)
     assert table.nll[0] == pytest.approx(table.nll[1])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.decision.rules import predict
+from pyro_smat.inference.decision import predict
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide, ensemble_loss, fit_temperature
 
 Arrays = tuple[Tensor, Tensor, Tensor]
@@ -133,7 +133,7 @@ def deployed_loss(router, batches: list[EpisodeBatch]) -> float:  # type: ignore
     router.guide.eval()
     losses = []
     for batch in batches:
-        p = predict(router.model, router.guide.posterior(batch), batch, "top-k", k=10_000)
+        p = predict(router.model, router.guide.posterior(batch), batch, {"kind": "top_k", "k": 10_000})
         nll = -p.gather(-1, batch.query.labels.unsqueeze(-1)).squeeze(-1).log() * batch.query.mask
         losses.append(nll.sum(-1) / batch.query.mask.sum(-1))
     return torch.cat(losses).detach().mean().item()

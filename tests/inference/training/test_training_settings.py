@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pyro_smat.inference.runs.config import RunConfig
+from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.training.settings import TrainingSettings
 
 

@@ -105,7 +105,7 @@ def test_bad_input_is_refused() -> None:
         LearnedRisk(scores=THREE).fit({}, [1.0, 2.0])
     with pytest.raises(ValueError, match="penalty is 0"):
         LearnedRisk(penalty=0)
-    with pytest.raises(ValueError, match="got 1 scores and .* numbers for them"):
+    with pytest.raises(ValueError, match=r"got 1 scores and .* numbers for them"):
         LearnedRisk(scores=(Entropy(),), slopes=(1.0, 2.0))
     with pytest.raises(ValueError, match="has no slopes yet"):
         LearnedRisk().of_values(scores)

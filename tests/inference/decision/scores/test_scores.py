@@ -28,7 +28,6 @@ from pyro_smat.inference.decision.scores import (
 )
 from pyro_smat.inference.decision.scores.standard import candidates, score_names
 from pyro_smat.inference.objective.candidates import support_candidate_losses
-from pyro_smat.inference.runs.assembly import build_sampler
 from pyro_smat.models import RoutedModel
 
 
@@ -42,7 +41,7 @@ def tiny_batch(*overrides: str, count: int = 4) -> tuple[RoutedModel, RoutingPos
     router.model.eval()
     router.guide.eval()
     pool = tiny_pool()
-    batch = router.features(pool).attach(build_sampler(config, pool, 3).sample(count))
+    batch = router.features(pool).attach(config.episodes.sampler(pool, seed=3).sample(count))
     return router.model, router.guide.posterior(batch), batch
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_smat.inference.decision.rules import class_probabilities
+from pyro_smat.inference.decision.prediction import class_probabilities
 from pyro_smat.inference.deployment.refinement import (
     DirichletRefinement,
     FrankWolfe,

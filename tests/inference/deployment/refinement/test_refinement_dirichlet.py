@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
-from pyro_smat.inference.decision.rules import RULES, predict
+from pyro_smat.inference.decision import predict
 from pyro_smat.inference.deployment.refinement import DirichletRefinement, FacePosterior, FrankWolfe
 from pyro_smat.inference.deployment.refinement.dirichlet import DOUBLINGS, evidence_concentration
 from pyro_smat.inference.objective.candidates import as_deployed
 from pyro_smat.models.priors import DirichletPrior
+from pyro_smat.registry import names
 
 MEAN = torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64)
 SLOPE = torch.tensor([1.0, -0.5, 0.3, 2.0], dtype=torch.float64)
@@ -111,7 +112,7 @@ def test_rules_and_scores_work_on_it(make_router: Callable[..., Any], blocks: in
         torch.testing.assert_close(posterior.mean[0], mean)
         torch.testing.assert_close(found.coefficients, mean)
         assert posterior.sample(7).shape == (7, *posterior.mean.shape)
-        for rule in RULES:
+        for rule in names("decision_rule"):
             probabilities = predict(router.model, posterior, episode, rule, generator=torch.Generator().manual_seed(0))
             torch.testing.assert_close(probabilities.sum(-1), torch.ones_like(probabilities[..., 0]))
         assert posterior.uncertainty("variance").item() > 0

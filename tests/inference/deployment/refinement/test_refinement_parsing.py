@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,27 +27,30 @@ from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache
         ("frank-wolfe:method=away", FrankWolfe(method="away")),
         ("gradient:steps=7, learning_rate=1e-2", GradientRefinement(7, 0.01)),
         ("risk-averse:radius=1", RiskAverse(1.0)),
+        ({"kind": "frank_wolfe", "steps": 5}, FrankWolfe(5)),
+        ({"kind": "dirichlet", "draws": 4}, DirichletRefinement(draws=4)),
         ("dirichlet:steps=2,prior=0.5,draws=8", DirichletRefinement(2, None, 0.5, 8)),
     ],
 )
-def test_modes_by_name(text: str, mode: object) -> None:
+def test_modes_by_name(text: str | dict[str, Any], mode: object) -> None:
     assert parse_refinement(text) == mode
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected 'none' or one of 'frank-wolfe', 'gradient', 'risk-averse', 'dirichlet'"),
-        ("frankwolfe", "refine is 'frankwolfe'"),
-        ("none:steps=1", "refine is 'none:steps=1'"),
-        ("gradient:max_active=2", "'max_active=2' is not an option of 'gradient'; expected .* steps=..., learning_ra"),
-        ("frank-wolfe:steps", "'steps' is not an option"),
-        ("frank-wolfe:steps=1,steps=2", "at most once"),
-        ("frank-wolfe:name=x", "'name=x' is not an option"),
-        ("frank-wolfe:method=newton", "method is 'newton'; expected one of"),
-        ("frank-wolfe:steps=2.5", "steps is '2.5'; expected an integer"),
-        ("frank-wolfe:steps=none", "steps is 'none'; expected an integer"),
-        ("risk-averse:radius=wide", "radius is 'wide'; expected a number"),
+        ("", "no refinement ''; expected one of dirichlet, frank_wolfe, gradient, risk_averse"),
+        ("frankwolfe", "no refinement 'frankwolfe'; did you mean 'frank_wolfe'"),
+        ("none:steps=1", "no refinement 'none'"),
+        ("gradient:max_active=2", "'gradient' has no option 'max_active'; it has learning_rate, steps"),
+        ("gradient:learning_rat=2", "'gradient' has no option 'learning_rat'; did you mean 'learning_rate'"),
+        ("frank-wolfe:steps", "found 'steps'; expected options name=value, each once"),
+        ("frank-wolfe:steps=1,steps=2", "found 'steps=2'; expected options name=value, each once"),
+        ("frank-wolfe:name=x", "has no option 'name'"),
+        ("frank-wolfe:method=newton", "method: Input should be 'vanilla'.*newton"),
+        ("frank-wolfe:steps=2.5", "steps: .*2.5"),
+        ("frank-wolfe:steps=none", "steps: .*None"),
+        ("risk-averse:radius=wide", "radius: .*wide"),
         ("risk-averse:radius=3", "expected an l1 distance between mixtures, 0 to 2"),
     ],
 )

@@ -9,38 +9,44 @@ import pytest
 import torch
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.inference.evaluation import evaluate
 from pyro_smat.inference.evaluation.baselines import (
+    BEST_BY_SUPPORT,
     Baseline,
     BestSource,
     ComposedLibrary,
-    Fallback,
     HindsightMixture,
     HindsightSource,
     LinearProbe,
     LoRA,
-    Mixture,
+    SingleSource,
+    SourceAverage,
     SparseResidual,
+    SupportMixture,
     SupportOracle,
     TaskArithmetic,
+    WeightedSourceAverage,
     greedy_soup,
     lowest_validation_loss,
     uniform_soup,
     validation_loss,
 )
-from pyro_smat.inference.evaluation.evaluation import BEST_BY_SUPPORT, UNIFORM, evaluate
+from pyro_smat.registry import build, choose, names
 
 MAKERS: dict[str, Callable[[ComposedLibrary, EpisodeBatch], Baseline]] = {
-    "fallback": lambda c, v: Fallback(c),
+    "source 0": lambda c, v: SingleSource(c),
     "best source": lambda c, v: BestSource(c),
     "uniform soup": lambda c, v: uniform_soup(c),
     "greedy soup": lambda c, v: greedy_soup(c, [v]),
     "task arithmetic": lambda c, v: TaskArithmetic(c, 0.3),
-    "mixture": lambda c, v: Mixture(c, steps=4),
-    "fallback + residual": lambda c, v: SparseResidual(Fallback(c), 4, steps=4),
+    "mixture": lambda c, v: SupportMixture(c, steps=4),
+    "source 0 + residual": lambda c, v: SparseResidual(SingleSource(c), 4, steps=4),
     "best source + residual": lambda c, v: SparseResidual(BestSource(c), 4, steps=4, ridge=0.1),
     "LoRA": lambda c, v: LoRA(BestSource(c), rank=2, steps=3),
     "linear probe": lambda c, v: LinearProbe(BestSource(c)),
     "support oracle": lambda c, v: SupportOracle(c, 4, rounds=1),
+    "average": lambda c, v: SourceAverage(c),
+    "weighted average": lambda c, v: WeightedSourceAverage(c, temperature=0.5),
     "hindsight source": lambda c, v: HindsightSource(c),
     "hindsight mixture": lambda c, v: HindsightMixture(c, steps=4),
 }
@@ -93,12 +99,13 @@ class OneBatch:
 
 
 def test_in_the_evaluation_loop(make_router: Callable) -> None:
-    """evaluate() agrees with its own best source and uniform mixing, and with validation_loss."""
+    """evaluate() agrees with its own uniform mixing, with networks that are composed anew, and with validation_loss."""
     router = make_router()
     scale = router.model.scale.item()
     ours = ComposedLibrary(router.network, router.library)
     routers = ComposedLibrary(router.network, router.library, scale=scale)
-    baselines = {"best": BestSource(ours), "soup": uniform_soup(routers), "probe": LinearProbe(BestSource(ours))}
+    composed_anew = SupportOracle(ours, 1, rounds=1, mixture_steps=1, residual_steps=1)
+    baselines = [uniform_soup(routers), LinearProbe(BestSource(ours)), composed_anew]
     found = evaluate(
         router.model,
         router.guide,
@@ -107,10 +114,25 @@ def test_in_the_evaluation_loop(make_router: Callable) -> None:
         episodes=4,
         baselines=baselines,
     )
-    for name, own in (("best", BEST_BY_SUPPORT), ("soup", UNIFORM)):
-        assert abs(found.probabilities[name] - found.probabilities[own]).max() < 1e-6
-    for name, baseline in baselines.items():
-        assert validation_loss(baseline, [router.batch]) == pytest.approx(found.loss(name).mean(), rel=1e-9)
+    assert abs(found.probabilities["uniform soup"] - found.probabilities["uniform_mixing"]).max() < 1e-6
+    for name in (BEST_BY_SUPPORT, "source: source1"):
+        alone = BestSource(ours) if name == BEST_BY_SUPPORT else SingleSource(ours, "source1")
+        network = ours.logits(alone.parameters(router.batch), router.batch).softmax(-1)
+        assert abs(found.probabilities[name] - network[router.batch.query.mask].numpy()).max() < 1e-6
+    for baseline in baselines:
+        expected = pytest.approx(found.loss(baseline.name).mean(), rel=1e-9)
+        assert validation_loss(baseline, [router.batch]) == expected
+    assert found.method("uniform soup").role == "baseline"
+    assert found.method("source: source1").role == "detail"
+    with pytest.raises(ValueError, match="two methods are called 'best source by support loss'"):
+        evaluate(
+            router.model,
+            router.guide,
+            OneBatch(router.batch),  # type: ignore[arg-type]
+            router.features,
+            episodes=4,
+            baselines=[BestSource(ours)],
+        )
 
 
 def test_lowest_validation_loss(composed: ComposedLibrary, make_batch: Callable) -> None:
@@ -121,10 +143,36 @@ def test_lowest_validation_loss(composed: ComposedLibrary, make_batch: Callable)
     with pytest.raises(ValueError, match="got no candidates"):
         lowest_validation_loss([], [batch])
     with pytest.raises(ValueError, match="got no validation episodes"):
-        validation_loss(Fallback(composed), [])
+        validation_loss(SingleSource(composed), [])
 
 
 def test_support_features_are_asked_for(composed: ComposedLibrary, make_batch: Callable) -> None:
     batch = make_batch(composed)
     with pytest.raises(ValueError, match=r"call SourceFeatures\(\.\.\.\)\.attach\(batch\) first"):
         BestSource(composed)(replace(batch, support=replace(batch.support, features=None)))
+
+
+OPTIONS = {
+    "linear_probe": {"start": "best_source"},
+    "lora": {"start": {"kind": "single_source", "source": "source1"}, "steps": 2},
+    "sparse_residual": {"start": "best_source", "nonzeros": 3, "steps": 2},
+    "support_oracle": {"nonzeros": 3, "rounds": 1},
+}
+
+
+@pytest.mark.parametrize("name", names("baseline"))
+def test_every_baseline_can_be_named(name: str, composed: ComposedLibrary, make_batch: Callable) -> None:
+    batch = make_batch(composed)
+    supplied = {"composed": composed, "validation": [batch], "source_of_route": (1, -1)}
+    made = build(choose("baseline", {"kind": name, **OPTIONS.get(name, {})}), supplied)
+    assert isinstance(made, Baseline)
+    assert made(batch).shape == (*batch.query.labels.shape, batch.max_way)
+
+
+def test_what_cannot_be_made_is_refused(composed: ComposedLibrary) -> None:
+    with pytest.raises(ValueError, match="asks for 'validation', which cannot be had here; there is composed"):
+        build(choose("baseline", "greedy_soup"), {"composed": composed})
+    with pytest.raises(ValueError, match="no baseline 'source_avrage'; did you mean 'source_average'"):
+        choose("baseline", "source_avrage")
+    with pytest.raises(ValueError, match="LoRA of the best source starts from the network of another baseline"):
+        build(choose("baseline", {"kind": "lora", "start": "source_average"}), {"composed": composed})

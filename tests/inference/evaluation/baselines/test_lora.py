@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_smat.inference.evaluation.baselines import BestSource, ComposedLibrary, Fallback, LoRA
+from pyro_smat.inference.evaluation.baselines import BestSource, ComposedLibrary, LoRA, SingleSource
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.parameters import ParameterSpace
@@ -46,7 +46,7 @@ def test_rank_of_the_change(rank: int, make_batch: Callable) -> None:
     basis = torch.rand(3, space.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     composed = ComposedLibrary(TaskNetwork(module, space), SourceLibrary(("a", "b", "c"), basis, space))
     batch = make_batch(composed)
-    start = Fallback(composed)
+    start = SingleSource(composed)
     change = LoRA(start, rank=rank, steps=3).parameters(batch) - start.parameters(batch)
     for entry, change_of in zip(space.entries, space.unflatten(change).values(), strict=True):
         if entry.name not in ("0.weight", "3.weight"):
@@ -72,7 +72,7 @@ def test_episodes_are_fitted_apart(composed: ComposedLibrary, make_batch: Callab
 @pytest.mark.parametrize("settings", [{"rank": 0}, {"steps": 0}, {"learning_rate": 0.0}])
 def test_bad_settings(settings: dict[str, Any], composed: ComposedLibrary) -> None:
     with pytest.raises(ValueError, match="expected at least 1, at least 1, and above 0"):
-        LoRA(Fallback(composed), **settings)
+        LoRA(SingleSource(composed), **settings)
 
 
 def test_no_matrices() -> None:
@@ -80,4 +80,4 @@ def test_no_matrices() -> None:
     space = ParameterSpace.from_module(module)
     library = SourceLibrary(("a",), torch.ones(1, space.dim), space)
     with pytest.raises(ValueError, match="no trainable weight of two dims or more"):
-        LoRA(Fallback(ComposedLibrary(TaskNetwork(module, space), library)))
+        LoRA(SingleSource(ComposedLibrary(TaskNetwork(module, space), library)))

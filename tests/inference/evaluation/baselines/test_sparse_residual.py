@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_smat.inference.evaluation.baselines import BestSource, ComposedLibrary, Fallback, SparseResidual
+from pyro_smat.inference.evaluation.baselines import BestSource, ComposedLibrary, SingleSource, SparseResidual
 from pyro_smat.inference.evaluation.baselines.baseline import value_and_gradient
 from pyro_smat.inference.evaluation.baselines.sparse_residual import fit_residual
 from pyro_smat.networks.composition import TaskNetwork
@@ -19,7 +19,7 @@ from pyro_smat.sources import SourceLibrary
 
 
 @pytest.mark.parametrize("nonzeros", [1, 4, 25])
-@pytest.mark.parametrize("start", [Fallback, BestSource])
+@pytest.mark.parametrize("start", [SingleSource, BestSource])
 def test_budget_and_descent(
     nonzeros: int, start: type, composed: ComposedLibrary, make_batch: Callable, support_loss_by_hand: Callable
 ) -> None:
@@ -37,7 +37,7 @@ def test_start_of_the_residual(composed: ComposedLibrary, make_batch: Callable, 
     for i in (0, 2, 3):
         losses = torch.stack([support_loss_by_hand(row, batch, i) for row in composed.sources])
         assert torch.equal(best[i], composed.sources[losses.argmin()])
-    assert SparseResidual(Fallback(composed), 3).name == "fallback + sparse residual"
+    assert SparseResidual(SingleSource(composed), 3).name == "source: source0 + sparse residual"
     assert SparseResidual(BestSource(composed), 3).name == "best source by support loss + sparse residual"
 
 
@@ -79,7 +79,7 @@ def test_running_statistics_stay(make_batch: Callable) -> None:
     space = ParameterSpace.from_module(module)
     basis = torch.rand(3, space.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     composed = ComposedLibrary(TaskNetwork(module, space), SourceLibrary(("a", "b", "c"), basis, space))
-    theta = SparseResidual(Fallback(composed), space.dim).parameters(make_batch(composed))
+    theta = SparseResidual(SingleSource(composed), space.dim).parameters(make_batch(composed))
     moved = (theta != basis[0]).any(0)
     assert torch.equal(moved, space.trainable())
 
@@ -107,4 +107,4 @@ def test_gradient_against_finite_differences(composed: ComposedLibrary, make_bat
 )
 def test_bad_settings(settings: dict[str, Any], message: str, composed: ComposedLibrary) -> None:
     with pytest.raises(ValueError, match=message):
-        SparseResidual(Fallback(composed), **settings)
+        SparseResidual(SingleSource(composed), **settings)

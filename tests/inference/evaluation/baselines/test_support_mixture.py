@@ -12,7 +12,7 @@ from pyro_smat.inference.evaluation.baselines import (
     ComposedLibrary,
     HindsightMixture,
     HindsightSource,
-    Mixture,
+    SupportMixture,
     SupportOracle,
 )
 from pyro_smat.networks.composition import TaskNetwork
@@ -37,7 +37,7 @@ def test_mixture_of_two_is_a_local_optimum(
     for seed in range(3):
         pair = make_library(composed.sources[seed : seed + 2])
         batch = make_batch(pair, seed)
-        theta = Mixture(pair, steps=40).parameters(batch)
+        theta = SupportMixture(pair, steps=40).parameters(batch)
         w = weights_of(theta, pair.sources)[:, 0]
         for i in SEVERAL_SHOTS:
 
@@ -104,7 +104,7 @@ def test_blockwise_mixture(make_batch: Callable, support_loss_by_hand: Callable)
     basis = 0.7 * torch.randn(3, 25, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     composed = ComposedLibrary(TaskNetwork(module, space), SourceLibrary(("a", "b", "c"), basis, space))
     batch = make_batch(composed)
-    theta = Mixture(composed, steps=10).parameters(batch)
+    theta = SupportMixture(composed, steps=10).parameters(batch)
     for_weight = weights_of(theta[:, :20], basis[:, :20])
     for_bias = weights_of(theta[:, 20:], basis[:, 20:])
     assert (for_weight - for_bias).abs().max() > 0.05
@@ -113,7 +113,7 @@ def test_blockwise_mixture(make_batch: Callable, support_loss_by_hand: Callable)
 
 
 def test_bad_settings(composed: ComposedLibrary) -> None:
-    for kind in (Mixture, HindsightMixture):
+    for kind in (SupportMixture, HindsightMixture):
         with pytest.raises(ValueError, match="steps is 0; expected at least 1 Frank-Wolfe step"):
             kind(composed, steps=0)
     with pytest.raises(ValueError, match=r"rounds is 0 and mixture_steps 5; expected at least 1"):

@@ -10,7 +10,7 @@ import torch
 
 from pyro_smat.inference.evaluation.baselines import (
     ComposedLibrary,
-    Fallback,
+    SingleSource,
     TaskArithmetic,
     fit_task_arithmetic,
     uniform_soup,
@@ -24,7 +24,7 @@ from pyro_smat.sources import SourceLibrary
 def test_known_factors(composed: ComposedLibrary, make_library: Callable, make_batch: Callable) -> None:
     """0 is the fallback, 1/R the uniform soup, and with two sources 1 is the other one."""
     batch = make_batch(composed)
-    torch.testing.assert_close(TaskArithmetic(composed, 0.0)(batch), Fallback(composed)(batch))
+    torch.testing.assert_close(TaskArithmetic(composed, 0.0)(batch), SingleSource(composed)(batch))
     torch.testing.assert_close(TaskArithmetic(composed, 0.25)(batch), uniform_soup(composed)(batch))
     pair = make_library(composed.sources[:2])
     torch.testing.assert_close(TaskArithmetic(pair, 1.0).parameters(batch)[0], composed.sources[1])
@@ -36,7 +36,7 @@ def test_factor_is_chosen_on_validation(composed: ComposedLibrary, make_batch: C
     losses = [validation_loss(TaskArithmetic(composed, factor), episodes) for factor in factors]
     chosen = fit_task_arithmetic(composed, episodes, factors)
     assert chosen.factor == factors[losses.index(min(losses))]
-    assert validation_loss(chosen, episodes) <= validation_loss(Fallback(composed), episodes)
+    assert validation_loss(chosen, episodes) <= validation_loss(SingleSource(composed), episodes)
 
 
 def test_running_statistics_are_those_of_the_fallback(make_batch: Callable) -> None:
