@@ -25,6 +25,8 @@ from tqdm.auto import tqdm
 
 from pyro_smat.cli.quickstart import CONDITIONS, QUERIES
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.assembly.router import choose_device
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings
 from pyro_smat.inference.evaluation.baselines import (
@@ -48,12 +50,10 @@ from pyro_smat.inference.evaluation.baselines import (
     lowest_validation_loss,
     uniform_soup,
 )
-from pyro_smat.inference.assembly.router import choose_device
-from pyro_smat.inference.runs.pools import build_pool
-from pyro_smat.inference.assembly.config import load_config
-from pyro_smat.inference.runs.train import VALIDATION_SEED, train_router
 from pyro_smat.inference.evaluation.router import evaluate_router
 from pyro_smat.inference.runs.folder import prepare_folder
+from pyro_smat.inference.runs.pools import build_pool
+from pyro_smat.inference.runs.train import VALIDATION_SEED, train_router
 from pyro_smat.metrics.arrays import Numbers
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.metrics.risk import cvar

@@ -28,10 +28,10 @@ from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.inference import RoutedClassifier
 from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.assembly.router import choose_device
-from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.evaluation.pareto import Setting, by_lagrangian, by_rule, projected, sweep, truncations
-from pyro_smat.inference.objective.candidates import support_candidate_losses
 from pyro_smat.inference.evaluation.router import TEST_SEED
+from pyro_smat.inference.objective.candidates import support_candidate_losses
+from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.runs.train import VALIDATION_SEED, train_router
 from pyro_smat.report.cost_figure import pareto_figure
 from pyro_smat.report.figure_style import PAPER

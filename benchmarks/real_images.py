@@ -23,13 +23,13 @@ from safetensors.torch import save_file
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.episodes.readers.folders import read_folder
 from pyro_smat.episodes.sampler import EpisodeSampler
-from pyro_smat.inference.evaluation.baselines import BEST_BY_SUPPORT, ORACLE
-from pyro_smat.inference.assembly.router import choose_device
 from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.assembly.router import choose_device
+from pyro_smat.inference.evaluation.baselines import BEST_BY_SUPPORT, ORACLE
 from pyro_smat.inference.evaluation.router import evaluate_router
+from pyro_smat.inference.runs.evaluate import write_evaluation
 from pyro_smat.inference.runs.folder import prepare_folder
 from pyro_smat.inference.runs.train import train_router
-from pyro_smat.inference.runs.evaluate import write_evaluation
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.metrics.risk import cvar
 from pyro_smat.networks import build_network

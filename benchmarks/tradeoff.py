@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.inference.assembly.router import build_router, choose_device
-from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.evaluation.router import evaluate_router
+from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.runs.train import train_router
 from pyro_smat.metrics.risk import cvar
 

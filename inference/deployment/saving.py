@@ -214,8 +214,8 @@ def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Map
         return given
     if saved.network is None:
         raise ValueError(
-            f"{folder}: was made with a network of your own; pass network= a module of that architecture (command line: "
-            "--network file.py:build)"
+            f"{folder}: was made with a network of your own; pass network= a module of that architecture (command "
+            "line: --network file.py:build)"
         )
     return build_network(choose("network", saved.network, own=own))
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.guides.router import RoutingGuide
+from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.named_routings import SOURCE_0
 from pyro_smat.inference.decision.prediction import as_rule
@@ -28,7 +29,6 @@ from pyro_smat.inference.evaluation.abstention import FALLBACK
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary
 from pyro_smat.inference.evaluation.baselines.sources_alone import SingleSource
 from pyro_smat.inference.evaluation.evaluation import Evaluation, Method, Role
-from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
 from pyro_smat.metrics.arrays import FloatArray, IntArray
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.networks.features import SourceFeatures

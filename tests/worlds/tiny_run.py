@@ -18,7 +18,6 @@ from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.inference.assembly.router import Router, build_router
 from pyro_smat.inference.objective.build import build_elbo
-from pyro_smat.inference.runs.pools import build_sampler
 from pyro_smat.inference.training.trainer import MetaTrainer
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources import SourceLibrary

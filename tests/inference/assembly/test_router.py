@@ -14,22 +14,22 @@ from pyro import poutine
 from tiny_run import build_trainer, tiny_config, tiny_pool, tiny_router, tiny_sources
 from torch import Tensor
 
-from pyro_smat.inference.assembly.config import Family, PriorKind, RunConfig, load_config
 from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.guides import PointGuide
+from pyro_smat.inference.assembly.config import Family, PriorKind, RunConfig, load_config
+from pyro_smat.inference.assembly.router import Router, build_router
+from pyro_smat.inference.decision import Deployment, predict
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.objective.build import build_elbo
+from pyro_smat.inference.objective.distillation import PredictionDistillation, RoutingDistillation
+from pyro_smat.inference.objective.reference import query_losses
+from pyro_smat.inference.objective.threshold import THRESHOLDS
 from pyro_smat.inference.runs import assembly
 from pyro_smat.inference.runs import run as run_module
-from pyro_smat.inference.assembly.router import Router, build_router
-from pyro_smat.inference.objective.build import build_elbo
-from pyro_smat.inference.training.catalog_search import search_catalog
-from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.decision import Deployment, predict
-from pyro_smat.inference.objective.distillation import PredictionDistillation, RoutingDistillation
 from pyro_smat.inference.runs.families import CATALOG_FAMILIES, GUIDES
 from pyro_smat.inference.runs.folder import CATALOG
 from pyro_smat.inference.runs.train import train_router
-from pyro_smat.inference.objective.reference import query_losses
-from pyro_smat.inference.objective.threshold import THRESHOLDS
+from pyro_smat.inference.training.catalog_search import search_catalog
 from pyro_smat.models.priors import ConcretePrior, LogisticNormalPrior, RoutingPrior, SimplexCostPrior
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.routing import Catalog

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from made_evaluation import made_evaluation
 
+from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.decision import DecisionSettings, choose_deployment, initial_deployment
 from pyro_smat.inference.decision.scores import LearnedRisk
 from pyro_smat.inference.decision.scores.standard import score_names
 from pyro_smat.inference.decision.thresholds import least_loss_threshold
 from pyro_smat.inference.evaluation import abstention_outcome
-from pyro_smat.inference.assembly.config import load_config
 
 RULE = "posterior_predictive"
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.guides import LogisticNormalGuide
+from pyro_smat.inference.assembly.config import RunConfig, load_config
+from pyro_smat.inference.assembly.router import build_router, open_library
 from pyro_smat.inference.decision import Deployment, predict
 from pyro_smat.inference.deployment.changing_sources import add_source
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.refinement import DirichletRefinement, FrankWolfe, SupportObjective
-from pyro_smat.inference.assembly.router import build_router, open_library
-from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.models import RoutedModel
 from pyro_smat.registry import names
 from pyro_smat.sources import SourceLibrary, compress
