@@ -16,6 +16,7 @@ from pyro_smat.encoders import DescribedEncoder, SupportEncoder
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.assembly.config import RunConfig
+from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.pair import GUIDE_NEEDS, MODEL_NEEDS, check_attributes, check_prior
 from pyro_smat.inference.training.catalogs import needs_search
 from pyro_smat.models import RoutedModel
@@ -108,6 +109,7 @@ def open_library(config: RunConfig) -> tuple[nn.Module, SourceLibrary]:
     return network, SourceLibrary.from_files(network, files, blocks, head=head)
 
 
+@own_defaults()
 def build_router(
     config: RunConfig,
     device: torch.device | str = "cpu",

@@ -142,5 +142,5 @@ def _holder(handle: int) -> str:
     holder = _read(handle)
     where = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
     if holder.get("host", socket.gethostname()) != socket.gethostname():
-        where += f" (if that has ended, remove the lock file)"
+        where += " (if that has ended, remove the lock file)"
     return where
