@@ -40,6 +40,7 @@ class EpisodeDraws:
         dims: name of a site -> names of its dims: its plates, then ``site_dim_0`` and so on for events.
         log_q, log_prior, log_p: ``(K, B)`` summed over all but the episodes; log_p is prior and data together.
         plate: the plate of the episodes.
+        derived: names of the latents that are deterministic sites.
     """
 
     latents: Mapping[str, np.ndarray]
@@ -50,6 +51,7 @@ class EpisodeDraws:
     log_prior: FloatArray
     log_p: FloatArray
     plate: str
+    derived: tuple[str, ...] = ()
 
     def khat(self) -> ParetoDiagnostic:
         """k-hat of every episode against the model's posterior given all observed sites."""
@@ -112,6 +114,7 @@ def episode_draws(
         log_prior=log_prior,
         log_p=log_prior + log_data,
         plate=plate,
+        derived=tuple(derived),
     )
 
 
