@@ -170,9 +170,7 @@ def test_refused(world: FiniteRoutes, make_router: Callable) -> None:
         calibrate(world, "exact", n=50)
     q = np.full((200, 2), 0.5)
     with pytest.raises(ValueError, match="holds NaN"):
-        catalog_calibration(
-            q, np.zeros(200, int), {"f": np.array([0.0, np.nan])}, population="test", reference="model"
-        )
+        catalog_calibration(q, np.zeros(200, int), {"f": np.array([0.0, np.nan])}, population="test", reference="model")
     with pytest.raises(ValueError, match="expected routings in"):
         catalog_calibration(q, np.full(200, 2), {"f": np.arange(2.0)}, population="test", reference="model")
 
