@@ -1,7 +1,8 @@
 """to_datatree: draws of routings as the DataTree that ArviZ reads, writes and plots.
 
-The chain is the *training seed*: draws of one guide are independent, so R-hat and ESS within one mean nothing, but R-hat
-over several trained guides says where they disagree. Dims have names: episode, source, expert, block, query, routing.
+The chain is the *training seed*: draws of one guide are independent, so R-hat and ESS within one mean nothing, but
+R-hat over several trained guides says where they disagree. Dims have names: episode, source, expert, block, query,
+routing.
 """
 
 from __future__ import annotations

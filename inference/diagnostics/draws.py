@@ -26,6 +26,8 @@ from pyro_smat.models.routed import RoutedModel
 from pyro_smat.routing import CATALOG_SITE, straight_through
 
 CHUNK_BYTES = 256 * 2**20
+OVER_EPISODES = ("labels", "route", "shots", "condition", "probabilities")  # the rest has draws first
+LATENT = "latent "
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class RoutingDraws:
         condition: ``(B,)`` strings.
         routing: ``(K, B)`` row of the catalog, None on the simplex; probabilities, prior_probabilities: ``(B, J)`` and
             ``(J,)`` likewise.
+        catalog: ``(J, [L,] C)`` coefficients of the routings, and routing_log_likelihood ``(J, B, Q)``, likewise.
+        latents: site -> ``(K, B, 1, *event)`` drawn coordinates, on the simplex.
         sources, experts, routings, blocks: names, of the R sources, M experts, J routings, L blocks.
         seed: of the draws.
         config: what else to remember, such as the run's configuration.
@@ -66,6 +70,9 @@ class RoutingDraws:
     routing: IntArray | None = None
     probabilities: FloatArray | None = None
     prior_probabilities: FloatArray | None = None
+    catalog: FloatArray | None = None
+    routing_log_likelihood: FloatArray | None = None
+    latents: Mapping[str, FloatArray] = field(default_factory=dict)
     seed: int = 0
     config: Mapping[str, str] = field(default_factory=dict)
     reference: str = "model"
@@ -118,17 +125,17 @@ class RoutingDraws:
         width = max(part["labels"].shape[-1] for part in parts)
         filled = [_pad_queries(part, width) for part in parts]
         stacked = {
-            name: np.concatenate(
-                [part[name] for part in filled],
-                axis=0 if filled[0][name].ndim <= 1 or name in ("labels", "probabilities") else 1,
-            )
+            name: np.concatenate([part[name] for part in filled], axis=0 if name in OVER_EPISODES else 1)
             for name in filled[0]
         }
+        latents = {name.removeprefix(LATENT): stacked.pop(name) for name in list(stacked) if name.startswith(LATENT)}
         routed = stacked.get("probabilities") is not None
         rows = stacked["coefficients"].shape[-1]
         names = model.source_names
         return cls(
             **stacked,
+            latents=latents,
+            catalog=guide.catalog.coefficients.double().numpy() if routed else None,  # type: ignore[union-attr]
             sources=tuple(names),
             experts=tuple(f"expert{m}" for m in range(rows - len(names))),
             routings=tuple(guide.catalog.names) if routed else (),  # type: ignore[union-attr, arg-type]
@@ -171,16 +178,23 @@ def _draw(
         wide = index.unsqueeze(-1).expand(*index.shape, probabilities.shape[-1])
         drawn = [_labels(probabilities.gather(0, part), generator) for part in wide.split(16)]
         arrays["predicted"] = torch.cat(drawn)
-        arrays |= {"routing": rows, "probabilities": posterior.logits.softmax(-1)}
+        arrays |= {
+            "routing": rows,
+            "routing_log_likelihood": log_likelihood,
+            "probabilities": posterior.logits.softmax(-1),
+        }
     else:
         size = max(1, CHUNK_BYTES // (episodes * basis.shape[-1] * basis.element_size()))
         scored = [_score(model, part, batch, basis) for part in coefficients.split(size)]
         arrays["log_likelihood"] = torch.cat([log_p for log_p, _ in scored])
         arrays["predicted"] = torch.cat([_labels(probabilities, generator) for _, probabilities in scored])
+        arrays |= {LATENT + name: value for name, value in sites.items()}
     found = {name: value.cpu().numpy() for name, value in arrays.items()}
     found = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in found.items()}
     labels = fields_of.query_labels(batch)
     found["log_likelihood"] = np.where(labels >= 0, found["log_likelihood"], np.nan)
+    if "routing_log_likelihood" in found:
+        found["routing_log_likelihood"] = np.where(labels >= 0, found["routing_log_likelihood"], np.nan)
     found["predicted"] = np.where(labels >= 0, found["predicted"], -1)
     return found | {
         "labels": labels,
@@ -259,7 +273,7 @@ def _prior_probabilities(prior: RoutingPrior) -> FloatArray:
 def _pad_queries(part: dict[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
     """Arrays over queries filled up to ``width``."""
     missing = width - part["labels"].shape[-1]
-    fill = {"labels": -1, "predicted": -1, "log_likelihood": np.nan}
+    fill = {"labels": -1, "predicted": -1, "log_likelihood": np.nan, "routing_log_likelihood": np.nan}
     return {
         name: np.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, missing)], constant_values=fill[name])
         if name in fill

@@ -3,9 +3,10 @@ r"""Information and collapse: how much a routing posterior says of the episode, 
 .. math:: E_i\,\mathrm{KL}(q_i \| p) = \underbrace{E_i\,\mathrm{KL}(q_i \| \bar q)}_{\text{mutual information}} +
           \mathrm{KL}(\bar q \| p), \qquad \bar q = E_i\, q_i
 
-(Hoffman and Johnson 2016), exact for a catalog. A posterior collapses to the *prior* (no mutual information: all episodes
-get the same), to a *point* (no entropy left, and the temperature that calibrates it is far above 1), or to *few routings*
-(the aggregate uses a fraction of the catalog). Cheap enough for every training step: :func:`posterior_information`.
+(Hoffman and Johnson 2016), exact for a catalog. A posterior collapses to the *prior* (no mutual information: all
+episodes get the same), to a *point* (no entropy left, and the temperature that calibrates it is far above 1), or to
+*few routings* (the aggregate uses a fraction of the catalog). Cheap enough for every training step:
+:func:`posterior_information`.
 """
 
 from __future__ import annotations

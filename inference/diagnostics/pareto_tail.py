@@ -28,8 +28,8 @@ def smooth(log_ratios: FloatArray) -> tuple[FloatArray, FloatArray]:
         log_ratios: ``(B, K)`` log p - log q, K >= 25; -inf for draws without mass under p.
 
     Returns:
-        Log weights ``(B, K)`` that sum to one in every row, and k-hat ``(B,)``: -inf where all weights or all of the tail
-        are equal, inf where too few draws have any mass.
+        Log weights ``(B, K)`` that sum to one in every row, and k-hat ``(B,)``: -inf where all weights or all of the
+        tail are equal, inf where too few draws have any mass.
     """
     some = np.isfinite(log_ratios)
     count, tail = log_ratios.shape[1], tail_size(log_ratios.shape[1])

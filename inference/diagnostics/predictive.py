@@ -1,10 +1,11 @@
-r"""Predictive comparison: which of several guides, priors or likelihoods says the query labels better, on held-out episodes.
+r"""Predictive comparison: which of several guides, priors or likelihoods says the query labels better, on held-out
+episodes.
 
 .. math:: \widehat{\mathrm{elpd}}_i = \sum_q \log \frac1K \sum_k p(y_{iq} \mid c_{ik}), \qquad c_{ik} \sim q(c \mid S_i)
 
 per *episode*: the queries of an episode share a routing and are no independent points. The guide has not seen the
-queries, so this is held-out already. Leave-one-out cross-validation over queries (``az.loo``) would be a category error:
-it takes points out of a posterior which they never entered.
+queries, so this is held-out already. Leave-one-out cross-validation over queries (``az.loo``) would be a category
+error: it takes points out of a posterior which they never entered.
 """
 
 from __future__ import annotations

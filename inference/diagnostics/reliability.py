@@ -3,8 +3,8 @@ r"""CORP reliability: the isotonic curve of what happened against what was said,
 .. math:: \text{Brier} = \underbrace{S(q) - S(\hat q)}_{\text{miscalibration}} -
           \underbrace{(S(\bar y) - S(\hat q))}_{\text{discrimination}} + \underbrace{S(\bar y)}_{\text{uncertainty}}
 
-with q-hat the isotonic fit (pool adjacent violators). The band is what the curve would do if q were right (consistency),
-from truths drawn out of q, whole episodes at a time.
+with q-hat the isotonic fit (pool adjacent violators). The band is what the curve would do if q were right
+(consistency), from truths drawn out of q, whole episodes at a time.
 """
 
 from __future__ import annotations

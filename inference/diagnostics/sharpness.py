@@ -1,7 +1,7 @@
 r"""How much too sharp or too flat a posterior is, as one number with an interval.
 
-For a catalog the temperature that would calibrate it, :math:`\hat T = \arg\max_T \sum_i \log \mathrm{softmax}(\log q_i /
-T)_{c_i^*}`: 1 is calibrated, 1.3 is a guide that says p^1.3, below 1 it is too flat. For continuous quantities the
+For a catalog the temperature that would calibrate it, :math:`\hat T = \arg\max_T \sum_i \log \mathrm{softmax}(\log q_i
+/ T)_{c_i^*}`: 1 is calibrated, 1.3 is a guide that says p^1.3, below 1 it is too flat. For continuous quantities the
 standard deviation of :math:`\Phi^{-1}(\mathrm{PIT})`: 1.25 is a guide with 0.8 of the right deviation.
 A test says whether there is a difference; this says whether it matters.
 """

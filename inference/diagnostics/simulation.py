@@ -1,8 +1,9 @@
 """Simulation-based calibration: truths and supports drawn from the model, posteriors from the guide.
 
 simulate -> (truth, data) -> posterior(data) -> PIT values. For models that *generate* what the guide sees. RoutedModel
-does not: it takes the support as given, so that under it a support says nothing of its routing, and textbook calibration
-would ask the guide to equal the prior. Known routes of episodes are the judge there (``route_calibration``).
+does not: it takes the support as given, so that under it a support says nothing of its routing, and textbook
+calibration would ask the guide to equal the prior. Known routes of episodes are the judge there
+(``route_calibration``).
 """
 
 from __future__ import annotations

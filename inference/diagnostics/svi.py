@@ -1,8 +1,8 @@
 """Diagnostics for any Pyro model and guide with a plate of independent episodes, not only routers.
 
-model, guide and their arguments -> draws of the guide, replayed in the model -> log weights of every episode, latents and
-pointwise likelihoods with named dims -> k-hat per episode, a DataTree, a prior swap. Pyro's own diagnostic adds the log
-weights of all episodes up, which makes every guide look bad once there are enough of them.
+model, guide and their arguments -> draws of the guide, replayed in the model -> log weights of every episode, latents
+and pointwise likelihoods with named dims -> k-hat per episode, a DataTree, a prior swap. Pyro's own diagnostic adds the
+log weights of all episodes up, which makes every guide look bad once there are enough of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Simulation-based calibration of any Pyro model and guide with a plate, discrete latents included.
 
 The model runs unconditioned: every element of the plate is one simulation, its latents are the truth and its observed
-sites the data of the guide. Quantities: every latent (coordinate by coordinate), log q, and log p(data | latents), which
-alone sees a guide that ignores the data.
+sites the data of the guide. Quantities: every latent (coordinate by coordinate), log q, and log p(data | latents),
+which alone sees a guide that ignores the data.
 """
 
 from __future__ import annotations

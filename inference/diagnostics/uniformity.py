@@ -1,8 +1,8 @@
 r"""PIT values and their uniformity: the core of every calibration check here, on plain arrays.
 
 If the truth c* is a draw of the posterior q, then for any quantity f the value :math:`u = P_q(f(c) < f(c^*)) + U\,
-P_q(f(c) = f(c^*))`, U uniform, is uniform on [0, 1], also where f is discrete. For a catalog the probabilities are exact
-sums; from K draws with rank r they become (r + U) / (K + 1), ties broken at random.
+P_q(f(c) = f(c^*))`, U uniform, is uniform on [0, 1], also where f is discrete. For a catalog the probabilities are
+exact sums; from K draws with rank r they become (r + U) / (K + 1), ties broken at random.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def coverage(pits: FloatArray, levels: FloatArray) -> FloatArray:
-    """Share of truths inside the central credible interval of every level, ``(len(levels),)``; the level if calibrated."""
-    return (2 * np.abs(pits[:, None] - 0.5) <= levels).mean(0)
+    """Share of truths inside the central credible interval of every level, ``(len(levels),)``; the level if
+    calibrated.""" return (2 * np.abs(pits[:, None] - 0.5) <= levels).mean(0)
 
 
 def power_against_narrow_gaussian(

@@ -1,4 +1,6 @@
-"""Draws of every family against the posterior and the model they come from, and the DataTree that ArviZ makes use of."""
+"""Draws of every family against the posterior and the model they come from, and the DataTree that ArviZ makes use
+of.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Any Pyro pair with a plate: a variational autoencoder with discrete and continuous latents, and a conjugate Gaussian."""
+"""Any Pyro pair with a plate: a variational autoencoder with discrete and continuous latents, and a conjugate
+Gaussian.
+"""
 
 from __future__ import annotations
 
