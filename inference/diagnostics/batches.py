@@ -81,3 +81,8 @@ def with_permuted_labels(batch: EpisodeBatch, generator: torch.Generator) -> Epi
 def _class_counts(batch: EpisodeBatch) -> Tensor:
     own = torch.nn.functional.one_hot(batch.support_labels, batch.max_way)
     return (own * batch.support_mask.unsqueeze(-1)).sum(1)
+
+
+def support_size(batch: EpisodeBatch) -> Tensor:
+    """``(B,)`` number of support images, on the batch's device."""
+    return batch.support_mask.sum(-1)

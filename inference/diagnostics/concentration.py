@@ -207,6 +207,7 @@ def _check_shots(shots: Sequence[int], count: int) -> np.ndarray:
     found = np.asarray(shots)
     if len(found) != count or len(found) < FEWEST_SHOTS or (np.diff(found) <= 0).any():
         raise ValueError(
-            f"shots are {list(shots)} for {count} posteriors; expected at least {FEWEST_SHOTS} ascending numbers, one each"
+            f"shots are {list(shots)} for {count} posteriors; "
+            f"expected at least {FEWEST_SHOTS} ascending numbers, one each"
         )
     return found

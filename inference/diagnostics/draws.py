@@ -90,6 +90,25 @@ class RoutingDraws:
         """log p(c, y | S) ``(K, B)``: the prior and all queries."""
         return self.log_prior + np.nansum(self.log_likelihood, axis=-1)
 
+    @property
+    def source_probabilities(self) -> FloatArray:
+        """Posterior mean of the source weights ``(B, R)``, mean over blocks: exact for a catalog, else of the draws.
+
+        Where every routing opens one source these are the probabilities of the sources.
+        """
+        count = len(self.sources)
+        if self.probabilities is not None and self.catalog is not None:
+            return self.probabilities @ _over_blocks(self.catalog)[..., :count]
+        return _over_blocks(self.coefficients.mean(0), bool(self.blocks))[..., :count]
+
+    @property
+    def prior_source_probabilities(self) -> FloatArray:
+        """The same of the prior, ``(R,)``."""
+        count = len(self.sources)
+        if self.prior_probabilities is not None and self.catalog is not None:
+            return self.prior_probabilities @ _over_blocks(self.catalog)[..., :count]
+        return _over_blocks(self.prior_coefficients.mean((0, 1))[None], bool(self.blocks))[0, :count]
+
     @classmethod
     def collect(
         cls,
@@ -144,6 +163,11 @@ class RoutingDraws:
             seed=seed,
             config={"family": type(guide).__name__, "prior": type(model.prior).__name__, **(config or {})},
         )
+
+
+def _over_blocks(coefficients: FloatArray, blocks: bool | None = None) -> FloatArray:
+    """``(n, C)`` from ``(n, [L,] C)``."""
+    return coefficients.mean(1) if (coefficients.ndim == 3 if blocks is None else blocks) else coefficients
 
 
 def _draw(

@@ -54,8 +54,8 @@ class RoutingInformation:
 def information(probabilities: FloatArray, prior: FloatArray, *, truth: np.ndarray | None = None) -> RoutingInformation:
     """Information of posteriors over a catalog, with the verdict on collapse.
 
-    "prior": mutual information below 5 % of the prior's entropy. "point": mean entropy below .01 nats; where ``truth`` is
-    given, only if the posterior is too sharp by a temperature above 2 as well, since easy episodes leave no doubt.
+    "prior": mutual information below 5 % of the prior's entropy. "point": mean entropy below .01 nats; where ``truth``
+    is given, only if the posterior is too sharp by a temperature above 2 as well, since easy episodes leave no doubt.
     "few routings": beyond one, the aggregate uses less than a quarter of the prior's effective number.
 
     Args:

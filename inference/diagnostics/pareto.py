@@ -69,8 +69,8 @@ def khat_per_episode(log_p: FloatArray, log_q: FloatArray, *, reference: str = "
         raise ValueError(f"got {len(log_p)} draws an episode; a tail needs at least {FEWEST_DRAWS}")
     if np.isnan(log_p).any() or not np.isfinite(log_q).all():
         raise ValueError(
-            "log_p or log_q hold NaN, or log_q is infinite; expected densities: a point posterior has none, so there is "
-            "no k-hat for it"
+            "log_p or log_q hold NaN, or log_q is infinite; expected densities: a point posterior has none, so "
+            "there is no k-hat for it"
         )
     weights, khat = smooth((log_p - log_q).T)
     ess = np.exp(-logsumexp(2 * weights))

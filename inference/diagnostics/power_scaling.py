@@ -84,9 +84,7 @@ def power_scaling(values: FloatArray, log_prior: FloatArray) -> PowerScaling:
             if np.ptp(values[:, b, d]) == 0:
                 sensitivity[b, d] = 0.0
                 continue
-            sensitivity[b, d] = array_stats.power_scale_sense(
-                values[None, :, b, d], lower[None], upper[None], *ALPHAS
-            )
+            sensitivity[b, d] = array_stats.power_scale_sense(values[None, :, b, d], lower[None], upper[None], *ALPHAS)
     return PowerScaling(sensitivity, khat, refused)
 
 

@@ -63,8 +63,8 @@ def swap_catalog_prior(probabilities: FloatArray, prior: FloatArray, new_prior: 
     lost = (old == 0) & (new > 0)
     if lost.any():
         raise ValueError(
-            f"the new prior allows routings {np.flatnonzero(lost).tolist()} that the old one forbids; retrain, or forbid "
-            "them too"
+            f"the new prior allows routings {np.flatnonzero(lost).tolist()} that the old one forbids; retrain, "
+            "or forbid them too"
         )
     with np.errstate(divide="ignore"):
         log_weights = np.log(q) + np.where(new > 0, np.log(new), -np.inf) - np.where(old > 0, np.log(old), 0.0)

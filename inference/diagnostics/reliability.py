@@ -86,7 +86,7 @@ def reliability_fit(
     low, high = np.full_like(GRID, np.nan), np.full_like(GRID, np.nan)
     if resamples:
         generator = np.random.default_rng(seed)
-        inside = (GRID >= knots[0]) & (GRID <= knots[-1])
+        inside = np.logical_and(knots[0] <= GRID, knots[-1] >= GRID)
         cumulative = q.cumsum(1)
         curves = []
         for _ in range(resamples):

@@ -84,8 +84,8 @@ def route_calibration(
     known = truth >= 0
     if known.sum() < FEWEST:
         raise ValueError(
-            f"{int(known.sum())} of {len(truth)} episodes have a known route; expected at least {FEWEST}: sample episodes "
-            "from a pool whose attributes or domains are named, and say which source knows which"
+            f"{int(known.sum())} of {len(truth)} episodes have a known route; expected at least {FEWEST}: sample "
+            "episodes from a pool whose attributes or domains are named, and say which source knows which"
         )
     q, truth = q[known], truth[known]
     names = list(names) or [str(j) for j in range(q.shape[1])]
@@ -166,8 +166,8 @@ def routing_sets(probabilities: FloatArray, truth: np.ndarray, coverage: float =
     found = label_set_threshold(np.asarray(probabilities)[known], np.asarray(truth)[known], coverage)
     if np.isinf(found.threshold):
         raise ValueError(
-            f"{int(known.sum())} episodes with a known route are too few for sets of coverage {coverage:g}; expected at "
-            f"least {int(np.ceil(coverage / (1 - coverage)))}"
+            f"{int(known.sum())} episodes with a known route are too few for sets of coverage {coverage:g}; expected "
+            f"at least {int(np.ceil(coverage / (1 - coverage)))}"
         )
     return RoutingSets(
         found,

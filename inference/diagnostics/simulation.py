@@ -69,9 +69,9 @@ def simulation_based_calibration(
     """
     if isinstance(simulate, RoutedModel):
         raise ValueError(
-            "RoutedModel takes the support as given and generates none: under it a support says nothing of its routing, "
-            "so that a calibrated guide would be the prior. Pass simulate=(N, generator) -> (truths, data) of your own, "
-            "or use route_calibration on episodes whose routes are known"
+            "RoutedModel takes the support as given and generates none: under it a support says nothing of its "
+            "routing, so that a calibrated guide would be the prior. Pass simulate=(N, generator) -> (truths, data) "
+            "of your own, or use route_calibration on episodes whose routes are known"
         )
     generator = torch.Generator().manual_seed(seed)
     truth, data = simulate(num_simulations, generator)

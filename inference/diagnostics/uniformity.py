@@ -68,8 +68,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def coverage(pits: FloatArray, levels: FloatArray) -> FloatArray:
-    """Share of truths inside the central credible interval of every level, ``(len(levels),)``; the level if
-    calibrated.""" return (2 * np.abs(pits[:, None] - 0.5) <= levels).mean(0)
+    """Share of truths inside the central credible interval of every level, ``(n,)``; the level itself if calibrated."""
+    return (2 * np.abs(pits[:, None] - 0.5) <= levels).mean(0)
 
 
 def power_against_narrow_gaussian(

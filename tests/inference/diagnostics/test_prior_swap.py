@@ -64,7 +64,7 @@ def test_on_the_simplex_importance_weights_reach_a_near_prior_and_refuse_a_far_o
     router = make_router("logistic_normal", sources=3, experts=0)
     draws = RoutingDraws.collect(router.model, router.guide, [router.batch], num_samples=4000)
     # Both posterior and priors are Gaussian in the coordinates: q' = q p' / p is Gaussian too.
-    near = LogisticNormalPrior(3, 0, torch.tensor([0.1, 0.0, -0.1], dtype=torch.float64), 1.0).double()
+    near = LogisticNormalPrior(3, 0, torch.tensor([0.3, 0.1, -0.4], dtype=torch.float64), 1.9).double()
     found = swap_prior(draws, near)
     assert not found.refused.any()
     with torch.no_grad():
