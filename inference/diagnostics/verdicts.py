@@ -61,8 +61,8 @@ def of_calibration(question: str, found: PosteriorCalibration, cannot_see: str) 
 def of_information(found: RoutingInformation) -> Verdict:
     """Collapsed: look."""
     numbers = (
-        f"mutual information {found.mutual_information:.2f} of at most {found.prior_entropy:.2f} nats, KL of the aggregate "
-        f"to the prior {found.aggregate_kl:.2f}, {found.effective_routings:.1f} routings in use"
+        f"mutual information {found.mutual_information:.2f} of at most {found.prior_entropy:.2f} nats, KL of the "
+        f"aggregate to the prior {found.aggregate_kl:.2f}, {found.effective_routings:.1f} routings in use"
     )
     question = "Has the posterior collapsed?"
     blind = "whether what it says is right"

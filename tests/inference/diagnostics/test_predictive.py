@@ -86,7 +86,9 @@ def test_held_out_elpd_is_not_leave_one_out(make_router: Callable) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loo = az.loo(xr.DataTree.from_dict({"/posterior": tree["posterior"].to_dataset(), "/log_likelihood": flat.to_dataset()}))
+        loo = az.loo(
+            xr.DataTree.from_dict({"/posterior": tree["posterior"].to_dataset(), "/log_likelihood": flat.to_dataset()})
+        )
     assert loo.elpd < episode_elpd(draws.log_likelihood).sum()
 
 

@@ -139,7 +139,9 @@ def test_refused(make_router: Callable) -> None:
     with pytest.raises(ValueError, match="expected \\['routing'\\]"):
         swap_prior(draws, DirichletPrior(3, 0))
     with pytest.raises(ValueError, match="one catalog"):
-        swap_prior(draws, CatalogPrior(replace(catalog.guide.catalog, names=tuple("abcdef")[:3], coefficients=torch.eye(3))))
+        swap_prior(
+            draws, CatalogPrior(replace(catalog.guide.catalog, names=tuple("abcdef")[:3], coefficients=torch.eye(3)))
+        )
     point = make_router("point", sources=3, experts=0)
     drawn = RoutingDraws.collect(point.model, point.guide, [point.batch], num_samples=4)
     with pytest.raises(ValueError, match="point posterior"):
