@@ -144,7 +144,8 @@ def draws_calibration(
         _check_values(name, truths[name], shape[1])
     generator = np.random.default_rng(seed)
     pits = {name: pit_of_draws(values, truths[name], generator) for name, values in draws.items()}
-    worst = max((deviation_estimate(u) for u in pits.values()), key=lambda s: abs(np.log(s.estimate)))
+    level = 1 - 0.05 / len(pits)  # the worst of several is chosen
+    worst = max((deviation_estimate(u, level=level) for u in pits.values()), key=lambda s: abs(np.log(s.estimate)))
     n = len(next(iter(pits.values())))
     power = (
         power_against_narrow_gaussian(n, tests=len(pits), repeats=power_repeats, seed=seed)
