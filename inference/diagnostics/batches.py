@@ -32,6 +32,11 @@ def shots_per_class(batch: EpisodeBatch) -> IntArray:
     return torch.where(batch.class_mask, counts, counts.max() + 1).amin(-1).cpu().numpy()
 
 
+def usual_shots(batch: EpisodeBatch) -> int:
+    """Support images for every class of the episode that has fewest; label noise moves some between classes."""
+    return int((batch.support_mask.sum(-1) // batch.way).min())
+
+
 def conditions(batch: EpisodeBatch) -> np.ndarray:
     """``(B,)`` of "clean", "label noise", "confounded" and "label noise, confounded"."""
     noisy = (batch.corrupted_labels > 0).cpu().numpy()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LEVELS = np.array([0.5, 0.8, 0.9, 0.95])
 SHARPENING = 1.3
 POWER_REPEATS = 100
+TEMPERATURE = "temperature"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class PosteriorCalibration:
 
     Attributes:
         pits: quantity -> ``(N,)`` PIT values, uniform if calibrated.
-        p_values: quantity -> p-value of uniformity; adjusted: after Holm.
+        p_values: quantity -> p-value of uniformity, and of a catalog "temperature" -> likelihood-ratio test of T = 1;
+            adjusted: after Holm.
         p_value: of all quantities together, the smallest adjusted one.
         coverage: quantity -> share of truths inside central intervals of the :data:`LEVELS`.
         sharpness: how much too sharp: temperature of a catalog, else of the largest deviation among quantities.
@@ -159,6 +161,8 @@ def _result(
     pits: Mapping[str, FloatArray], sharpness: Sharpness, power: float, population: str, reference: str
 ) -> PosteriorCalibration:
     p_values = {name: uniformity_p_value(u) for name, u in pits.items()}
+    if not np.isnan(sharpness.p_value):
+        p_values[TEMPERATURE] = sharpness.p_value
     adjusted = holm(p_values)
     return PosteriorCalibration(
         pits=dict(pits),
@@ -183,6 +187,7 @@ def _catalog_power(
     for _ in range(repeats):
         truth = (cumulative < generator.random((len(q), 1))).sum(1).clip(max=q.shape[1] - 1)
         p = {name: uniformity_p_value(pit_of_catalog(v, q, truth, generator)) for name, v in quantities.items()}
+        p[TEMPERATURE] = temperature_estimate(q, truth).p_value
         seen += min(p.values()) < 0.05 / len(p)  # what Holm rejects first
     return seen / repeats
 

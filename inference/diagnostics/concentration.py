@@ -101,7 +101,7 @@ def concentration(
         ValueError: for fewer than three numbers of shots, unsorted ones, or shapes that do not match.
     """
     q, p = np.asarray(probabilities, dtype=np.float64), np.asarray(prior, dtype=np.float64)
-    shots = _check_shots(shots, len(q))
+    levels = _check_shots(shots, len(q))
     rows = np.eye(q.shape[2]) if coefficients is None else np.asarray(coefficients, dtype=np.float64)
     if q.ndim != 3 or p.shape != q.shape[2:] or len(rows) != len(p):
         raise ValueError(f"probabilities are {q.shape}, the prior {p.shape}; expected (shots, episodes, J) and (J,)")
@@ -120,7 +120,7 @@ def concentration(
         z = np.where(known[:, None] & (variance > 1e-12), (mean - rows[truth.clip(0)]) / np.sqrt(variance), np.nan)
     some = bool(known.any())
     return Concentration(
-        shots=shots,
+        shots=levels,
         contraction=1 - variance.sum(-1) / of_prior,
         z=z,
         entropy=entropy,
@@ -128,7 +128,7 @@ def concentration(
         doubt=doubt,
         error=(q.argmax(-1) != truth)[:, known].mean(1) if some else np.full(len(q), np.nan),
         admitted=(1 - q.max(-1))[:, known].mean(1) if some else (1 - q.max(-1)).mean(1),
-        exponent=fitted_exponent(shots, doubt[:, known], resamples=resamples, seed=seed) if some else None,
+        exponent=fitted_exponent(levels, doubt[:, known], resamples=resamples, seed=seed) if some else None,
     )
 
 
@@ -146,14 +146,14 @@ def concentration_of_draws(
         ValueError: as :func:`concentration`.
     """
     draws, prior_draws = np.asarray(draws, dtype=np.float64), np.asarray(prior_draws, dtype=np.float64)
-    shots = _check_shots(shots, len(draws))
+    levels = _check_shots(shots, len(draws))
     if draws.ndim != 4 or prior_draws.shape[1:] != draws.shape[3:]:
         raise ValueError(f"draws are {draws.shape} and prior draws {prior_draws.shape}; expected (S, K, B, D), (K', D)")
     variance, mean = draws.var(1, ddof=1), draws.mean(1)
     truth = np.full(draws.shape[2:], np.nan) if truth is None else np.asarray(truth)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(variance > 1e-12, (mean - truth) / np.sqrt(variance), np.nan)
-    return Concentration(shots=shots, contraction=1 - variance.sum(-1) / prior_draws.var(0, ddof=1).sum(), z=z)
+    return Concentration(shots=levels, contraction=1 - variance.sum(-1) / prior_draws.var(0, ddof=1).sum(), z=z)
 
 
 def fitted_exponent(shots: np.ndarray, doubt: FloatArray, *, resamples: int = 500, seed: int = 0) -> Exponent:

@@ -286,7 +286,8 @@ class _Checks:
             return
         import arviz as az
 
-        weights = az.rhat(tree, var_names=["source_weight"])["source_weight"].values
+        with np.errstate(invalid="ignore", divide="ignore"):  # a source that no seed ever opens has no variance
+            weights = az.rhat(tree, var_names=["source_weight"])["source_weight"].values
         weights = weights[np.isfinite(weights)]
         largest = float(weights.max(initial=1.0))
         share = float((weights > verdicts.DISAGREE).mean()) if weights.size else 0.0

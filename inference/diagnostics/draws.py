@@ -152,12 +152,12 @@ class RoutingDraws:
         rows = stacked["coefficients"].shape[-1]
         names = model.source_names
         return cls(
-            **stacked,
+            **stacked,  # type: ignore[arg-type]
             latents=latents,
-            catalog=guide.catalog.coefficients.double().numpy() if routed else None,  # type: ignore[union-attr]
+            catalog=guide.catalog.coefficients.double().numpy() if routed else None,
             sources=tuple(names),
             experts=tuple(f"expert{m}" for m in range(rows - len(names))),
-            routings=tuple(guide.catalog.names) if routed else (),  # type: ignore[union-attr, arg-type]
+            routings=tuple(guide.catalog.names) if routed else (),
             blocks=tuple(model.network.space.block_names) if len(model.network.space.block_names) > 1 else (),
             prior_probabilities=_prior_probabilities(model.prior) if routed else None,
             seed=seed,
@@ -245,7 +245,7 @@ def _sample(distribution: TorchDistribution, count: int, generator: torch.Genera
         return torch.nn.functional.one_hot(rows.mT, size).reshape(count, *probabilities.shape).to(probabilities)
     if isinstance(distribution, Independent):  # blocks
         return _sample(distribution.base_dist, count, generator)
-    return distribution.sample((count,), generator)  # type: ignore[call-arg]
+    return distribution.sample((count,), generator)
 
 
 def _log_density(posterior: RoutingPosterior, sites: Mapping[str, Tensor]) -> Tensor:

@@ -86,8 +86,8 @@ def flatten_queries(tree: xr.DataTree, *, one_each: bool = True, seed: int = 0) 
     """
     import xarray as xr
 
-    labels = tree["observed_data"]["labels"].values
-    predicted = tree["posterior_predictive"]["labels"].values
+    labels = tree.children["observed_data"].dataset["labels"].values
+    predicted = tree.children["posterior_predictive"].dataset["labels"].values
     shown = labels >= 0
     if one_each:
         generator = np.random.default_rng(seed)

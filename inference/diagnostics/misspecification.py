@@ -85,7 +85,7 @@ def support_summaries(guide: RoutingGuide, batches: Sequence[EpisodeBatch]) -> F
     """
     found = []
     for batch in batches:
-        encoding = guide.router.encode(batch)  # type: ignore[union-attr, operator]
+        encoding = guide.router.encode(batch)
         embedding = encoding.embedding
         summary = torch.cat([encoding.score, embedding.mean(-1), embedding.std(-1)], dim=-1)
         found.append(summary.double().cpu().numpy())

@@ -28,12 +28,14 @@ class Sharpness:
     Attributes:
         estimate, low, high: NaN where the posterior is uniform everywhere, so that no temperature changes it.
         kind: "temperature" or "deviation".
+        p_value: of the test that it is 1, NaN where there is none.
     """
 
     estimate: float
     low: float
     high: float
     kind: str = "temperature"
+    p_value: float = float("nan")
 
     @property
     def calibrated(self) -> bool:
@@ -87,7 +89,8 @@ def temperature_estimate(probabilities: FloatArray, truth: np.ndarray, *, level:
 
     smallest = low if excess(low) > 0 else float(brentq(excess, low, best))
     largest = high if excess(high) > 0 else float(brentq(excess, best, high))
-    return Sharpness(1 / best, 1 / largest, 1 / smallest)
+    p_value = float(chi2.sf(max(0.0, 2 * (value(best) - value(1.0))), 1))
+    return Sharpness(1 / best, 1 / largest, 1 / smallest, p_value=p_value)
 
 
 def deviation_estimate(pits: FloatArray, *, level: float = 0.95) -> Sharpness:

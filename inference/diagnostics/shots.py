@@ -21,8 +21,8 @@ from pyro_smat.models.priors import RoutingPrior
 
 
 def usable_shots(batches: Sequence[EpisodeBatch], shots: Sequence[int]) -> tuple[int, ...]:
-    """Those numbers of shots that every class of every episode has."""
-    most = min(int(fields_of.shots_per_class(batch).min()) for batch in batches)
+    """Those numbers of shots that the supports have for every class, before label noise moved any."""
+    most = min(fields_of.usual_shots(batch) for batch in batches)
     return tuple(sorted({n for n in shots if n <= most}))
 
 
@@ -64,8 +64,8 @@ def concentration_over_shots(
     """
     if usable_shots(batches, shots) != tuple(sorted(shots)):
         raise ValueError(
-            f"shots {tuple(shots)} are asked for, but only {usable_shots(batches, shots)} are in every class of every "
-            "episode; sample episodes with more shots"
+            f"shots {tuple(shots)} are asked for, but supports have only {usable_shots(batches, shots)} for "
+            "every class; sample episodes with more shots"
         )
     generator = torch.Generator().manual_seed(seed)
     levels = [[fields_of.with_shots(batch, n) for batch in batches] for n in sorted(shots)]

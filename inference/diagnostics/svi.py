@@ -132,7 +132,10 @@ def svi_to_datatree(draws: EpisodeDraws) -> xr.DataTree:
         return xr.Dataset(dict(variables), {dim: np.arange(size) for dim, size in sizes.items()})
 
     of_episode = (*batched, draws.plate)
-    stats = {"log_p": (of_episode, draws.log_p[None]), "log_q": (of_episode, draws.log_q[None])}
+    stats: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+        "log_p": (of_episode, draws.log_p[None]),
+        "log_q": (of_episode, draws.log_q[None]),
+    }
     if len(draws.log_q) >= FEWEST_DRAWS:
         stats["khat"] = (("chain", draws.plate), draws.khat().khat[None])
     likelihoods = {n: ((*batched, *draws.dims[n][: a.ndim - 1]), a[None]) for n, a in draws.log_likelihood.items()}
