@@ -38,7 +38,7 @@ def pit_picture(found: PosteriorCalibration) -> Picture:
     n = found.num_episodes
     band = 1.358 / np.sqrt(n)  # Kolmogorov's 95 %
     axes.axhspan(-band, band, color=FAINT, linewidth=0)
-    names = sorted(found.p_values, key=lambda name: found.p_values[name])[:MOST_LINES]
+    names = sorted(found.pits, key=lambda name: found.p_values[name])[:MOST_LINES]
     middles = []
     for index, name in enumerate(names):
         u = np.sort(found.pits[name])
