@@ -4,7 +4,8 @@
     python benchmarks/diagnostics.py --repetitions 50     # the same table from fewer worlds
     python benchmarks/diagnostics.py --output runs/diagnostics.md
 
-Every check meets the exact posterior (its rejections are the *size*, .05 asked for), a biased one, one that is too sharp
+Every check meets the exact posterior (its rejections are the *size*, .05 asked for), a biased one, one that is
+too sharp
 (p^1.3, or 0.8 of the standard deviation) and one that has not looked at the data. Rates with 95 % Clopper-Pearson
 intervals, T-hat with the share of its intervals that hold 1; then k-hat, which does not see sharpness, and seconds.
 """
@@ -81,7 +82,7 @@ class Cell:
             "rejected": rate.value,
             "rejected low": rate.low,
             "rejected high": rate.high,
-            "best quantity": f"{seen} {by_quantity[seen]:.2f}",
+            "best quantity": f"{seen} {by_quantity[seen]:.2f}".replace("|", "\\|"),
             "sharpness, median": float(np.median(estimates)),
             "interval holds 1": float(np.mean([found.sharpness.calibrated for found in self.results])),
         }

@@ -160,9 +160,12 @@ def diagnose(
     route = check.results.get("route_calibration")
     tree = to_datatree(chains, pits=None if route is None else route.overall.pits)
     check.seeds(tree, len(chains))
-    weights = draws.coefficients[..., : len(draws.sources)]
-    weights = weights.mean(2) if draws.blocks else weights
-    check.pictures["weights"] = figures.weights_picture(weights, draws.sources)
+    if draws.probabilities is None:
+        weights = draws.coefficients[..., : len(draws.sources)]
+        weights = weights.mean(2) if draws.blocks else weights
+        check.pictures["weights"] = figures.weights_picture(weights, draws.sources)
+    else:
+        check.pictures["weights"] = figures.probabilities_picture(sources, draws.sources)
     return Diagnosis(tuple(check.verdicts), check.results, check.pictures, tree, draws.num_episodes, check.left_out)
 
 

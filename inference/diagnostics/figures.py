@@ -166,6 +166,29 @@ def weights_picture(weights: FloatArray, names: Sequence[str]) -> Picture:
     )
 
 
+def probabilities_picture(probabilities: FloatArray, names: Sequence[str]) -> Picture:
+    """Probabilities ``(B, R)`` of the sources of a few episodes, as stacked bars: for a catalog of routings."""
+    episodes = min(MOST_EPISODES, len(probabilities))
+    figure = new_figure(0.5 + 0.22 * episodes)
+    axes = figure.add_subplot()
+    style_axes(axes, x_label="Probability of a source", grid="x")
+    left = np.zeros(episodes)
+    for r in range(len(names)):
+        part = probabilities[:episodes, r]
+        axes.barh(np.arange(episodes), part, left=left, height=0.7, color=stroke(r)["color"], linewidth=0)
+        left = left + part
+    axes.set_yticks(np.arange(episodes), [f"episode {b}" for b in range(episodes)])
+    axes.set_xlim(0, 1)
+    axes.invert_yaxis()
+    ordered_key(axes, names, np.linspace(0, episodes - 1, len(names)).tolist())
+    return Picture(
+        figure,
+        "What the posterior says of the sources in the first episodes. Good: bars that differ between episodes and are "
+        "divided where the support is small or noisy; the same everywhere is a posterior that says what the prior "
+        "says.",
+    )
+
+
 def khat_picture(khat: FloatArray, threshold: float) -> Picture:
     """k-hat of every episode, sorted."""
     figure = new_figure(2.3)

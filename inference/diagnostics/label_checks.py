@@ -17,8 +17,7 @@ from pyro_smat.inference.diagnostics.draws import RoutingDraws
 if TYPE_CHECKING:
     import xarray as xr
 
-MAJORITY, ONE_QUERY = "queries with the likeliest label", "frequency of one query's label"
-AGREEMENT = "labels in common"
+MAJORITY, ONE_QUERY, AGREEMENT = "likeliest labels", "one query", "labels in common"
 
 
 def label_calibration(
@@ -27,8 +26,8 @@ def label_calibration(
     """PIT values of three statistics of the query labels, against their posterior predictive draws.
 
     ====================================  =======================================================================
-    queries with the likeliest label      accuracy, as the program foresees it: too few is over-confidence
-    frequency of one query's label        of one query an episode: labels that were thought unlikely
+    likeliest labels                      accuracy, as the program foresees it: too few is over-confidence
+    one query                             of every episode: labels that were thought unlikely
     labels in common                      with another draw: whether queries go wrong together
     ====================================  =======================================================================
 

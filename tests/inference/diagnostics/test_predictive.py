@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import arviz as az
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from pyro_smat.inference.diagnostics.batches import with_permuted_labels
 from pyro_smat.inference.diagnostics.datatree import to_datatree
@@ -23,7 +25,8 @@ EPISODES, QUERIES, CLASSES = 300, 6, 4
 def made_draws(power: float = 1.0, bias: float = 0.0, draws: int = 200, seed: int = 0) -> RoutingDraws:
     """Two routings; the routing says how likely class 0..3 is, and queries of an episode share it.
 
-    Labels come from a routing drawn with the true probabilities; the program says them to a power, or with class 0 lifted.
+    Labels come from a routing drawn with the true probabilities; the program says them to a power, or with class 0
+    lifted.
     """
     rng = np.random.default_rng(seed)
     laws = rng.dirichlet(np.ones(CLASSES), (2, EPISODES, QUERIES))
@@ -80,10 +83,6 @@ def test_held_out_elpd_is_not_leave_one_out(make_router: Callable) -> None:
     flat = tree["log_likelihood"]["labels"].stack(point=("episode", "query")).dropna("point").drop_vars(
         ["point", "episode", "query"]
     )  # fmt: skip
-    import warnings
-
-    import xarray as xr
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loo = az.loo(
@@ -100,8 +99,8 @@ def test_labels_known_biased_and_sharp() -> None:
     assert label_calibration(made_draws(bias=2.0), power_repeats=0).p_value < 1e-3
     with pytest.raises(ValueError, match="at least 20"):
         label_calibration(made_draws(draws=10))
+    few = made_draws()
     with pytest.raises(ValueError, match="at least 100"):
-        few = made_draws()
         label_calibration(replace(few, labels=few.labels[:50], predicted=few.predicted[:, :50]))
 
 

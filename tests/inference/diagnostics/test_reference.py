@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,8 +82,6 @@ def test_nuts_agrees_with_importance(make_router: Callable) -> None:
 def test_the_support_reference_ignores_queries(make_router: Callable) -> None:
     router = make_router("dirichlet", sources=3, experts=0)
     first = importance_posterior(router.model, router.guide, router.batch[:1], "support", num_samples=300)
-    from dataclasses import replace
-
     other = replace(router.batch[:1], query_labels=torch.zeros_like(router.batch[:1].query_labels))
     again = importance_posterior(router.model, router.guide, other, "support", num_samples=300)
     np.testing.assert_allclose(first.weights, again.weights)

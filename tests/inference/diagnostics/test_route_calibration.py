@@ -99,7 +99,7 @@ def test_refused() -> None:
     q, truth = world(200)
     with pytest.raises(ValueError, match="0 of 200 episodes have a known route"):
         route_calibration(q, np.full(200, -1))
-    with pytest.raises(ValueError, match="too few for sets of coverage 0.9"):
+    with pytest.raises(ValueError, match=r"too few for sets of coverage 0\.9"):
         routing_sets(q[:5], truth[:5])
     with pytest.raises(ValueError, match="no distributions"):
         route_calibration(2 * q, truth)

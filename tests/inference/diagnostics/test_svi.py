@@ -168,6 +168,25 @@ def test_refused() -> None:
         episode_draws(subsampled, guide, Y, plate="items", num_samples=3)
     with pytest.raises(ValueError, match="no plate 'episodes'"):
         episode_draws(gaussian_model, gaussian_guide(), Y, num_samples=3)
-    with pytest.raises(ValueError, match="expected the same sites"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pyro warns of it too
-        episode_draws(gaussian_model, global_guide, Y, plate="items", num_samples=3)
+        with pytest.raises(ValueError, match="expected the same sites"):
+            episode_draws(gaussian_model, global_guide, Y, plate="items", num_samples=3)
+
+
+def test_loo_of_arviz_one_episode_at_a_time_is_the_closed_form() -> None:
+    """Without its own point an item has no data: the leave-one-out density of y is N(0, sqrt 2), whatever the others
+    are.
+
+    The guide is wider than its target, so that weights to the prior of the latent are bounded enough.
+    """
+    tree = svi_to_datatree(episode_draws(gaussian_model, gaussian_guide(1.6), Y, plate="items", num_samples=4000))
+    stats = tree["sample_stats"]
+    loo = az.loo_approximate_posterior(tree, stats["log_p"], stats["log_q"], pointwise=True)
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).numpy()
+    np.testing.assert_allclose(loo.elpd_i.values, exact, atol=0.12)
+    one = tree.isel(items=[3, 20])  # ArviZ warns of a single point
+    alone = az.loo_approximate_posterior(
+        one, one["sample_stats"]["log_p"], one["sample_stats"]["log_q"], pointwise=True
+    )
+    assert float(alone.elpd_i.values[0]) == pytest.approx(float(loo.elpd_i.values[3]), abs=1e-9)
