@@ -2,8 +2,9 @@
 
 Posteriors and known routes of held-out episodes -> PIT tests, effect size and reliability, over all episodes, among
 episodes' sources that know routes, and for every condition; and conformal sets of routings. Needs no model of supports:
-under label noise and confounding this is the only judge, because the model's own support likelihood fails there first. What it cannot see is a posterior
-that never looks at the support: the frequencies of routes, said of every episode, are calibrated. ``information`` does.
+under label noise and confounding this is the only judge, because the model's own support likelihood fails there
+first. What it cannot see is a posterior that never looks at the support: the frequencies of routes, said of every
+episode, are calibrated; ``information`` sees that.
 """
 
 from __future__ import annotations

@@ -57,6 +57,24 @@ class EpisodeDraws:
         """k-hat of every episode against the model's posterior given all observed sites."""
         return khat_per_episode(self.log_p, self.log_q, reference="model")
 
+    def swap_prior(self, other: EpisodeDraws) -> ParetoDiagnostic:
+        """Weights of these draws under the prior of another model, with k-hat; do not use episodes that are not
+        reliable.
+
+        Args:
+            other: the same draws (guide, arguments, number and seed) scored by a model with another prior.
+
+        Raises:
+            ValueError: for other draws.
+        """
+        same = self.log_q.shape == other.log_q.shape and np.array_equal(self.log_q, other.log_q)
+        if not same:
+            raise ValueError(
+                "the other model was scored at other draws; call episode_draws with the same guide, arguments, number "
+                "and seed for both"
+            )
+        return khat_per_episode(other.log_prior, self.log_prior, reference="new prior")
+
 
 @torch.no_grad()
 def episode_draws(

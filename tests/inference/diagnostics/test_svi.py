@@ -125,6 +125,27 @@ def test_the_sum_over_episodes_is_another_matter() -> None:
     assert khat_per_episode(draws.log_p.sum(1, keepdims=True), draws.log_q.sum(1, keepdims=True)).khat > 0.9
 
 
+def test_a_prior_swap_is_bayes_rule_and_a_far_prior_is_refused() -> None:
+    def with_prior(mean: float, sd: float):  # type: ignore[no-untyped-def]
+        def model(y: Tensor) -> None:
+            with pyro.plate("items", len(y), dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.full((), mean, dtype=y.dtype), sd))
+                pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+        return model
+
+    old = episode_draws(gaussian_model, gaussian_guide(), Y, plate="items", num_samples=1000)
+    near = episode_draws(with_prior(0.4, 0.9), gaussian_guide(), Y, plate="items", num_samples=1000)
+    found = old.swap_prior(near)
+    assert found.reliable.all()
+    mean = (np.exp(found.log_weights) * old.latents["z"]).sum(0)
+    np.testing.assert_allclose(mean, (Y.numpy() + 0.4 / 0.81) / (1 + 1 / 0.81), atol=0.12)
+    far = episode_draws(with_prior(9.0, 0.2), gaussian_guide(), Y, plate="items", num_samples=1000)
+    assert not old.swap_prior(far).reliable.any()
+    with pytest.raises(ValueError, match="at other draws"):
+        old.swap_prior(episode_draws(gaussian_model, gaussian_guide(0.8), Y, plate="items", num_samples=1000))
+
+
 def test_masks_count_and_scales_do_not() -> None:
     def scaled(y: Tensor) -> None:
         with poutine.scale(scale=7.0), poutine.mask(mask=y < 10):
