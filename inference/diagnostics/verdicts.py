@@ -82,7 +82,7 @@ def of_negative_control(found: NegativeControl) -> Verdict:
 
 
 def of_concentration(found: Concentration) -> Verdict:
-    """Wrong more often than it says at any number of shots, or no closer with more shots: look."""
+    """Wrong more often than it says at any number of shots, or more doubt at the most shots than at fewer: look."""
     question, blind = "Does it close in on the routing with more shots?", "shots beyond those that were tried"
     contraction = found.contraction.mean(1)
     text = f"contraction {contraction[0]:.2f} at {found.shots[0]} shots, {contraction[-1]:.2f} at {found.shots[-1]}"
@@ -94,8 +94,20 @@ def of_concentration(found: Concentration) -> Verdict:
         f"; exponent {found.exponent} nats a shot; wrong {found.error[-1]:.3f} and says {found.admitted[-1]:.3f} at "
         f"{found.shots[-1]}"
     )
-    too_soon = (found.error > found.admitted + slack).any()
-    return Verdict(question, "look" if too_soon or found.exponent.high <= 0 else "ok", text, blind)
+    too_soon = bool((found.error > found.admitted + slack).any())
+    grows = found.doubt is not None and _grows_again(found.doubt)
+    if grows:
+        text += "; doubt grows again after fewer shots"
+    return Verdict(question, "look" if too_soon or grows or found.exponent.high <= 0 else "ok", text, blind)
+
+
+def _grows_again(doubt: FloatArray) -> bool:
+    """Whether the mean doubt ``(S, B)`` at the most shots is above that at fewer by three paired standard errors."""
+    change = doubt[-1] - doubt[:-1]
+    change = change[:, np.isfinite(change).all(0)]
+    if change.shape[1] < 2:
+        return False
+    return bool((change.mean(1) > 3 * change.std(1, ddof=1) / np.sqrt(change.shape[1])).any())
 
 
 def of_khat(khat: FloatArray, threshold: float) -> Verdict:

@@ -13,11 +13,12 @@ import torch
 import xarray as xr
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.diagnostics import Diagnosis, diagnose
+from pyro_smat.inference.diagnostics import Diagnosis, concentration, diagnose
 from pyro_smat.inference.diagnostics.figures import concentration_picture, khat_picture, prior_path_picture
 from pyro_smat.inference.diagnostics.prior_swap import PriorPath
 from pyro_smat.inference.diagnostics.shots import concentration_over_shots, source_probabilities
-from pyro_smat.inference.diagnostics.verdicts import of_calibration
+from pyro_smat.inference.diagnostics.verdicts import of_calibration, of_concentration
+from pyro_smat.models.finite_routes import FiniteRoutes
 from pyro_smat.routing import Catalog
 
 EPISODES = 240
@@ -131,6 +132,19 @@ def test_shots_of_a_router(make_router: Callable, make_episode: Callable) -> Non
             np.testing.assert_allclose(1 - found.doubt[-1], full[:, 0])  # type: ignore[index]
         with pytest.raises(ValueError, match="only \\(1, 2, 4\\)"):
             concentration_over_shots(router.model.prior, router.guide, [batch], (1, 2, 4, 8), prior_probabilities=prior)
+
+
+def test_doubt_that_grows_again_is_looked_at(world: FiniteRoutes) -> None:
+    truth, x = world.draw(400, 24, torch.Generator().manual_seed(0))
+    shots, prior = (2, 8, 24), world.prior.numpy()
+    q = np.stack([world.posterior(x[:, :n]).numpy() for n in shots])
+    assert of_concentration(concentration(shots, q, prior, truth=truth.numpy())).answer == "ok"
+    tempered = q ** np.array([1.0, 1.0, 0.1])[:, None, None]  # as if the last shots were averaged, not added up
+    found = of_concentration(
+        concentration(shots, tempered / tempered.sum(-1, keepdims=True), prior, truth=truth.numpy())
+    )
+    assert found.answer == "look"
+    assert "grows again" in found.because
 
 
 def test_pictures_without_much_to_show() -> None:
