@@ -76,7 +76,7 @@ def route_calibration(
         ValueError: for fewer than 100 episodes with a known route, or as :func:`catalog_calibration`.
 
     Example:
-        >>> rng = np.random.default_rng(0)
+        >>> rng = np.random.default_rng(1)
         >>> q = rng.dirichlet(np.ones(3), 500)
         >>> truth = (q.cumsum(1) > rng.random((500, 1))).argmax(1)
         >>> route_calibration(q, truth, power_repeats=0).overall.p_value > 0.05
