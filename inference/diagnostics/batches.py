@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_smat.metrics.arrays import IntArray
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.metrics.arrays import IntArray
 
 
 def query_labels(batch: EpisodeBatch) -> IntArray:
     """``(B, Q)`` labels of the queries, -1 where there is no query."""
-    return torch.where(batch.query_mask, batch.query_labels, -1).cpu().numpy()
+    return torch.where(batch.query.mask, batch.query.labels, -1).cpu().numpy()
 
 
 def true_routes(batch: EpisodeBatch) -> IntArray:
@@ -34,7 +34,7 @@ def shots_per_class(batch: EpisodeBatch) -> IntArray:
 
 def usual_shots(batch: EpisodeBatch) -> int:
     """Support images for every class of the episode that has fewest; label noise moves some between classes."""
-    return int((batch.support_mask.sum(-1) // batch.way).min())
+    return int((batch.support.mask.sum(-1) // batch.way).min())
 
 
 def conditions(batch: EpisodeBatch) -> np.ndarray:
@@ -47,13 +47,13 @@ def conditions(batch: EpisodeBatch) -> np.ndarray:
 
 def class_logits_shape(batch: EpisodeBatch) -> tuple[int, int]:
     """B and Q."""
-    episodes, queries = batch.query_labels.shape
+    episodes, queries = batch.query.labels.shape
     return episodes, queries
 
 
 def label_targets(batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
     """Labels and mask of the queries, ``(B, Q)`` each, on the batch's device."""
-    return batch.query_labels, batch.query_mask
+    return batch.query.labels, batch.query.mask
 
 
 def with_shots(batch: EpisodeBatch, shots: int) -> EpisodeBatch:
@@ -67,27 +67,27 @@ def with_shots(batch: EpisodeBatch, shots: int) -> EpisodeBatch:
     """
     if shots < 1:
         raise ValueError(f"shots is {shots}; expected at least 1 a class")
-    own = torch.nn.functional.one_hot(batch.support_labels, batch.max_way) * batch.support_mask.unsqueeze(-1)
+    own = torch.nn.functional.one_hot(batch.support.labels, batch.max_way) * batch.support.mask.unsqueeze(-1)
     rank = (own.cumsum(1) * own).sum(-1)  # 1 for the first image of its class
-    return replace(batch, support_mask=batch.support_mask & (rank <= shots))
+    return replace(batch, support=replace(batch.support, mask=batch.support.mask & (rank <= shots)))
 
 
 def with_permuted_labels(batch: EpisodeBatch, generator: torch.Generator) -> EpisodeBatch:
     """The batch with the labels of every support shuffled among its images: nothing about a routing is left in them."""
-    noise = torch.rand(batch.support_labels.shape, generator=generator).to(batch.support_labels.device)
-    order = torch.where(batch.support_mask, noise, 2.0).argsort(-1)  # padding stays last
-    place = torch.where(batch.support_mask, 0.0, 2.0) + torch.linspace(0, 1, order.shape[1], device=order.device)
+    noise = torch.rand(batch.support.labels.shape, generator=generator).to(batch.support.labels.device)
+    order = torch.where(batch.support.mask, noise, 2.0).argsort(-1)  # padding stays last
+    place = torch.where(batch.support.mask, 0.0, 2.0) + torch.linspace(0, 1, order.shape[1], device=order.device)
     target = place.argsort(-1)
-    shuffled = torch.empty_like(batch.support_labels)
-    shuffled.scatter_(1, target, batch.support_labels.gather(1, order))
-    return replace(batch, support_labels=shuffled)
+    shuffled = torch.empty_like(batch.support.labels)
+    shuffled.scatter_(1, target, batch.support.labels.gather(1, order))
+    return replace(batch, support=replace(batch.support, labels=shuffled))
 
 
 def _class_counts(batch: EpisodeBatch) -> Tensor:
-    own = torch.nn.functional.one_hot(batch.support_labels, batch.max_way)
-    return (own * batch.support_mask.unsqueeze(-1)).sum(1)
+    own = torch.nn.functional.one_hot(batch.support.labels, batch.max_way)
+    return (own * batch.support.mask.unsqueeze(-1)).sum(1)
 
 
 def support_size(batch: EpisodeBatch) -> Tensor:
     """``(B,)`` number of support images, on the batch's device."""
-    return batch.support_mask.sum(-1)
+    return batch.support.mask.sum(-1)

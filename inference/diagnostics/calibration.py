@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.sharpness import Sharpness, deviation_estimate, temperature_estimate
 from pyro_smat.inference.diagnostics.uniformity import (
     FEWEST,
@@ -24,6 +23,7 @@ from pyro_smat.inference.diagnostics.uniformity import (
     power_against_narrow_gaussian,
     uniformity_p_value,
 )
+from pyro_smat.metrics.arrays import FloatArray
 
 if TYPE_CHECKING:
     import xarray as xr

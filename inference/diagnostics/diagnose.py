@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.diagnostics import figures, verdicts
@@ -34,6 +33,7 @@ from pyro_smat.inference.diagnostics.route_calibration import route_calibration,
 from pyro_smat.inference.diagnostics.shots import concentration_over_shots, control_probabilities, usable_shots
 from pyro_smat.inference.diagnostics.uniformity import FEWEST
 from pyro_smat.inference.diagnostics.verdicts import Verdict
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.routed import RoutedModel
 
 if TYPE_CHECKING:

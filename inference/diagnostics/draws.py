@@ -16,11 +16,11 @@ import torch
 from pyro.distributions import Delta, Independent, TorchDistribution
 from torch import Tensor
 
-from pyro_smat.metrics.arrays import FloatArray, IntArray
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import CatalogPosterior, RoutingGuide, RoutingPosterior
-from pyro_smat.inference.objective.candidates import as_deployed
 from pyro_smat.inference.diagnostics import batches as fields_of
+from pyro_smat.inference.objective.candidates import as_deployed
+from pyro_smat.metrics.arrays import FloatArray, IntArray
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.routing import CATALOG_SITE, straight_through
@@ -137,7 +137,7 @@ class RoutingDraws:
         """
         if not batches or num_samples < 1:
             raise ValueError(f"got {len(batches)} batches and num_samples {num_samples}; expected at least one of each")
-        generator = torch.Generator(model.sources.device).manual_seed(seed)
+        generator = torch.Generator(model.source_basis.device).manual_seed(seed)
         with as_deployed(model, guide):
             basis = model.basis()
             parts = [_draw(model, guide, batch, basis, num_samples, generator) for batch in batches]
@@ -215,7 +215,7 @@ def _draw(
         arrays |= {LATENT + name: value for name, value in sites.items()}
     found = {name: value.cpu().numpy() for name, value in arrays.items()}
     found = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in found.items()}
-    labels = fields_of.query_labels(batch)
+    labels = fields_of.query.labels(batch)
     found["log_likelihood"] = np.where(labels >= 0, found["log_likelihood"], np.nan)
     if "routing_log_likelihood" in found:
         found["routing_log_likelihood"] = np.where(labels >= 0, found["routing_log_likelihood"], np.nan)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_smat.metrics.arrays import FloatArray
-from pyro_smat.plotting.style import FAINT, INK, MUTED, PALETTE, SMALL, new_figure, ordered_key, stroke, style_axes
 from pyro_smat.inference.diagnostics.calibration import PosteriorCalibration
 from pyro_smat.inference.diagnostics.concentration import Concentration
 from pyro_smat.inference.diagnostics.prior_swap import PriorPath
 from pyro_smat.inference.diagnostics.reliability import ReliabilityFit
+from pyro_smat.metrics.arrays import FloatArray
+from pyro_smat.plotting.style import FAINT, INK, MUTED, PALETTE, SMALL, new_figure, ordered_key, stroke, style_axes
 
 MOST_LINES = 6
 MOST_EPISODES = 12

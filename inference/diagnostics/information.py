@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.inference.diagnostics.sharpness import Sharpness, temperature_estimate
+from pyro_smat.metrics.arrays import FloatArray
 
 FEWEST_EPISODES = 50
 TO_PRIOR, TO_POINT, POINT_TEMPERATURE, FEW_SHARE = 0.05, 0.01, 2.0, 0.25

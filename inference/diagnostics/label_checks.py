@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.calibration import POWER_REPEATS, PosteriorCalibration, draws_calibration
 from pyro_smat.inference.diagnostics.draws import RoutingDraws
+from pyro_smat.metrics.arrays import FloatArray
 
 if TYPE_CHECKING:
     import xarray as xr

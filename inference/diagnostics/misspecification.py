@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import RoutingGuide
+from pyro_smat.metrics.arrays import FloatArray
 
 SHRINKAGE = 0.1
 

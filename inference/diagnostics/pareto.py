@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.pareto_tail import logsumexp, smooth
+from pyro_smat.metrics.arrays import FloatArray
 
 FEWEST_DRAWS = 100
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.pareto import khat_threshold
 from pyro_smat.inference.diagnostics.pareto_tail import smooth
+from pyro_smat.metrics.arrays import FloatArray
 
 ALPHAS = (0.99, 1.01)
 SENSITIVE = 0.05

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.pareto_tail import logsumexp
+from pyro_smat.metrics.arrays import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd

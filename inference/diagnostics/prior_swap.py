@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.draws import RoutingDraws
 from pyro_smat.inference.diagnostics.pareto import khat_per_episode
 from pyro_smat.inference.diagnostics.pareto_tail import logsumexp
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.routing import CATALOG_SITE
 
@@ -146,7 +146,8 @@ class PriorPath:
 
     Attributes:
         betas: ``(n,)``; cost: ``(n,)`` mean expected cost of a task's routing, in units of the costs.
-        loss: ``(n,)`` mean negative log predictive density, in nats per query; loss_se: its standard error over episodes.
+        loss: ``(n,)`` mean negative log predictive density, in nats per query; loss_se: its standard error over
+        episodes.
         refused: ``(n,)`` share of episodes that importance weights cannot reach; they are left out of cost and loss.
     """
 

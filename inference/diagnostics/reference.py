@@ -25,14 +25,14 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import CatalogPosterior, RoutingGuide
-from pyro_smat.inference.objective.candidates import as_deployed, candidate_log_likelihoods, support_candidate_losses
 from pyro_smat.inference.diagnostics import batches as fields_of
 from pyro_smat.inference.diagnostics.draws import draw_sites
 from pyro_smat.inference.diagnostics.pareto import khat_threshold
 from pyro_smat.inference.diagnostics.pareto_tail import logsumexp, smooth
+from pyro_smat.inference.objective.candidates import as_deployed, candidate_log_likelihoods, support_candidate_losses
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.routing import CATALOG_SITE
@@ -139,7 +139,7 @@ def importance_posterior(
     """
     _check_reference(reference)
     _check_one(batch)
-    generator = torch.Generator(model.sources.device).manual_seed(seed)
+    generator = torch.Generator(model.source_basis.device).manual_seed(seed)
     with as_deployed(model, guide):
         posterior, prior = guide.posterior(batch), model.prior
         sites = posterior.sites()
@@ -242,7 +242,7 @@ def _log_likelihood(model: RoutedModel, batch: EpisodeBatch, rows: Tensor, refer
     """``(K, B)`` in nats."""
     rows = rows.to(model.source_basis)
     if reference == "support":
-        shots = fields_of.support_size(batch).to(model.sources.device)
+        shots = fields_of.support_size(batch).to(model.source_basis.device)
         return -(shots * support_candidate_losses(model, batch, rows)).double()
     with torch.no_grad():
         log_p = candidate_log_likelihoods(model, batch, rows)

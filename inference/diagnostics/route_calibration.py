@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.certificates.conformal import LabelSetThreshold, label_set_threshold
 from pyro_smat.inference.diagnostics.calibration import POWER_REPEATS, PosteriorCalibration, catalog_calibration
 from pyro_smat.inference.diagnostics.quantities import catalog_quantities
 from pyro_smat.inference.diagnostics.reliability import ReliabilityFit, reliability_fit
 from pyro_smat.inference.diagnostics.uniformity import FEWEST
+from pyro_smat.metrics.arrays import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
 SMALLEST_MASS = 1e-12

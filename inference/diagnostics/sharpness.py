@@ -14,8 +14,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.pareto_tail import logsumexp
+from pyro_smat.metrics.arrays import FloatArray
 
 COLDEST, HOTTEST = 1 / 64, 64.0  # temperatures that are looked at
 SMALLEST = 1e-30  # a probability of 0 for what happened is no temperature's fault

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.guides import CatalogPosterior, RoutingPosterior
 from pyro_smat.inference.diagnostics.calibration import (
     POWER_REPEATS,
@@ -24,6 +23,7 @@ from pyro_smat.inference.diagnostics.calibration import (
     draws_calibration,
 )
 from pyro_smat.inference.diagnostics.quantities import DISTANCE, LOG_LIKELIHOOD, LOG_Q, catalog_quantities
+from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.routed import RoutedModel
 
 Simulate = Callable[[int, torch.Generator], tuple[Tensor, Any]]

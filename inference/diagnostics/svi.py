@@ -19,8 +19,8 @@ from pyro.infer.util import site_is_subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.pareto import FEWEST_DRAWS, ParetoDiagnostic, khat_per_episode
+from pyro_smat.metrics.arrays import FloatArray
 
 if TYPE_CHECKING:
     import xarray as xr

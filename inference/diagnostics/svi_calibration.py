@@ -15,10 +15,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.calibration import POWER_REPEATS, PosteriorCalibration, draws_calibration
 from pyro_smat.inference.diagnostics.quantities import LOG_Q
 from pyro_smat.inference.diagnostics.svi import EpisodeDraws, Program, episode_draws
+from pyro_smat.metrics.arrays import FloatArray
 
 MOST_COORDINATES = 16
 LOG_DATA = "log p(data | latents)"

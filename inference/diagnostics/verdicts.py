@@ -11,13 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.inference.diagnostics.calibration import PosteriorCalibration
 from pyro_smat.inference.diagnostics.concentration import Concentration
 from pyro_smat.inference.diagnostics.information import NegativeControl, RoutingInformation
 from pyro_smat.inference.diagnostics.pareto import CatalogDiscrepancy
 from pyro_smat.inference.diagnostics.power_scaling import SENSITIVE, PowerScaling
 from pyro_smat.inference.diagnostics.predictive import PredictiveComparison
+from pyro_smat.metrics.arrays import FloatArray
 
 Answer = Literal["ok", "look", "cannot tell"]
 ENOUGH_POWER = 0.5

@@ -35,7 +35,7 @@ def test_every_family_with_experts_and_blocks(
 ) -> None:
     router = make_router(family, sources=3, experts=experts, blocks=blocks)
     draws = collect(router)
-    episodes, queries = router.batch.query_labels.shape
+    episodes, queries = router.batch.query.labels.shape
     assert draws.coefficients.shape == (12, episodes, *(blocks,) * (blocks > 1), 3 + experts)
     np.testing.assert_allclose(draws.coefficients[..., :3].sum(-1), 1.0)
     assert draws.log_likelihood.shape == (12, episodes, queries)
@@ -43,8 +43,8 @@ def test_every_family_with_experts_and_blocks(
         posterior, basis = router.guide.eval().posterior(router.batch), router.model.eval().basis()
         coefficients = torch.tensor(draws.coefficients)
         log_p = router.model.logits(coefficients, router.batch, basis).log_softmax(-1)
-        expected = log_p.gather(-1, router.batch.query_labels.expand(12, -1, -1).unsqueeze(-1)).squeeze(-1)
-        shown = np.broadcast_to(router.batch.query_mask.numpy(), draws.log_likelihood.shape)
+        expected = log_p.gather(-1, router.batch.query.labels.expand(12, -1, -1).unsqueeze(-1)).squeeze(-1)
+        shown = np.broadcast_to(router.batch.query.mask.numpy(), draws.log_likelihood.shape)
         np.testing.assert_allclose(draws.log_likelihood[shown], expected.numpy()[shown])
         assert np.isnan(draws.log_likelihood[~shown]).all()
         if family == "point":

@@ -76,24 +76,24 @@ def test_negative_control(world: FiniteRoutes) -> None:
 def test_permuted_labels_keep_the_images_and_the_counts(make_router: Callable) -> None:
     batch = make_router().batch
     permuted = with_permuted_labels(batch, torch.Generator().manual_seed(1))
-    assert torch.equal(permuted.support_images, batch.support_images)
-    assert torch.equal(permuted.support_mask, batch.support_mask)
-    assert not torch.equal(permuted.support_labels, batch.support_labels)
+    assert torch.equal(permuted.support.images, batch.support.images)
+    assert torch.equal(permuted.support.mask, batch.support.mask)
+    assert not torch.equal(permuted.support.labels, batch.support.labels)
     for i in range(len(batch)):
-        shown = batch.support_mask[i]
-        own, theirs = permuted.support_labels[i][shown], batch.support_labels[i][shown]
+        shown = batch.support.mask[i]
+        own, theirs = permuted.support.labels[i][shown], batch.support.labels[i][shown]
         assert torch.equal(own.sort().values, theirs.sort().values)
     again = with_permuted_labels(batch, torch.Generator().manual_seed(1))
-    assert torch.equal(again.support_labels, permuted.support_labels)
+    assert torch.equal(again.support.labels, permuted.support.labels)
 
 
 def test_nested_supports_are_prefixes(make_router: Callable) -> None:
     batch = make_router().batch
     one, two = with_shots(batch, 1), with_shots(batch, 2)
-    assert (two.support_mask | one.support_mask).equal(two.support_mask)
-    assert torch.equal(with_shots(batch, 99).support_mask, batch.support_mask)
+    assert (two.support.mask | one.support.mask).equal(two.support.mask)
+    assert torch.equal(with_shots(batch, 99).support.mask, batch.support.mask)
     for i in range(len(batch)):
-        labels = one.support_labels[i][one.support_mask[i]]
+        labels = one.support.labels[i][one.support.mask[i]]
         assert sorted(labels.tolist()) == list(range(int(batch.way[i])))
     with pytest.raises(ValueError, match="at least 1"):
         with_shots(batch, 0)

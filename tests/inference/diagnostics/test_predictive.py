@@ -135,7 +135,7 @@ def test_summaries_of_a_guide(make_router: Callable) -> None:
     router = make_router("catalog", sources=3)
     found = support_summaries(router.guide, [router.batch[:2], router.batch[2:]])
     assert found.shape == (4, 9)
-    other = replace(router.batch, query_images=torch.zeros_like(router.batch.query_images))
+    other = replace(router.batch, query=replace(router.batch.query, images=torch.zeros_like(router.batch.query.images)))
     np.testing.assert_allclose(support_summaries(router.guide, [other]), found, atol=1e-9)
     permuted = with_permuted_labels(router.batch, torch.Generator().manual_seed(0))
     assert np.abs(support_summaries(router.guide, [permuted]) - found).max() > 1e-3

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_smat.inference.objective.candidates import support_candidate_losses
 from pyro_smat.inference.diagnostics.reference import (
     effective_draws,
     enumerated_posterior,
     importance_posterior,
     nuts_posterior,
 )
+from pyro_smat.inference.objective.candidates import support_candidate_losses
 from pyro_smat.models.priors import CatalogPrior
 
 
@@ -30,13 +30,13 @@ def test_enumeration_is_bayes_rule_by_hand(make_router: Callable) -> None:
             scores = []
             for j, row in enumerate(catalog.coefficients.double()):
                 if reference == "support":
-                    scores.append(prior[j] - 2 * batch.support_mask[i].sum() * losses[j, i])
+                    scores.append(prior[j] - 2 * batch.support.mask[i].sum() * losses[j, i])
                     continue
                 one = batch[i : i + 1]
                 with torch.no_grad():
                     log_p = model.logits(row.expand(1, -1), one).log_softmax(-1)
-                own = log_p.gather(-1, one.query_labels.unsqueeze(-1)).squeeze(-1)
-                scores.append(prior[j] + 2 * own[one.query_mask].sum())
+                own = log_p.gather(-1, one.query.labels.unsqueeze(-1)).squeeze(-1)
+                scores.append(prior[j] + 2 * own[one.query.mask].sum())
             np.testing.assert_allclose(found.weights[i], torch.stack(scores).softmax(0).detach(), rtol=1e-4)
         assert found.reference == reference
         assert found.method == "enumeration"
@@ -54,8 +54,8 @@ def test_importance_agrees_with_a_grid(make_router: Callable) -> None:
     with torch.no_grad():
         rows = prior.coefficients_of(drawn)[:, 0, 0]
         log_p = model.logits(rows.unsqueeze(1), one).log_softmax(-1)
-        own = log_p.gather(-1, one.query_labels.expand(len(grid), -1, -1).unsqueeze(-1)).squeeze(-1)
-        density = (prior.log_prob(drawn).squeeze(-1)[:, 0] + (own * one.query_mask).sum((-1, -2))).softmax(0)
+        own = log_p.gather(-1, one.query.labels.expand(len(grid), -1, -1).unsqueeze(-1)).squeeze(-1)
+        density = (prior.log_prob(drawn).squeeze(-1)[:, 0] + (own * one.query.mask).sum((-1, -2))).softmax(0)
         exact = (density.unsqueeze(-1) * rows).sum(0).numpy()
     found = importance_posterior(model, router.guide, one, num_samples=4000)
     np.testing.assert_allclose(found.mean[0], exact, atol=0.02)
@@ -82,7 +82,7 @@ def test_nuts_agrees_with_importance(make_router: Callable) -> None:
 def test_the_support_reference_ignores_queries(make_router: Callable) -> None:
     router = make_router("dirichlet", sources=3, experts=0)
     first = importance_posterior(router.model, router.guide, router.batch[:1], "support", num_samples=300)
-    other = replace(router.batch[:1], query_labels=torch.zeros_like(router.batch[:1].query_labels))
+    other = replace(router.batch[:1], query_labels=torch.zeros_like(router.batch[:1].query.labels))
     again = importance_posterior(router.model, router.guide, other, "support", num_samples=300)
     np.testing.assert_allclose(first.weights, again.weights)
 
