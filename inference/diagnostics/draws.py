@@ -215,7 +215,7 @@ def _draw(
         arrays |= {LATENT + name: value for name, value in sites.items()}
     found = {name: value.cpu().numpy() for name, value in arrays.items()}
     found = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in found.items()}
-    labels = fields_of.query.labels(batch)
+    labels = fields_of.query_labels(batch)
     found["log_likelihood"] = np.where(labels >= 0, found["log_likelihood"], np.nan)
     if "routing_log_likelihood" in found:
         found["routing_log_likelihood"] = np.where(labels >= 0, found["routing_log_likelihood"], np.nan)

@@ -82,7 +82,8 @@ def test_nuts_agrees_with_importance(make_router: Callable) -> None:
 def test_the_support_reference_ignores_queries(make_router: Callable) -> None:
     router = make_router("dirichlet", sources=3, experts=0)
     first = importance_posterior(router.model, router.guide, router.batch[:1], "support", num_samples=300)
-    other = replace(router.batch[:1], query_labels=torch.zeros_like(router.batch[:1].query.labels))
+    one = router.batch[:1]
+    other = replace(one, query=replace(one.query, labels=torch.zeros_like(one.query.labels)))
     again = importance_posterior(router.model, router.guide, other, "support", num_samples=300)
     np.testing.assert_allclose(first.weights, again.weights)
 
