@@ -180,10 +180,10 @@ class TaskNetwork:
 
     def _in_chunks(self, theta: Tensor, x: Tensor, recompute: bool, *, prepared: bool = False) -> Tensor:
         """Outputs ``(T, n, *output)`` of T tasks, as many of them at a time as the memory allows."""
-        if self._opaque and torch.is_grad_enabled() and theta.requires_grad:
+        if self._compiled is not None and self._opaque and torch.is_grad_enabled() and theta.requires_grad:
             raise ValueError(
                 f"modules {self._opaque} have running statistics and a forward of their own, which has no gradient in "
-                "the statistics; expected plain BatchNorm or InstanceNorm layers: replace them, or run without gradient"
+                "the statistics when compiled; expected plain BatchNorm or InstanceNorm layers, or compile=False"
             )
         chunk = 1
         if len(theta) > 1:
@@ -235,7 +235,8 @@ class TaskNetwork:
     def _together(self, theta: Tensor, x: Tensor) -> Tensor:
         if self._compiled is not None:
             return self._compiled(theta, x)
-        with self._batched.lend() as network, EvaluationMode(network, batched=True):
+        gradient = torch.is_grad_enabled() and theta.requires_grad
+        with self._batched.lend() as network, EvaluationMode(network, batched=True, gradient=gradient):
             try:
                 return self._vmapped(network, theta, x)
             except Exception as error:
@@ -252,11 +253,11 @@ class TaskNetwork:
 
     def _one_by_one(self, theta: Tensor, x: Tensor) -> Tensor:
         """A single task needs no batching rule: plain kernels, bit for bit."""
-        needs_gradient = torch.is_grad_enabled() and theta.requires_grad
-        store, constants, outputs = self._differentiable if needs_gradient else self._plain, self._constants(theta), []
+        gradient = torch.is_grad_enabled() and theta.requires_grad
+        store, constants, outputs = self._differentiable if gradient else self._plain, self._constants(theta), []
         for row, images in zip(theta, x, strict=True):
             weights = self.space.unflatten(row)
-            with store.lend() as network, EvaluationMode(network, batched=False):
+            with store.lend() as network, EvaluationMode(network, batched=False, gradient=gradient):
                 output = functional_call(network, (weights, constants), (images,), strict=True)
                 outputs.append(tensor_of(output))
         return outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs)

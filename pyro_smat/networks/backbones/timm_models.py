@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +33,8 @@ def timm_network(name: str, *, arguments: Mapping[str, bool | int | float | str]
     except ImportError as error:
         raise ValueError(f"network 'timm:{name}' needs the package timm: pip install 'pyro-smat[timm]'") from error
     if not timm.is_model(name):
-        near = [known for known in timm.list_models() if known.startswith(name[:6])][:5]
-        hint = f"among those of a like name are {', '.join(near)}" if near else "see timm.list_models()"
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see timm.list_models()"
         raise ValueError(f"timm has no network {name!r}; {hint}")
     given = dict(arguments or {})
     try:
