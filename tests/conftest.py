@@ -197,7 +197,7 @@ def make_router() -> Callable[..., Router]:
         basis = 0.7 * torch.randn(sources, space.dim, generator=generator, dtype=dtype)
         library = SourceLibrary(tuple(f"source{r}" for r in range(sources)), basis, space)
         network = TaskNetwork(tiny_network(), space)
-        bank = ExpertBank(space, experts, 0.6, delta_scale=0.5, generator=generator) if experts else None
+        bank = ExpertBank(space, experts, sparsity=0.6, delta_scale=0.5, generator=generator) if experts else None
         with torch.random.fork_rng(devices=[]):  # the same router for the same arguments
             torch.manual_seed(seed)
             options = {"encoder": build_encoder(encoder, 5, 8), "hidden": 8, **(guide_options or {})}

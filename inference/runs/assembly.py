@@ -151,8 +151,8 @@ def build_router(
         ExpertBank(
             library.space,
             experts,
-            parts.sparsity,
-            parts.granularity,
+            sparsity=parts.sparsity,
+            granularity=parts.granularity,
             module=network,
             gates=parts.gates,
             budget=parts.budget,

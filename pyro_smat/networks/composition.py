@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import _StopRecomputationError, checkpoint
 
 from pyro_smat.networks.build import describe_network
 from pyro_smat.networks.evaluation_mode import EvaluationMode, UnfitNetwork, frames_of, part_of
@@ -185,6 +185,7 @@ class TaskNetwork:
                 f"modules {self._opaque} have running statistics and a forward of their own, which has no gradient in "
                 "the statistics when compiled; expected plain BatchNorm or InstanceNorm layers, or compile=False"
             )
+        version = None if theta.is_inference() else theta._version
         chunk = 1
         if len(theta) > 1:
             per_task = x.shape[1] * self._activation_bytes(theta, x)
@@ -192,6 +193,11 @@ class TaskNetwork:
         outputs = []
         for rows, images in zip(theta.split(chunk), x.split(chunk), strict=True):
             outputs.append(self._chunk(rows, images, recompute, prepared))
+        if version is not None and theta._version != version:
+            raise UnfitNetwork(
+                "the network writes to its own weights or running statistics in evaluation mode, which are the caller's "
+                "theta; expected a forward that leaves them alone: write to a copy"
+            )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _chunk(self, theta: Tensor, x: Tensor, recompute: bool, prepared: bool) -> Tensor:
@@ -220,7 +226,7 @@ class TaskNetwork:
         if len(theta) > 1 and self.one_at_a_time is None:
             try:
                 return self._together(theta, x)
-            except UnfitNetwork:
+            except (UnfitNetwork, _StopRecomputationError):  # the latter ends a chunk's second run, as it should
                 raise
             except Exception as error:
                 if self._compiled is not None or (isinstance(error, RuntimeError) and out_of_memory(error)):

@@ -41,7 +41,7 @@ class ExpertBank(nn.Module):
 
     Args:
         space: parameter space of the network; running statistics are never opened.
-        experts: M >= 0.
+        num_experts: M >= 0.
         sparsity: tau in [0, 1): at deployment every expert opens at most floor((1 - tau) d) coordinates.
         granularity: what shares a gate: a "coordinate", an output "channel" (first axis of a tensor), an attention
             "head", a "block" or a "tensor"; see :func:`pyro_smat.networks.gates.gate_groups`.
@@ -53,7 +53,7 @@ class ExpertBank(nn.Module):
             within it. "primal_dual": a multiplier per expert weighs the gradient of its sparsity against the loss.
         dual_learning_rate: of the multipliers, per step and unit of violation (a logarithm).
         ramp: share of the training over which tau rises to ``sparsity``; see :meth:`set_progress`.
-        init: mean of the initial log alpha; gates differ between experts by noise of deviation 0.1, so that they can
+        init: mean of the initial log alpha; gates differ between experts by noise of standard deviation 0.1, so that they can
             specialise although they share one delta.
         delta_scale: standard deviation of the initial delta; 0 starts exactly at the sources.
         generator: for the initial values.
@@ -63,6 +63,12 @@ class ExpertBank(nn.Module):
         log_alpha: ``(M, G)`` parameter, G gates an expert.
         multipliers: ``(M,)`` buffer, the Lagrange multipliers of the budgets; zero under "projection".
         progress: scalar buffer in [0, 1], how much of the training is over; 1 until :meth:`set_progress` says less.
+
+    Example:
+        >>> space = ParameterSpace.from_module(nn.Linear(10, 1))
+        >>> bank = ExpertBank(space, 2, sparsity=0.5, delta_scale=1.0)
+        >>> bank.projected_rows().shape, bank.budget
+        (torch.Size([2, 11]), 5)
 
     Raises:
         ValueError: for a negative number of experts, a sparsity outside [0, 1), a ramp outside [0, 1], unknown or
@@ -79,10 +85,10 @@ class ExpertBank(nn.Module):
     def __init__(
         self,
         space: ParameterSpace,
-        experts: int,
+        num_experts: int,
+        *,
         sparsity: float = 0.9,
         granularity: Granularity = "coordinate",
-        *,
         module: nn.Module | None = None,
         gates: Gates = "hard_concrete",
         budget: Budget = "projection",
@@ -93,8 +99,8 @@ class ExpertBank(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if experts < 0:
-            raise ValueError(f"experts is {experts}; expected 0 or more")
+        if num_experts < 0:
+            raise ValueError(f"num_experts is {num_experts}; expected 0 or more")
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity (tau) is {sparsity}; expected 0 <= tau < 1, the closed share of every expert")
         if not 0.0 <= ramp <= 1.0:
@@ -109,10 +115,12 @@ class ExpertBank(nn.Module):
         group, size = gate_groups(space, granularity, module)
         self.register_buffer("group", group, persistent=False)
         self.register_buffer("group_size", size, persistent=False)
-        self.delta = nn.Parameter(torch.randn(space.dim, generator=generator) * delta_scale)
-        self.log_alpha = nn.Parameter(init + 0.1 * torch.randn(experts, len(size), generator=generator))
-        self.register_buffer("multipliers", torch.zeros(experts))
-        self.register_buffer("progress", torch.tensor(1.0))
+        delta = torch.randn(space.dim, generator=generator, dtype=torch.float32)  # whatever the default dtype
+        noise = torch.randn(num_experts, len(size), generator=generator, dtype=torch.float32)
+        self.delta = nn.Parameter(delta * delta_scale)
+        self.log_alpha = nn.Parameter(init + 0.1 * noise)
+        self.register_buffer("multipliers", torch.zeros(num_experts, dtype=torch.float32))
+        self.register_buffer("progress", torch.tensor(1.0, dtype=torch.float32))
 
     def __len__(self) -> int:
         return self.log_alpha.shape[0]

@@ -58,14 +58,16 @@ class Skeletons:
 
     @contextmanager
     def lend(self) -> Iterator[nn.Module]:
-        """A module that nobody else uses meanwhile; after an exception it isn't lent again."""
+        """A module that nobody else uses meanwhile."""
         try:
             skeleton = self._free.pop()
         except IndexError:
             skeleton = _Skeleton(copy.deepcopy(self._mould))
-        yield skeleton.module
-        skeleton.reset()
-        self._free.append(skeleton)
+        try:
+            yield skeleton.module
+        finally:
+            skeleton.reset()
+            self._free.append(skeleton)
 
 
 class _Skeleton:

@@ -52,7 +52,7 @@ def tiny_vit() -> nn.Module:
 
 def vector_bank(dim: int, experts: int, sparsity: float, **options: Any) -> ExpertBank:
     """One gate for each of ``dim`` coordinates of a plain vector."""
-    return ExpertBank(ParameterSpace.from_module(nn.Linear(dim, 1, bias=False)), experts, sparsity, **options)
+    return ExpertBank(ParameterSpace.from_module(nn.Linear(dim, 1, bias=False)), experts, sparsity=sparsity, **options)
 
 
 def expected_open(bank: ExpertBank) -> Tensor:
@@ -88,7 +88,7 @@ def test_gates_of_a_bank_are_stochastic_with_the_right_variance() -> None:
 
 
 def test_draws_share_their_gates_inside_a_group() -> None:
-    bank = ExpertBank(network_space(), 2, 0.5, "tensor", delta_scale=1.0, generator=seeded())
+    bank = ExpertBank(network_space(), 2, sparsity=0.5, granularity="tensor", delta_scale=1.0, generator=seeded())
     gates = bank.rows(5, seeded(1)) / bank.delta
     for entry in network_space().entries:
         tensor = gates[..., entry.offset : entry.offset + entry.numel]
@@ -110,7 +110,7 @@ def test_budgets_are_met_exactly(
     module = tiny_vit() if transformer or granularity == "head" else Scaled()
     space = ParameterSpace.from_module(module)
     options: dict[str, Any] = {"init": init, "delta_scale": 1.0, "generator": seeded()}
-    bank = ExpertBank(space, 3, sparsity, granularity, module=module, gates=gates, **options)
+    bank = ExpertBank(space, 3, sparsity=sparsity, granularity=granularity, module=module, gates=gates, **options)
     with torch.no_grad():
         bank.log_alpha.add_(spread * torch.randn(bank.log_alpha.shape, generator=seeded(1)))
     budget = math.floor((1 - Fraction(str(sparsity))) * space.dim)
@@ -170,7 +170,7 @@ def test_budget_is_the_exact_floor_for_every_decimal_sparsity_and_size() -> None
 
 
 def test_sparsities_are_the_expected_closed_share() -> None:
-    bank = ExpertBank(network_space(), 2, 0.5, "channel", init=-0.5, generator=seeded())
+    bank = ExpertBank(network_space(), 2, sparsity=0.5, granularity="channel", init=-0.5, generator=seeded())
     with torch.no_grad():
         bank.delta.fill_(1.0)
         opened = (bank.rows(2000, seeded()) > 0).float().mean((0, -1))
@@ -243,7 +243,9 @@ def test_primal_dual_reaches_the_budget_whatever_the_size_of_network_and_loss(
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 def test_primal_dual_with_groups_of_different_sizes(granularity: Granularity) -> None:
-    bank = ExpertBank(network_space(), 2, 0.6, granularity, budget="primal_dual", generator=seeded())
+    bank = ExpertBank(
+        network_space(), 2, sparsity=0.6, granularity=granularity, budget="primal_dual", generator=seeded()
+    )
     worth = bank.group_size / bank.group_size.sum()
     trace = torch.stack(train(bank, 600, worth))
     assert (trace[-20:] > 0.55).all()
@@ -257,7 +259,9 @@ def test_primal_dual_of_an_expert_that_no_episode_uses() -> None:
 
 
 def test_primal_dual_gradient_by_hand_and_only_the_violated_expert_pays() -> None:
-    bank = ExpertBank(network_space(), 2, 0.5, "channel", budget="primal_dual", generator=seeded()).double()
+    bank = ExpertBank(
+        network_space(), 2, sparsity=0.5, granularity="channel", budget="primal_dual", generator=seeded()
+    ).double()
     with torch.no_grad():
         bank.log_alpha[1] = -6.0
         bank.multipliers.copy_(torch.tensor([0.3, 0.2]))
@@ -357,7 +361,7 @@ def test_primal_dual_follows_the_ramp() -> None:
 
 
 def test_orthogonality_against_sampled_rows() -> None:
-    bank = ExpertBank(network_space(), 3, 0.5, "channel", delta_scale=1.0, generator=seeded())
+    bank = ExpertBank(network_space(), 3, sparsity=0.5, granularity="channel", delta_scale=1.0, generator=seeded())
     with torch.no_grad():
         bank.log_alpha.copy_(2 * torch.randn(bank.log_alpha.shape, generator=seeded(3)))
         mean = bank.rows(20_000, seeded(4)).mean(0)
@@ -399,7 +403,9 @@ def test_descending_on_orthogonality_parts_the_experts(gates: Any) -> None:
 
 
 def test_gradient_of_orthogonality_against_finite_differences() -> None:
-    bank = ExpertBank(network_space(), 3, 0.5, "channel", delta_scale=0.1, generator=seeded()).double()
+    bank = ExpertBank(
+        network_space(), 3, sparsity=0.5, granularity="channel", delta_scale=0.1, generator=seeded()
+    ).double()
     gates, delta = bank.log_alpha.detach(), bank.delta.detach()
 
     def value(log_alpha: Tensor, delta: Tensor) -> Tensor:
@@ -446,7 +452,7 @@ def test_no_experts(budget: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"experts": -1}, "experts is -1"),
+        ({"num_experts": -1}, "num_experts is -1"),
         *(({"sparsity": tau}, "sparsity") for tau in (1.0, -0.1, 1.5, math.nan)),
         *(({"ramp": ramp}, "ramp is") for ramp in (-0.1, 1.1, math.nan)),
         ({"granularity": "layer"}, "granularity is 'layer'"),
@@ -458,7 +464,7 @@ def test_no_experts(budget: Any) -> None:
 )
 def test_refused_banks(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ExpertBank(network_space(), **{"experts": 1, **options})
+        ExpertBank(network_space(), **{"num_experts": 1, **options})
     assert not any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(ExpertBank.__init__).parameters.values()
     )
