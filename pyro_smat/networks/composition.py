@@ -169,17 +169,20 @@ class TaskNetwork:
         tasks = prod(leading)
         theta, x = theta.reshape(tasks, -1), x.to(theta.dtype)
         recompute = self._recomputes(theta, x.unsqueeze(0), tasks * len(x))
-        fitting = self._limits(theta)[1] // max(self._activation_bytes(theta, x.unsqueeze(0)), 1)
-        piece = len(x) if self._whole else max(1, fitting)
+        per_image = self._activation_bytes(theta, x.unsqueeze(0))
+        piece = len(x) if self._whole else max(1, self._limits(theta)[1] // max(per_image, 1))
         outputs = []
         for part in x.split(max(piece, 1)):
             ready = self._prepared(part)
-            outputs.append(self._in_chunks(theta, ready.expand(tasks, *ready.shape), recompute, prepared=True))
+            outputs.append(self._in_chunks(theta, ready.expand(tasks, *ready.shape), recompute, per_image))
         result = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return result.unflatten(0, leading) if leading else result.squeeze(0)
 
-    def _in_chunks(self, theta: Tensor, x: Tensor, recompute: bool, *, prepared: bool = False) -> Tensor:
-        """Outputs ``(T, n, *output)`` of T tasks, as many of them at a time as the memory allows."""
+    def _in_chunks(self, theta: Tensor, x: Tensor, recompute: bool, per_image: int | None = None) -> Tensor:
+        """Outputs ``(T, n, *output)`` of T tasks, as many of them at a time as the memory allows.
+
+        Images whose bytes are given are preprocessed already.
+        """
         if self._compiled is not None and self._opaque and torch.is_grad_enabled() and theta.requires_grad:
             raise ValueError(
                 f"modules {self._opaque} have running statistics and a forward of their own, which has no gradient in "
@@ -188,15 +191,15 @@ class TaskNetwork:
         version = None if theta.is_inference() else theta._version
         chunk = 1
         if len(theta) > 1:
-            per_task = x.shape[1] * self._activation_bytes(theta, x)
+            per_task = x.shape[1] * (self._activation_bytes(theta, x) if per_image is None else per_image)
             chunk = max(1, min(len(theta), self._limits(theta)[1] // max(per_task, 1)))
         outputs = []
         for rows, images in zip(theta.split(chunk), x.split(chunk), strict=True):
-            outputs.append(self._chunk(rows, images, recompute, prepared))
+            outputs.append(self._chunk(rows, images, recompute, per_image is not None))
         if version is not None and theta._version != version:
             raise UnfitNetwork(
-                "the network writes to its own weights or running statistics in evaluation mode, which are the caller's "
-                "theta; expected a forward that leaves them alone: write to a copy"
+                "the network writes to its own weights or running statistics in evaluation mode, and these are the "
+                "caller's theta; expected a forward that leaves them alone: write to a copy"
             )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

@@ -54,6 +54,7 @@ _NORMALISATIONS: Mapping[Callable[..., Any], Sequence[str]] = {
     torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
 }
 _FROM_IMAGES = {F.batch_norm: "training", F.instance_norm: "use_input_stats", torch.batch_norm: "training"}
+_RULED = frozenset({*_ALWAYS, *_WHEN_TOLD, *_NORMALISATIONS, F.multi_head_attention_forward})
 _FUNCTIONAL_CALL = torch.func.functional_call.__code__
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 
@@ -75,6 +76,10 @@ class EvaluationMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if self._gradient and (not torch.is_grad_enabled() or _saved_tensors_hooks() != self._hooks):
+            self._refuse_checkpointing()
+        if func not in _RULED:  # by far the most calls
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if (func in _ALWAYS or func in _WHEN_TOLD) and _draws(func, args, kwargs):
             raise UnfitNetwork(
@@ -82,8 +87,6 @@ class EvaluationMode(TorchFunctionMode):
                 "the same image would get other features each time; expected none: use nn.Dropout, or pass "
                 "training=self.training"
             )
-        if self._gradient and (not torch.is_grad_enabled() or _saved_tensors_hooks() != self._hooks):
-            self._refuse_checkpointing()
         if self.batched and func is F.scaled_dot_product_attention:
             return attention(*args, **kwargs)
         if self.batched and func is F.multi_head_attention_forward and kwargs.get("need_weights") is False:
@@ -138,7 +141,7 @@ class _InBatch(torch.autograd.Function):
     """Attention on inputs ``(T n, ...)``, as plain operations to autograd."""
 
     @staticmethod
-    def forward(rest: tuple[float, bool, dict[str, Any]], *inputs: Tensor | None) -> Tensor:
+    def forward(rest: tuple[float, bool, dict[str, Any]], *inputs: Any) -> Tensor:
         query, key, value, mask = inputs  # of constants: no task is in them
         return F.scaled_dot_product_attention(query, key, value, mask, rest[0], rest[1], **rest[2])
 

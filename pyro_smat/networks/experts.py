@@ -53,8 +53,8 @@ class ExpertBank(nn.Module):
             within it. "primal_dual": a multiplier per expert weighs the gradient of its sparsity against the loss.
         dual_learning_rate: of the multipliers, per step and unit of violation (a logarithm).
         ramp: share of the training over which tau rises to ``sparsity``; see :meth:`set_progress`.
-        init: mean of the initial log alpha; gates differ between experts by noise of standard deviation 0.1, so that they can
-            specialise although they share one delta.
+        init: mean of the initial log alpha; gates differ between experts by noise of standard deviation 0.1, so that
+            they can specialise although they share one delta.
         delta_scale: standard deviation of the initial delta; 0 starts exactly at the sources.
         generator: for the initial values.
 

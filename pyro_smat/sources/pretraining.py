@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.networks import build_network
 from pyro_smat.networks.heads import Metric, prototype_logits
 
-GLYPH_NETWORK = ("conv4", {"in_channels": 1, "channels": 32, "image_size": 32, "stem": "stride"})
+GLYPH_NETWORK: tuple[str, dict[str, Any]] = ("conv4", {"in_channels": 1, "channels": 32, "image_size": 32, "stem": "stride"})
 GLYPH_STEPS = {"generalist": 1500, "letter": 1200, "face": 400, "rotation": 3000, "style": 100}
 
 

@@ -75,7 +75,7 @@ def test_running_out_of_memory_with_one_image_is_said() -> None:
 
     module = Greedy()
     space = ParameterSpace.from_module(module)
-    with pytest.raises(RuntimeError, match="can't allocate memory|not enough memory"):
+    with pytest.raises(RuntimeError, match=r"can't allocate memory|not enough memory"):
         TaskNetwork(module, space)(torch.zeros(1, space.dim), torch.zeros(1, 1, 4))
 
 

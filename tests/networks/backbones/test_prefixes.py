@@ -63,7 +63,7 @@ def test_torchvision(name: str, arguments: dict[str, int], features: int, size: 
 
 
 def test_torchvision_refuses_what_it_does_not_have() -> None:
-    with pytest.raises(ValueError, match="no classification network 'resnet19'; did you mean .*'resnet18'"):
+    with pytest.raises(ValueError, match=r"no classification network 'resnet19'; did you mean .*'resnet18'"):
         build_network("torchvision:resnet19")
     with pytest.raises(ValueError, match=r"torchvision:resnet18 cannot be built with arguments {'wide': 2}"):
         build_network("torchvision:resnet18", arguments={"wide": 2})
@@ -98,7 +98,7 @@ def test_timm(
 
 def test_timm_refuses_what_it_does_not_have() -> None:
     pytest.importorskip("timm")
-    with pytest.raises(ValueError, match="timm has no network 'resnte18'; did you mean 'resnet18'"):
+    with pytest.raises(ValueError, match=r"timm has no network 'resnte18'; did you mean 'resnet18'"):
         build_network("timm:resnte18")
     with pytest.raises(ValueError, match="timm:resnet18 cannot be built with arguments"):
         build_network("timm:resnet18", arguments={"wide": 2})
