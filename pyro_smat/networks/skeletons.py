@@ -23,10 +23,10 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 def weightless_copy(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose parameters and buffers are on the meta device; no weight is copied."""
     memo: dict[int, Any] = {}
-    for tensor in module.parameters():
-        memo[id(tensor)] = nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
-    for tensor in module.buffers():
-        memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     for part in module.modules():
         for value in vars(part).values():  # what a hook computed, as the old weight_norm does: deepcopy refuses those
             if isinstance(value, Tensor) and not value.is_leaf:
@@ -58,14 +58,16 @@ class Skeletons:
 
     @contextmanager
     def lend(self) -> Iterator[nn.Module]:
-        """A module that nobody else uses meanwhile; after an exception it isn't lent again."""
+        """A module that nobody else uses meanwhile."""
         try:
             skeleton = self._free.pop()
         except IndexError:
             skeleton = _Skeleton(copy.deepcopy(self._mould))
-        yield skeleton.module
-        skeleton.reset()
-        self._free.append(skeleton)
+        try:
+            yield skeleton.module
+        finally:
+            skeleton.reset()
+            self._free.append(skeleton)
 
 
 class _Skeleton:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_smat.registry.choice import Choice, is_plain
-from pyro_smat.registry.entries import name_of
+from pyro_smat.registry.entries import Factory, name_of
 from pyro_smat.registry.kinds import KINDS
 from pyro_smat.registry.options import kind_of, options_of, parameters_of
 
@@ -58,7 +58,7 @@ def describe(kind: str, made: Any) -> Choice:
         >>> describe("prior", DirichletPrior(3, concentration=0.5)).to_dict()
         {'kind': 'dirichlet', 'concentration': 0.5}
     """
-    factory = type(made)
+    factory: Factory = type(made)
     if not isinstance(made, Remembered):
         raise ValueError(
             f"{kind} {factory.__name__} does not say how it was made; expected a subclass of the library's"
