@@ -75,7 +75,7 @@ def describe(kind: str, made: Any) -> Choice:
                 f"{kind} {factory.__name__} was made with {name}={value!r}, which a saved router cannot say; expected "
                 "numbers, strings, lists of these, tensors, or registered things"
             )
-    return Choice(kind, name_of(kind, factory) or _place(factory), options, factory)
+    return Choice(kind, name_of(kind, factory) or _place(type(made)), options, factory)
 
 
 def _described(value: Any) -> Any:
