@@ -1,6 +1,7 @@
 """Guides: a batch of supports in; posteriors q(routing | support set) and their sample sites out, one family a file.
 
-Add one by one file here: a :class:`RoutingGuide` that implements ``posterior(batch)``, under ``@register("guide", name)``.
+Add one by one file here: a :class:`RoutingGuide` that implements ``posterior(batch)``, under
+``@register("guide", name)``.
 """
 
 from pyro_smat.guides.catalog import CatalogGuide, CatalogPosterior

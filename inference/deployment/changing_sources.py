@@ -142,4 +142,4 @@ def _repriced(config: RunConfig, kept: tuple[int | None, ...], cost: float) -> R
 def _is_fixed(config: RunConfig) -> bool:
     """Whether the catalog is a list that was found once, and not all small mixtures of whatever sources there are."""
     choice: Choice = config.guide.options["catalog"]
-    return needs_search(choice)
+    return needs_search(choice) or choice.kind == "given"
