@@ -27,7 +27,10 @@ from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.networks import build_network
 from pyro_smat.networks.heads import Metric, prototype_logits
 
-GLYPH_NETWORK: tuple[str, dict[str, Any]] = ("conv4", {"in_channels": 1, "channels": 32, "image_size": 32, "stem": "stride"})
+GLYPH_NETWORK: tuple[str, dict[str, Any]] = (
+    "conv4",
+    {"in_channels": 1, "channels": 32, "image_size": 32, "stem": "stride"},
+)
 GLYPH_STEPS = {"generalist": 1500, "letter": 1200, "face": 400, "rotation": 3000, "style": 100}
 
 
