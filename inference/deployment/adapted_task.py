@@ -25,6 +25,7 @@ from pyro_smat.inference.deployment.explanation import Component, Explanation
 from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.networks.composition import compose
+from pyro_smat.networks.initial_weights import DrawsFrom
 from pyro_smat.networks.heads import prototype_logits
 
 if TYPE_CHECKING:
@@ -188,7 +189,8 @@ class AdaptedTask:
     @own_defaults()
     def routing_scores(self) -> dict[str, float]:
         """KL of the router's posterior to the prior and its entropy, in nats: what a RoutingMonitor follows."""
-        scores = routing_scores(self._routed, self._owner.router.model.prior)
+        with DrawsFrom(self._generator()):  # a Monte Carlo KL draws from the global generator
+            scores = routing_scores(self._routed, self._owner.router.model.prior)
         return {name: float(value) for name, value in scores.items()}
 
     def predict(self, images: Tensor, rule: TaskRule | None = None) -> list[str]:

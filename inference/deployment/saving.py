@@ -206,7 +206,8 @@ def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Map
             f"{folder}: was made with a network of your own; pass network= a module of that architecture (command "
             "line: --network file.py:build)"
         )
-    return build_network(choose("network", saved.network, own=own))
+    unused = torch.Generator().manual_seed(0)  # of initial weights, not to move the caller's random state
+    return build_network(choose("network", saved.network, own=own), generator=unused)
 
 
 def _refuse_missing(folder: Path, config: RunConfig, own: Mapping[str, Factory]) -> None:
