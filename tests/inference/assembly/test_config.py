@@ -80,7 +80,7 @@ def test_sections_are_replaced_whole_or_in_part() -> None:
         ("prior={kind='cost_aware', costs='dear'}", r"prior: costs: .*found 'dear'"),
         ("training.temperature_scaling=true", r"guides over a catalog \(catalog, hierarchical\); found guide 'logis"),
         ("guide={kind='catalog', straight_through=true}", r"'catalog' has no option 'straight_through'"),
-        ("guide.encoder=moments", r"guide: encoder: there is no encoder 'moments'; did you mean 'prototype_moments'"),
+        ("guide.encoder=prototype_moment", r"guide: encoder: there is no encoder 'prototype_moment'; did you mean 'prototype_moments'"),
         ("guide.encoder={kind='evidence', hiden=3}", r"guide: encoder: 'evidence' has no option 'hiden'; .* 'hidden'"),
         ("guide={kind='catalog', catalog={sizes=3}}", r"guide: catalog: 'k_hot' has no option 'sizes'; it has max_sou"),
         ("objective.distillation.routin=1", r"unknown key 'objective.distillation.routin'; did you mean 'routing'\?"),
