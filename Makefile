@@ -2,27 +2,26 @@
 PYTHON := $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' >/dev/null 2>&1 && echo python3.12 || echo python3)
 BIN := .venv/bin
 
-.PHONY: quickstart test slow check types wheel-test clean
+.PHONY: quickstart test slow check rooms wheel-test clean
 
 quickstart: .venv/installed
 	$(BIN)/pyro-smat quickstart
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 
-check: .venv/installed types
+check: .venv/installed rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=build/types $(BIN)/mypy -p pyro_smat
+	MYPYPATH=build/rooms $(BIN)/mypy -p pyro_smat
+	cd build/rooms && ../../$(BIN)/lint-imports --config ../../.importlinter --no-cache
 
-# mypy reads the rooms where they import from: links to the checkout, as an installed package would have them.
-types:
-	@rm -rf build/types && mkdir -p build/types/pyro_smat
-	@for room in $(CURDIR)/pyro_smat/* $(CURDIR)/models $(CURDIR)/guides $(CURDIR)/inference; do \
-		ln -s "$$room" build/types/pyro_smat/; done
+# mypy and import-linter read the rooms where they import from: a copy of the checkout, laid out as it installs.
+rooms:
+	@rm -rf build/rooms && mkdir -p build/rooms && cp -r pyro_smat build/rooms/ && cp -r models guides inference build/rooms/pyro_smat/
 
 # Install the wheel into an environment of its own and use it from another folder.
 wheel-test: .venv/installed

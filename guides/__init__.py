@@ -1,4 +1,8 @@
-"""Amortised posteriors q(routing | support set), one family a file."""
+"""Guides: a batch of supports in; posteriors q(routing | support set) and their sample sites out, one family a file.
+
+Add one by one file here: a :class:`RoutingGuide` that implements ``posterior(batch)``, under
+``@register("guide", name)``.
+"""
 
 from pyro_smat.guides.catalog import CatalogGuide, CatalogPosterior
 from pyro_smat.guides.concrete import ConcreteGuide, ConcretePosterior

@@ -219,7 +219,7 @@ def make_router() -> Callable[..., Router]:
         if prior is None:
             prior = default_prior(family, sources, experts, blocks, catalog, beta)
         model = RoutedModel(
-            network, library, prior=prior, num_experts=bank, compute_dtype=dtype, **(model_options or {})
+            network, library, prior=prior, experts=bank, compute_dtype=dtype, **(model_options or {})
         ).to(dtype)
         shapes = [(5, 2, 3), (3, 1, 4), (4, 3, 2), (2, 2, 3)]
         batch = EpisodeBatch.collate([random_episode(*shapes[i % 4], seed + i, dtype) for i in range(episodes)])

@@ -40,7 +40,7 @@ def tiny_model(prior: RoutingPrior, blocks: Mapping[str, str] | None = None) -> 
     generator = torch.Generator().manual_seed(0)
     library = SourceLibrary(SOURCES, torch.randn(len(SOURCES), space.dim, generator=generator), space)
     bank = ExpertBank(space, EXPERTS, sparsity=0.5, generator=generator)
-    return RoutedModel(TaskNetwork(network, space), library, prior=prior, num_experts=bank)
+    return RoutedModel(TaskNetwork(network, space), library, prior=prior, experts=bank)
 
 
 def tiny_batch(model: RoutedModel) -> EpisodeBatch:

@@ -20,7 +20,7 @@ from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
 from pyro_smat.inference.decision.settings import DecisionSettings
 from pyro_smat.inference.objective.settings import ObjectiveSettings
 from pyro_smat.inference.training.settings import TrainingSettings
-from pyro_smat.registry import Choice, Of
+from pyro_smat.registry import Choice, Of, accepts, find, names
 from pyro_smat.registry.entries import Factory, is_file
 
 
@@ -97,6 +97,17 @@ class RunConfig(_Section):
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
 
+    @model_validator(mode="after")
+    def _scales_a_catalog(self) -> RunConfig:
+        factory = self.guide.factory
+        if self.training.temperature_scaling and factory is not None and not accepts(factory, "catalog"):
+            known = [name for name in names("guide") if accepts(find("guide", name), "catalog")]
+            raise ValueError(
+                f"training.temperature_scaling is for guides over a catalog ({', '.join(known)}); found guide "
+                f"{self.guide.kind!r}"
+            )
+        return self
+
     def replaced(self, **sections: Any) -> RunConfig:
         """The config with other sections; a mapping changes some values of a section.
 
@@ -165,6 +176,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return f"unknown key {path!r}; {hint}"
     if problem["type"] == "choice":
         return f"{path}: {problem['msg']}"
+    if not path:  # of sections together
+        return str(problem["msg"]).removeprefix("Value error, ")
     return f"{path}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r})"
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.decision.scores.standard import score_names
-from pyro_smat.registry import Choice, Of, describe
+from pyro_smat.registry import Choice, Of, choose, describe
+
+RULES = ("mean", "map", "gibbs", "posterior_predictive", "top_k", "uniform_mixing")
+BASELINES = ("source_average", "weighted_source_average", "best_source", "oracle_source")
+
+
+def _chosen(kind: str, names: Iterable[str]) -> tuple[Choice, ...]:
+    return tuple(choose(kind, name) for name in names)
 
 
 class EvaluationSettings(BaseModel):
@@ -32,11 +40,13 @@ class EvaluationSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     rules: tuple[Annotated[Choice, Of("decision_rule")], ...] = Field(
-        default=("mean", "map", "gibbs", "posterior_predictive", "top_k", "uniform_mixing")
+        default_factory=partial(_chosen, "decision_rule", RULES)
     )
-    scores: tuple[Annotated[Choice, Of("uncertainty_score")], ...] = Field(default_factory=score_names)
+    scores: tuple[Annotated[Choice, Of("uncertainty_score")], ...] = Field(
+        default_factory=lambda: _chosen("uncertainty_score", score_names())
+    )
     baselines: tuple[Annotated[Choice, Of("baseline")], ...] = Field(
-        default=("source_average", "weighted_source_average", "best_source", "oracle_source")
+        default_factory=partial(_chosen, "baseline", BASELINES)
     )
     each_source: bool = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -22,7 +22,7 @@ from pyro_smat.inference.decision.rules.rule import DecisionRule
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.metrics.arrays import FloatArray, Numbers
 from pyro_smat.models.routed import RoutedModel
-from pyro_smat.registry import Choice, Of, build, describe, find
+from pyro_smat.registry import Choice, Of, build, choose, describe, find
 from pyro_smat.registry.entries import Factory, name_of
 from pyro_smat.routing import Catalog
 
@@ -52,8 +52,12 @@ class Deployment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings")
 
-    rule: Annotated[Choice, Of("decision_rule")] = Field(default="posterior_predictive")
-    score: Annotated[Choice, Of("uncertainty_score")] = Field(default="entropy")
+    rule: Annotated[Choice, Of("decision_rule")] = Field(
+        default_factory=partial(choose, "decision_rule", "posterior_predictive")
+    )
+    score: Annotated[Choice, Of("uncertainty_score")] = Field(
+        default_factory=partial(choose, "uncertainty_score", "entropy")
+    )
     threshold: float = math.inf
     fallback: str = SOURCE_0
     gate_samples: int = Field(default=0, ge=0)

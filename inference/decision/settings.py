@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pyro_smat.inference.decision.named_routings import SOURCE_0
-from pyro_smat.registry import Choice, Of
+from pyro_smat.registry import Choice, Of, choose
 
 
 class DecisionSettings(BaseModel):
@@ -31,9 +32,13 @@ class DecisionSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    rule: Annotated[Choice, Of("decision_rule")] = Field(default="posterior_predictive")
+    rule: Annotated[Choice, Of("decision_rule")] = Field(
+        default_factory=partial(choose, "decision_rule", "posterior_predictive")
+    )
     gate_samples: int = Field(default=0, ge=0)
-    score: Annotated[Choice, Of("uncertainty_score")] = Field(default="auto")
+    score: Annotated[Choice, Of("uncertainty_score")] = Field(
+        default_factory=partial(choose, "uncertainty_score", "auto")
+    )
     threshold: Literal["least_loss", "coverage"] = "least_loss"
     coverage: float = Field(default=0.5, gt=0, le=1)
     fallback: str = SOURCE_0

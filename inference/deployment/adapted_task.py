@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch, Labelled, check_images
 from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.mixture import Mixture
 from pyro_smat.inference.decision.prediction import as_rule
@@ -24,6 +25,7 @@ from pyro_smat.inference.deployment.explanation import Component, Explanation
 from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.networks.composition import compose
+from pyro_smat.networks.initial_weights import DrawsFrom
 from pyro_smat.networks.heads import prototype_logits
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ REFINED = "refined"
 
 
 class AdaptedTask:
-    """One routed task.
+    """One routed task; any number of threads may ask it at once, with the answers of one thread.
 
     Attributes:
         posterior: q(c | S), batch size 1: the router's, or that of a refinement that has one.
@@ -56,7 +58,7 @@ class AdaptedTask:
         refined = None if refinement is None else refinement.posterior
         self.posterior = posterior if refined is None else refined
         self._composed: dict[tuple[DecisionRule | str, bool], _Networks] = {}
-        self._support_scores = self._scored(None)
+        self._support_uncertainty: float | None = None
 
     @property
     def uncertainty(self) -> float:
@@ -71,6 +73,7 @@ class AdaptedTask:
         """
         return not self._deployment.looks_at_queries and self.abstains_on(None)
 
+    @own_defaults()
     def uncertainty_on(self, images: Tensor | None) -> float:
         """U of this task with these queries ``(n, C, H, W)``, by the deployed score.
 
@@ -79,15 +82,15 @@ class AdaptedTask:
         Raises:
             ValueError: for images that are not usable, or None where the score looks at queries.
         """
-        score, scored = self._deployment.scorer, self._support_scores
-        if score.looks_at_queries:
-            if images is None:
-                raise ValueError(
-                    f"score {score.name!r} looks at queries; expected the images that are to be classified"
-                )
-            self._check_queries(images)
-            scored = self._scored(images)
-        return float(scored.score(score)[0])
+        score = self._deployment.scorer
+        if not score.looks_at_queries:
+            if self._support_uncertainty is None:  # threads that ask at once find the same number
+                self._support_uncertainty = float(self._scored(None).score(score)[0])
+            return self._support_uncertainty
+        if images is None:
+            raise ValueError(f"score {score.name!r} looks at queries; expected the images that are to be classified")
+        self._check_queries(images)
+        return float(self._scored(images).score(score)[0])
 
     def abstains_on(self, images: Tensor | None) -> bool:
         """Whether predictions of these queries come from the fallback; arguments as in :meth:`uncertainty_on`."""
@@ -111,6 +114,7 @@ class AdaptedTask:
     def _rule_for(self, images: Tensor | None) -> DecisionRule | str:
         return self._owner.fallback if self.abstains_on(images) else self._accepted_rule
 
+    @own_defaults()
     @torch.no_grad()
     def predict_proba(self, images: Tensor, rule: TaskRule | None = None) -> Tensor:
         """Class probabilities ``(n, W)``.
@@ -133,6 +137,7 @@ class AdaptedTask:
         weights, probabilities = self._members(rule, images, self.posterior)
         return (weights[..., None, None] * probabilities).sum(0)[0].cpu()
 
+    @own_defaults()
     def predict_sets(self, images: Tensor, threshold: float) -> list[tuple[str, ...]]:
         """Label sets of images ``(n, C, H, W)``: the classes that the query may have; none or many say "unsure".
 
@@ -181,15 +186,18 @@ class AdaptedTask:
         return made
 
     @property
+    @own_defaults()
     def routing_scores(self) -> dict[str, float]:
         """KL of the router's posterior to the prior and its entropy, in nats: what a RoutingMonitor follows."""
-        scores = routing_scores(self._routed, self._owner.router.model.prior)
+        with DrawsFrom(self._generator()):  # a Monte Carlo KL draws from the global generator
+            scores = routing_scores(self._routed, self._owner.router.model.prior)
         return {name: float(value) for name, value in scores.items()}
 
     def predict(self, images: Tensor, rule: TaskRule | None = None) -> list[str]:
         """Class names of images ``(n, C, H, W)``."""
         return [self.classes[k] for k in self.predict_proba(images, rule).argmax(-1).tolist()]
 
+    @own_defaults()
     @torch.no_grad()
     def explain(self) -> Explanation:
         """Which sources and experts, how sure, and what it costs."""
@@ -200,7 +208,7 @@ class AdaptedTask:
             share = torch.tensor(router.library.space.block_sizes, device=mean.device).to(mean)
             share = (share / share.sum()).unsqueeze(-1)
             draws, mean = (draws * share).sum(-2), (mean * share).sum(-2)
-        low, high = torch.quantile(draws, torch.tensor([0.05, 0.95], device=draws.device), dim=0)
+        low, high = torch.quantile(draws, draws.new_tensor([0.05, 0.95]), dim=0)
         names = (*router.library.names, *(f"expert {m}" for m in range(self.posterior.num_experts)))
         sizes = [router.library.space.dim] * self.posterior.num_sources
         if router.model.experts is not None:
@@ -265,7 +273,7 @@ class AdaptedTask:
             space, images = owner.router.library.space, self._batch.support.images[0]
             theta = torch.cat([compose(mixture.coefficients[:, 0], basis, space) for basis in bases])
             support = owner.router.model.network(theta, images.expand(len(theta), *images.shape)).float()
-            self._composed[key] = _Networks(theta, support, mixture.weights)
+            return self._composed.setdefault(key, _Networks(theta, support, mixture.weights))
         return self._composed[key]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_smat.episodes import Episode, EpisodeBatch, EpisodeSampler, Labelled, check_images
 from pyro_smat.guides import RoutingGuide
+from pyro_smat.inference.assembly.defaults import own_defaults, plain_tensor
 from pyro_smat.inference.assembly.router import Router, choose_device
 from pyro_smat.inference.decision.choosing import initial_deployment
 from pyro_smat.inference.decision.deployment import Deployment
@@ -43,6 +44,7 @@ class RoutedClassifier:
     The classifier is a snapshot: to train the router further, make a new one.
     """
 
+    @own_defaults()
     def __init__(self, router: Router, deployment: Deployment | None = None, *, cache_size: int = CACHED_TASKS) -> None:
         self.router = router
         self.deployment = initial_deployment(router.config.decision) if deployment is None else deployment
@@ -57,6 +59,7 @@ class RoutedClassifier:
             self.bases = router.model.basis(samples, generator) if samples else router.model.basis().unsqueeze(0)
 
     @classmethod
+    @own_defaults()
     def from_trained(
         cls,
         model: RoutedModel,
@@ -108,6 +111,7 @@ class RoutedClassifier:
         return Path(folder)
 
     @classmethod
+    @own_defaults()
     def load(
         cls,
         folder: str | Path,
@@ -134,6 +138,7 @@ class RoutedClassifier:
         router, deployment = load_router(Path(folder), where, network=network, own=own)
         return cls(router, deployment, cache_size=cache_size)
 
+    @own_defaults()
     def adapt(
         self,
         images: Tensor,
@@ -164,6 +169,7 @@ class RoutedClassifier:
                 mode, or one that needs experts where there are none.
         """
         check_images(images, "support")
+        images = plain_tensor(images)
         values: list[Any] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
         classes = tuple(sorted(set(values)))
         if len(values) != len(images):

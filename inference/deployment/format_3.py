@@ -49,7 +49,7 @@ def _config(old: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     if over_catalog:
         search = dict(guide["catalog"])
         method = search.pop("method")
-        used = ("max_sources",) if method == "k_hot" else ("max_sources", "size", "episodes")
+        used: tuple[str, ...] = ("max_sources",) if method == "k_hot" else ("max_sources", "size", "episodes")
         used += ("beam_width",) if method == "beam" else ()
         options |= {"temperature": guide["relaxation"], "catalog": {"kind": method, **{k: search[k] for k in used}}}
     gates = experts.pop("masks")

@@ -40,14 +40,13 @@ class CostWeight(LocalModule):
             raise ValueError("beta is 0; expected a start > 0, as a learned beta moves by its logarithm")
         if hyperprior is not None and not learn:
             raise ValueError("a hyperprior of beta was given, but beta is fixed: pass learn=True")
-        if isinstance(hyperprior, Sequence):
-            hyperprior = _gamma(hyperprior)
-        if hyperprior is not None and (hyperprior.batch_shape or hyperprior.event_shape):
+        density = _gamma(hyperprior) if isinstance(hyperprior, Sequence) else hyperprior
+        if density is not None and (density.batch_shape or density.event_shape):
             raise ValueError(
-                f"the hyperprior of beta has batch shape {tuple(hyperprior.batch_shape)} and event shape "
-                f"{tuple(hyperprior.event_shape)}; expected a distribution of one number"
+                f"the hyperprior of beta has batch shape {tuple(density.batch_shape)} and event shape "
+                f"{tuple(density.event_shape)}; expected a distribution of one number"
             )
-        self.learned, self.hyperprior = learn, hyperprior
+        self.learned, self.hyperprior = learn, density
         if learn:
             self.log_beta = nn.Parameter(torch.tensor(math.log(beta)))
         else:

@@ -49,7 +49,8 @@ class LogisticNormalPrior(SimplexPrior):
 
     @classmethod
     def member(cls, name: str) -> Callable[..., RoutingPrior]:
-        return {"uniform": cls, "cost_aware": cls.cost_aware}[name]
+        members: dict[str, Callable[..., RoutingPrior]] = {"uniform": cls, "cost_aware": cls.cost_aware}
+        return members[name]
 
     @classmethod
     def cost_aware(

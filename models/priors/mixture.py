@@ -65,11 +65,12 @@ class MixturePrior(RoutingPrior):
             raise ValueError(f"weights are {log_weights.exp().tolist()}; expected all > 0, as learned ones are logits")
         if hyperprior is not None and not learn:
             raise ValueError("a hyperprior of the weights was given, but they are fixed: pass learn=True")
-        if isinstance(hyperprior, Sequence):
-            hyperprior = dist.Dirichlet(torch.tensor([float(value) for value in hyperprior]))
-        if hyperprior is not None and hyperprior.concentration.shape != (count,):
+        density = hyperprior
+        if isinstance(density, Sequence):
+            density = dist.Dirichlet(torch.tensor([float(value) for value in density]))
+        if density is not None and density.concentration.shape != (count,):
             raise ValueError(
-                f"the hyperprior has concentrations {tuple(hyperprior.concentration.shape)}; expected ({count},), one "
+                f"the hyperprior has concentrations {tuple(density.concentration.shape)}; expected ({count},), one "
                 "a component"
             )
         self.count, self.kl = count, kl
@@ -81,7 +82,7 @@ class MixturePrior(RoutingPrior):
             self.raw_log_weights = nn.Parameter(log_weights)
         else:
             self.register_buffer("raw_log_weights", log_weights)
-        self.register_buffer("concentration", None if hyperprior is None else hyperprior.concentration.clone())
+        self.register_buffer("concentration", None if density is None else density.concentration.clone())
 
     @property
     def components(self) -> tuple[RoutingPrior, ...]:

@@ -1,4 +1,7 @@
-"""Certificates: upper bounds of the loss of new episodes, from held-out episodes, failing at most as often as said."""
+"""Certificates: losses of held-out episodes in; upper bounds for new ones out, failing at most as often as said.
+
+Also thresholds of abstention with a guarantee, label sets, and a test for drift. A bound is one file here.
+"""
 
 from pyro_smat.certificates.certificate import Certificate
 from pyro_smat.certificates.conformal import (

@@ -24,6 +24,10 @@ OwnParts = Annotated[
 ]
 AllowOutside = Annotated[bool, typer.Option(help="Read files outside the folder of a table.")]
 
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait for another process that works in that folder instead of giving up.")
+]
+
 Command = Callable[..., None]
 
 

@@ -1,4 +1,4 @@
-"""Cost: what a task network costs to compose and to run, measured and enforced.
+"""Cost: a router and a machine in; prices of sources and experts out, and routings that keep within a budget.
 
 Prices by the block (:class:`CostModel`, :func:`calibrate`), enforced by prior (:meth:`CostModel.source_prices`), by
 projection (:func:`project_to_budget`) or by a Lagrangian (:func:`solve_weight`).

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import _StopRecomputationError, checkpoint
 
 from pyro_smat.networks.build import describe_network
 from pyro_smat.networks.evaluation_mode import EvaluationMode, UnfitNetwork, frames_of, part_of
@@ -172,29 +172,38 @@ class TaskNetwork:
         tasks = prod(leading)
         theta, x = theta.reshape(tasks, -1), x.to(theta.dtype)
         recompute = self._recomputes(theta, x.unsqueeze(0), tasks * len(x))
-        fitting = self._limits(theta)[1] // max(self._activation_bytes(theta, x.unsqueeze(0)), 1)
-        piece = len(x) if self._whole else max(1, fitting)
+        per_image = self._activation_bytes(theta, x.unsqueeze(0))
+        piece = len(x) if self._whole else max(1, self._limits(theta)[1] // max(per_image, 1))
         outputs = []
         for part in x.split(max(piece, 1)):
             ready = self._prepared(part)
-            outputs.append(self._in_chunks(theta, ready.expand(tasks, *ready.shape), recompute, prepared=True))
+            outputs.append(self._in_chunks(theta, ready.expand(tasks, *ready.shape), recompute, per_image))
         result = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return result.unflatten(0, leading) if leading else result.squeeze(0)
 
-    def _in_chunks(self, theta: Tensor, x: Tensor, recompute: bool, *, prepared: bool = False) -> Tensor:
-        """Outputs ``(T, n, *output)`` of T tasks, as many of them at a time as the memory allows."""
-        if self._opaque and torch.is_grad_enabled() and theta.requires_grad:
+    def _in_chunks(self, theta: Tensor, x: Tensor, recompute: bool, per_image: int | None = None) -> Tensor:
+        """Outputs ``(T, n, *output)`` of T tasks, as many of them at a time as the memory allows.
+
+        Images whose bytes are given are preprocessed already.
+        """
+        if self._compiled is not None and self._opaque and torch.is_grad_enabled() and theta.requires_grad:
             raise ValueError(
                 f"modules {self._opaque} have running statistics and a forward of their own, which has no gradient in "
-                "the statistics; expected plain BatchNorm or InstanceNorm layers: replace them, or run without gradient"
+                "the statistics when compiled; expected plain BatchNorm or InstanceNorm layers, or compile=False"
             )
+        version = None if theta.is_inference() else theta._version
         chunk = 1
         if len(theta) > 1:
-            per_task = x.shape[1] * self._activation_bytes(theta, x)
+            per_task = x.shape[1] * (self._activation_bytes(theta, x) if per_image is None else per_image)
             chunk = max(1, min(len(theta), self._limits(theta)[1] // max(per_task, 1)))
         outputs = []
         for rows, images in zip(theta.split(chunk), x.split(chunk), strict=True):
-            outputs.append(self._chunk(rows, images, recompute, prepared))
+            outputs.append(self._chunk(rows, images, recompute, per_image is not None))
+        if version is not None and theta._version != version:
+            raise UnfitNetwork(
+                "the network writes to its own weights or running statistics in evaluation mode, and these are the "
+                "caller's theta; expected a forward that leaves them alone: write to a copy"
+            )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _chunk(self, theta: Tensor, x: Tensor, recompute: bool, prepared: bool) -> Tensor:
@@ -223,7 +232,7 @@ class TaskNetwork:
         if len(theta) > 1 and self.one_at_a_time is None:
             try:
                 return self._together(theta, x)
-            except UnfitNetwork:
+            except (UnfitNetwork, _StopRecomputationError):  # the latter ends a chunk's second run, as it should
                 raise
             except Exception as error:
                 if self._compiled is not None or (isinstance(error, RuntimeError) and out_of_memory(error)):
@@ -238,7 +247,8 @@ class TaskNetwork:
     def _together(self, theta: Tensor, x: Tensor) -> Tensor:
         if self._compiled is not None:
             return self._compiled(theta, x)
-        with self._batched.lend() as network, EvaluationMode(network, batched=True):
+        gradient = torch.is_grad_enabled() and theta.requires_grad
+        with self._batched.lend() as network, EvaluationMode(network, batched=True, gradient=gradient):
             try:
                 return self._vmapped(network, theta, x)
             except Exception as error:
@@ -255,11 +265,11 @@ class TaskNetwork:
 
     def _one_by_one(self, theta: Tensor, x: Tensor) -> Tensor:
         """A single task needs no batching rule: plain kernels, bit for bit."""
-        needs_gradient = torch.is_grad_enabled() and theta.requires_grad
-        store, constants, outputs = self._differentiable if needs_gradient else self._plain, self._constants(theta), []
+        gradient = torch.is_grad_enabled() and theta.requires_grad
+        store, constants, outputs = self._differentiable if gradient else self._plain, self._constants(theta), []
         for row, images in zip(theta, x, strict=True):
             weights = self.space.unflatten(row)
-            with store.lend() as network, EvaluationMode(network, batched=False):
+            with store.lend() as network, EvaluationMode(network, batched=False, gradient=gradient):
                 output = functional_call(network, (weights, constants), (images,), strict=True)
                 outputs.append(tensor_of(output))
         return outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs)
@@ -306,8 +316,10 @@ def _with_constants(module: nn.Module, constants: Mapping[str, Tensor]) -> nn.Mo
     for name, tensor in constants.items():
         owner, _, last = name.rpartition(".")
         part = module.get_submodule(owner)
-        table = part._parameters if last in part._parameters else part._buffers
-        table[last] = nn.Parameter(tensor, requires_grad=False) if table is part._parameters else tensor
+        if last in part._parameters:
+            part._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            part._buffers[last] = tensor
     return module
 
 

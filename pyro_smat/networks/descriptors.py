@@ -43,16 +43,16 @@ def probe_images(channels: int, size: int, seed: int = 0) -> Tensor:
     pushed towards black and white. Deterministic, so that no image of a user is stored with a router.
     """
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(PROBES, channels, size, size)
+    total = torch.zeros(PROBES, channels, size, size, dtype=torch.float32)  # whatever the default dtype
     cells = 2
     while cells <= size:
-        field = torch.randn(PROBES, channels, cells, cells, generator=generator)
+        field = torch.randn(PROBES, channels, cells, cells, generator=generator, dtype=torch.float32)
         total += F.interpolate(field, (size, size), mode="bicubic", align_corners=False) / cells
         cells *= 2
     flat = total.flatten(1)
     total = (total - flat.mean(1).view(-1, 1, 1, 1)) / flat.std(1).view(-1, 1, 1, 1)
-    ilr = torch.where(torch.arange(PROBES) % 2 == 0, 1.0, 8.0).view(-1, 1, 1, 1)
-    return torch.sigmoid(ilr * total)
+    contrast = torch.where(torch.arange(PROBES) % 2 == 0, 1.0, 8.0).view(-1, 1, 1, 1)
+    return torch.sigmoid(contrast.to(total.dtype) * total)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ thread. While it is active
 - functions that draw random numbers are refused, so the same image always gets the same features;
 - nn.TransformerEncoderLayer and nn.MultiheadAttention don't take their fast paths (they look for such a mode), which
   have no gradient under vmap;
+- batch and instance normalisation by running statistics have a gradient in these (PyTorch's own have none);
 - for T tasks at once, scaled dot-product attention has the tasks join the batch, so that the fused kernels serve it
   (on a CPU these have no batching rule at all).
 """
@@ -22,6 +23,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from pyro_smat.networks.running_statistics import normalised
 
 _ALWAYS = frozenset(
     [
@@ -44,6 +47,14 @@ _WHEN_TOLD: Mapping[Callable[..., Any], tuple[int, str, bool | float]] = {
     F.scaled_dot_product_attention: (4, "dropout_p", 0.0),
 }
 
+# Functions that normalise, their arguments, and which says that the statistics are those of the images.
+_NORMALISATIONS: Mapping[Callable[..., Any], Sequence[str]] = {
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
+    torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
+}
+_FROM_IMAGES = {F.batch_norm: "training", F.instance_norm: "use_input_stats", torch.batch_norm: "training"}
+_RULED = frozenset({*_ALWAYS, *_WHEN_TOLD, *_NORMALISATIONS, F.multi_head_attention_forward})
 _FUNCTIONAL_CALL = torch.func.functional_call.__code__
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 
@@ -54,16 +65,21 @@ class EvaluationMode(TorchFunctionMode):
     Args:
         network: the module that runs; errors name its parts.
         batched: whether it runs under vmap, over T tasks.
+        gradient: whether a gradient in its weights is wanted.
     """
 
-    def __init__(self, network: nn.Module, *, batched: bool) -> None:
+    def __init__(self, network: nn.Module, *, batched: bool, gradient: bool) -> None:
         super().__init__()
-        self.network, self.batched = network, batched
+        self.network, self.batched, self.gradient = network, batched, gradient
         self._gradient, self._hooks = torch.is_grad_enabled(), _saved_tensors_hooks()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if self._gradient and (not torch.is_grad_enabled() or _saved_tensors_hooks() != self._hooks):
+            self._refuse_checkpointing()
+        if func not in _RULED:  # by far the most calls
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
         if (func in _ALWAYS or func in _WHEN_TOLD) and _draws(func, args, kwargs):
             raise UnfitNetwork(
@@ -71,13 +87,16 @@ class EvaluationMode(TorchFunctionMode):
                 "the same image would get other features each time; expected none: use nn.Dropout, or pass "
                 "training=self.training"
             )
-        if self._gradient and (not torch.is_grad_enabled() or _saved_tensors_hooks() != self._hooks):
-            self._refuse_checkpointing()
         if self.batched and func is F.scaled_dot_product_attention:
             return attention(*args, **kwargs)
         if self.batched and func is F.multi_head_attention_forward and kwargs.get("need_weights") is False:
             # Its own call of the attention above would bypass this mode; with weights it is three batched products.
             return func(*args, **{**kwargs, "need_weights": True})[0], None
+        if self.gradient and func in _NORMALISATIONS:
+            values = dict(zip(_NORMALISATIONS[func], args, strict=False)) | kwargs
+            if not values.get(_FROM_IMAGES[func], func is F.instance_norm):
+                mean, variance, eps = values["running_mean"], values["running_var"], values.get("eps", 1e-5)
+                return normalised(values["input"], mean, variance, values.get("weight"), values.get("bias"), eps)
         return func(*args, **kwargs)
 
     def _refuse_checkpointing(self) -> None:
@@ -122,7 +141,7 @@ class _InBatch(torch.autograd.Function):
     """Attention on inputs ``(T n, ...)``, as plain operations to autograd."""
 
     @staticmethod
-    def forward(rest: tuple[float, bool, dict[str, Any]], *inputs: Tensor | None) -> Tensor:
+    def forward(rest: tuple[float, bool, dict[str, Any]], *inputs: Any) -> Tensor:
         query, key, value, mask = inputs  # of constants: no task is in them
         return F.scaled_dot_product_attention(query, key, value, mask, rest[0], rest[1], **rest[2])
 

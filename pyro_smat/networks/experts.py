@@ -65,6 +65,12 @@ class ExpertBank(Remembered, nn.Module):
         multipliers: ``(M,)`` buffer, the Lagrange multipliers of the budgets; zero under "projection".
         progress: scalar buffer in [0, 1], how much of the training is over; 1 until :meth:`set_progress` says less.
 
+    Example:
+        >>> space = ParameterSpace.from_module(nn.Linear(10, 1))
+        >>> bank = ExpertBank(space, 2, sparsity=0.5, delta_scale=1.0)
+        >>> bank.projected_rows().shape, bank.budget
+        (torch.Size([2, 11]), 5)
+
     Raises:
         ValueError: for a negative number of experts, a sparsity outside [0, 1), a ramp outside [0, 1], unknown or
             incompatible options, or a network that ``granularity`` cannot use.
@@ -110,10 +116,12 @@ class ExpertBank(Remembered, nn.Module):
         group, size = gate_groups(space, granularity, module)
         self.register_buffer("group", group, persistent=False)
         self.register_buffer("group_size", size, persistent=False)
-        self.delta = nn.Parameter(torch.randn(space.dim, generator=generator) * delta_scale)
-        self.log_alpha = nn.Parameter(init + 0.1 * torch.randn(num_experts, len(size), generator=generator))
-        self.register_buffer("multipliers", torch.zeros(num_experts))
-        self.register_buffer("progress", torch.tensor(1.0))
+        delta = torch.randn(space.dim, generator=generator, dtype=torch.float32)  # whatever the default dtype
+        noise = torch.randn(num_experts, len(size), generator=generator, dtype=torch.float32)
+        self.delta = nn.Parameter(delta * delta_scale)
+        self.log_alpha = nn.Parameter(init + 0.1 * noise)
+        self.register_buffer("multipliers", torch.zeros(num_experts, dtype=torch.float32))
+        self.register_buffer("progress", torch.tensor(1.0, dtype=torch.float32))
 
     def __len__(self) -> int:
         return self.log_alpha.shape[0]

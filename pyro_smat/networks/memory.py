@@ -48,7 +48,7 @@ def measured_bytes(network: nn.Module, run: Callable[[Tensor], Any], images: Ten
     hooks = [part.register_forward_hook(count) for part in network.modules() if not list(part.children())]
     counter = _OutputBytes()
     try:
-        with EvaluationMode(network, batched=False), counter:
+        with EvaluationMode(network, batched=False, gradient=False), counter:
             run(images)
     finally:
         for hook in hooks:

@@ -21,18 +21,33 @@ class EvaluationBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, c, ...)`` to the same shape."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
         mean, variance = self._buffers["running_mean"], self._buffers["running_var"]
         assert mean is not None
         assert variance is not None
-        scale = torch.rsqrt(variance + self.eps)
-        if weight is not None:
-            scale = scale * weight
-        shift = -mean * scale
-        if bias is not None:
-            shift = shift + bias
-        channels = (-1,) + (1,) * (x.ndim - 2)
-        return torch.addcmul(shift.view(channels), x, scale.view(channels))
+        return normalised(x, mean, variance, self._parameters["weight"], self._parameters["bias"], self.eps)
+
+
+def normalised(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    r""":math:`(x - \mu) / \sqrt{\sigma^2 + \epsilon} \cdot w + b` for every channel, differentiable in all of them.
+
+    Args:
+        x: ``(n, c, ...)``.
+        mean: ``(c,)``, as are all that follow.
+        variance: at least 0.
+        weight: None for 1.
+        bias: None for 0.
+        eps: added to the variance.
+    """
+    scale = torch.rsqrt(variance + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias
+    channels = (-1,) + (1,) * (x.ndim - 2)
+    return torch.addcmul(shift.view(channels), x, scale.view(channels))
 
 
 _REPLACEABLE = (

@@ -12,6 +12,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 def weightless_copy(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose parameters and buffers are on the meta device; no weight is copied."""
     memo: dict[int, Any] = {}
-    for tensor in module.parameters():
-        memo[id(tensor)] = nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
-    for tensor in module.buffers():
-        memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     for part in module.modules():
         for value in vars(part).values():  # what a hook computed, as the old weight_norm does: deepcopy refuses those
             if isinstance(value, Tensor) and not value.is_leaf:
@@ -58,33 +59,27 @@ class Skeletons:
 
     @contextmanager
     def lend(self) -> Iterator[nn.Module]:
-        """A module that nobody else uses meanwhile; after an exception it isn't lent again."""
+        """A module that nobody else uses meanwhile."""
         try:
             skeleton = self._free.pop()
         except IndexError:
             skeleton = _Skeleton(copy.deepcopy(self._mould))
-        yield skeleton.module
-        skeleton.reset()
-        self._free.append(skeleton)
+        try:
+            yield skeleton.module
+        finally:
+            skeleton.reset()
+            self._free.append(skeleton)
 
 
 class _Skeleton:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._attributes = [(part, _attributes_of(part)) for part in module.modules()]
+        parts = [vars(part) for part in module.modules()]
+        inner = [attributes[table] for attributes in parts for table in _TABLES]
+        self._before = [(attributes, dict(attributes)) for attributes in (*inner, *parts)]
 
     def reset(self) -> None:
-        for part, attributes in self._attributes:
-            for table in _TABLES:
-                _restore(vars(part)[table], attributes[table])
-            _restore(vars(part), {**attributes, **{table: vars(part)[table] for table in _TABLES}})
-
-
-def _attributes_of(module: nn.Module) -> dict[str, Any]:
-    return {**vars(module), **{table: dict(vars(module)[table]) for table in _TABLES}}
-
-
-def _restore(current: dict[str, Any], before: dict[str, Any]) -> None:
-    if len(current) != len(before) or any(current.get(name, _TABLES) is not value for name, value in before.items()):
-        current.clear()
-        current.update(before)
+        for current, before in self._before:
+            if current.keys() != before.keys() or not all(map(is_, current.values(), before.values())):
+                current.clear()
+                current.update(before)

@@ -41,6 +41,9 @@ class Choice:
             raise AttributeError(f"{self.kind!r} has no option {name!r}; it has {', '.join(self.options)}")
         return self.options[name]
 
+    def __repr__(self) -> str:
+        return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data: ``{"kind": ..., option: ...}``."""
         return {"kind": self.kind, **{k: _plain(v) for k, v in self.options.items()}}

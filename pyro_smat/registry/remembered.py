@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_smat.registry.choice import Choice, is_plain
-from pyro_smat.registry.entries import name_of
+from pyro_smat.registry.entries import Factory, find, name_of
 from pyro_smat.registry.kinds import KINDS
 from pyro_smat.registry.options import kind_of, options_of, parameters_of
 
@@ -58,7 +58,7 @@ def describe(kind: str, made: Any) -> Choice:
         >>> describe("prior", DirichletPrior(3, concentration=0.5)).to_dict()
         {'kind': 'dirichlet', 'concentration': 0.5}
     """
-    factory = type(made)
+    factory: Factory = type(made)
     if not isinstance(made, Remembered):
         raise ValueError(
             f"{kind} {factory.__name__} does not say how it was made; expected a subclass of the library's"
@@ -75,7 +75,7 @@ def describe(kind: str, made: Any) -> Choice:
                 f"{kind} {factory.__name__} was made with {name}={value!r}, which a saved router cannot say; expected "
                 "numbers, strings, lists of these, tensors, or registered things"
             )
-    return Choice(kind, name_of(kind, factory) or _place(factory), options, factory)
+    return Choice(kind, name_of(kind, factory) or _place(type(made)), options, factory)
 
 
 def _described(value: Any) -> Any:
@@ -83,7 +83,10 @@ def _described(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(map(_described, value))
     kind = next((of for of in KINDS if _is_of(value, of)), None)
-    return value if kind is None else describe(kind, value)
+    if kind is not None:
+        return describe(kind, value)
+    made = kind_of(type(value))
+    return value if made is None else Choice(made, "given", {}, find(made, "given"))  # data, kept beside the config
 
 
 def _is_of(value: Any, kind: str) -> bool:

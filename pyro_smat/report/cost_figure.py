@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from pyro_smat.cost.front import non_dominated
-from pyro_smat.report.figure_style import INK, MUTED, PALETTE, SMALL, new_figure, style_axes
+from pyro_smat.plotting.style import INK, MUTED, PALETTE, SMALL, new_figure, style_axes
 
 WIDE = 4.0  # costs that span more than this factor are drawn on a logarithmic axis
 

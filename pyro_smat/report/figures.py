@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pyro_smat.report.figure_style import (
+from pyro_smat.plotting.style import (
     INK,
     MOST_POINTS,
     MUTED,
@@ -30,7 +30,7 @@ from pyro_smat.report.figure_style import (
     say,
     stroke,
 )
-from pyro_smat.report.figure_style import style_axes as style
+from pyro_smat.plotting.style import style_axes as style
 
 _HEAT = "#0071b1"  # the palette's blue, a shade off so that the page's theme leaves it alone
 

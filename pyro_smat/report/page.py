@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pyro_smat.report.figure_style import inline_svg
+from pyro_smat.plotting.style import inline_svg
 
 _ONE_LINE = 84  # characters of a row that fit beside its name; wider rows put the interval below the number
 

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_smat.report.figure_style import FAINT, INK, MOST_POINTS, MUTED, PALETTE, SMALL, blank, new_figure, say
-from pyro_smat.report.figure_style import style_axes as style
+from pyro_smat.plotting.style import FAINT, INK, MOST_POINTS, MUTED, PALETTE, SMALL, blank, new_figure, say
+from pyro_smat.plotting.style import style_axes as style
 
 _NAMES = {
     "loss": "Loss",

@@ -1,4 +1,7 @@
-"""Routing: what the latent variables are. Catalogs of routings, coordinates of the simplex, and their distributions."""
+"""Routing: what the latent variables are. Names and logits in; catalogs, ILR coordinates and distributions out.
+
+A distribution of simplex weights is one file in ``distributions/``, a density of ILR coordinates.
+"""
 
 from pyro_smat.routing.catalog import WEIGHT_TOLERANCE, Catalog, routing_costs
 from pyro_smat.routing.coordinates import (

@@ -91,7 +91,7 @@ class _ThreadContext(_Context):
 
     def __init__(self) -> None:
         self._local = threading.local()
-        self.param_state = {"params": {}, "constraints": {}}
+        self.param_state: Any = {"params": {}, "constraints": {}}
 
     @property
     def active(self) -> int:

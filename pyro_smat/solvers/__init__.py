@@ -1,4 +1,8 @@
-"""Certified solvers of the composition problem of one task, and of many tasks at once."""
+"""Solvers: predictions or features of sources and the targets of a task in; the best mixture and its certificate out.
+
+One task (:func:`minimize_on_simplex`, :func:`solve_composition`) or many at once. A residual method is a file in
+``residual/``.
+"""
 
 from pyro_smat.solvers.active_set import solve_simplex_qp
 from pyro_smat.solvers.batched import BatchedSolution, minimize_quadratics_on_simplex

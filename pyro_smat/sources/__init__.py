@@ -1,4 +1,7 @@
-"""Sources: checkpoints of one network, opened lazily, checked against each other, mixed, compressed, compared."""
+"""Sources: checkpoint files in; a library of parameter vectors out, opened lazily, checked, mixed and compressed.
+
+A form of storage is one file in ``codecs/``; what permutes hidden units is in ``alignment/``.
+"""
 
 from pyro_smat.sources.checkpoint import Checkpoint
 from pyro_smat.sources.compatibility import CompatibilityReport, check_compatibility

@@ -293,7 +293,7 @@ def test_masks_are_shared_or_separate(make_router: Callable) -> None:
     shared = make_router()
     same = logits_of_particles(shared, 3)
     torch.testing.assert_close(same, same[:1].expand_as(same))
-    separate = make_router(model_options={"masks": "separate"})
+    separate = make_router(model_options={"gates": "separate"})
     apart = logits_of_particles(separate, 3)
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert (apart[i] - apart[j]).abs().max() > 1e-3
@@ -312,7 +312,7 @@ def test_separate_masks_train(make_router: Callable) -> None:
     """With enumeration, every routing has masks of its own."""
     for family in ("logistic_normal", "dirichlet", "catalog"):
         for blocks in (1, 2):
-            router = make_router(family, blocks=blocks, model_options={"masks": "separate"})
+            router = make_router(family, blocks=blocks, model_options={"gates": "separate"})
             elbo = CVaR_ELBO(rho=1.0, num_particles=3, vectorize_particles=True, max_plate_nesting=2)
             pyro.set_rng_seed(0)
             elbo.loss_and_grads(router.model, router.guide, router.batch)
@@ -329,8 +329,8 @@ def test_mismatched_blocks_and_masks_are_refused(make_router: Callable) -> None:
         make_router(blocks=2, prior=LogisticNormalPrior(3, 2))
     with pytest.raises(ValueError, match=r"the prior routes 2 blocks and the network's space has 1: .*blocks=1"):
         make_router(prior=LogisticNormalPrior(3, 2, num_blocks=2))
-    with pytest.raises(ValueError, match="masks is 'own'; expected 'shared' or 'separate'"):
-        make_router(model_options={"masks": "own"})
+    with pytest.raises(ValueError, match="gates is 'own'; expected 'shared' or 'separate'"):
+        make_router(model_options={"gates": "own"})
 
 
 def test_hyperprior_is_one_global_factor(make_router: Callable) -> None:

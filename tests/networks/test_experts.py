@@ -452,7 +452,7 @@ def test_no_experts(budget: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"experts": -1}, "experts is -1"),
+        ({"num_experts": -1}, "num_experts is -1"),
         *(({"sparsity": tau}, "sparsity") for tau in (1.0, -0.1, 1.5, math.nan)),
         *(({"ramp": ramp}, "ramp is") for ramp in (-0.1, 1.1, math.nan)),
         ({"granularity": "layer"}, "granularity is 'layer'"),
@@ -464,7 +464,7 @@ def test_no_experts(budget: Any) -> None:
 )
 def test_refused_banks(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ExpertBank(network_space(), **{"experts": 1, **options})
+        ExpertBank(network_space(), **{"num_experts": 1, **options})
     assert not any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(ExpertBank.__init__).parameters.values()
     )

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from pyro_smat.plotting.style import PALETTE, THEME, _spread, inline_svg, stroke
 from pyro_smat.report import figures
-from pyro_smat.report.figure_style import PALETTE, THEME, _spread, inline_svg, stroke
 from pyro_smat.report.training_figure import training_curves
 
 ODD_NAMES = ("<b>", "a$b$ & c", "🦊 渋谷", "")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pyro
 import pyro.distributions as dist
@@ -13,6 +16,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
 
 from pyro_smat.inference import CVaR_ELBO
@@ -144,3 +148,68 @@ assert len(pyro.get_param_store()) == 0
         env={"CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_threads_share_a_module_and_switch_nothing() -> None:
+    """Every thread has a context of its own: names, caches and Pyro's settings don't mix."""
+
+    class Slow(LocalModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner(2.0)
+            self.draw = PyroSample(dist.Delta(torch.tensor(3.0)))
+
+        def forward(self, number: int) -> tuple[float, bool]:
+            first = self.draw
+            time.sleep(0.001 * (number % 3))
+            assert pyro.settings.get("module_local_params") is False
+            return float(self.inner().detach()) + number, self.draw is first  # one draw a call
+
+    module = Slow()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(module, range(200)))
+    assert found == [(2.0 + number, True) for number in range(200)]
+    assert module._pyro_context.active == 0
+    assert not module._pyro_context.cache
+    assert pyro.settings.get("module_local_params") is False
+    assert list(pyro.get_param_store().keys()) == []
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_handlers_see_every_parameter_whatever_the_setting(local: bool) -> None:
+    class Outer(LocalModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner(1.0)
+            self.layers = nn.Sequential(nn.Linear(2, 2))
+
+        def forward(self) -> Tensor:
+            return self.layers(torch.ones(2)) + self.inner()
+
+    with pyro.settings.context(module_local_params=local):
+        outer = Outer()
+        trace = poutine.trace(outer).get_trace()
+    assert set(trace.nodes) - {"_INPUT", "_RETURN"} == {"layers$$$0.weight", "layers$$$0.bias", "inner.location"}
+    for name, parameter in outer.named_parameters():
+        node = name if name.startswith("inner") else f"layers$$${name.removeprefix('layers.')}"
+        assert trace.nodes[node]["value"] is parameter
+        assert trace.nodes[node]["value"].unconstrained() is parameter
+    assert list(pyro.get_param_store().keys()) == []
+    twin = copy.deepcopy(outer)
+    assert torch.equal(twin(), outer())
+    assert isinstance(pickle.loads(pickle.dumps(twin.inner)), Inner)
+
+
+def test_values_that_would_be_global_are_refused() -> None:
+    module = LocalModule()
+    with pytest.raises(ValueError, match=r"'scale' is a PyroParam, whose value would be global; expected a torch.nn"):
+        module.scale = PyroParam(torch.tensor(1.0), constraint=dist.constraints.positive)
+    with pytest.raises(ValueError, match="'layer' is a PyroLinear, a PyroModule whose parameters would be global"):
+        module.layer = PyroModule[nn.Linear](2, 2)
+
+    class LocalLinear(nn.Linear, LocalModule):
+        pass
+
+    module.layer = LocalLinear(2, 2)
+    assert [name for name, _ in module.named_parameters()] == ["layer.weight", "layer.bias"]
+    assert module.layer(torch.ones(2)).shape == (2,)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from pyro_smat.networks.preprocessing import Preprocessing
+from pyro_smat.networks.preprocessing import Interpolation, Preprocessing
 from pyro_smat.registry import register
 
 
@@ -32,10 +33,10 @@ def timm_network(name: str, *, arguments: Mapping[str, bool | int | float | str]
     except ImportError as error:
         raise ValueError(f"network 'timm:{name}' needs the package timm: pip install 'pyro-smat[timm]'") from error
     if not timm.is_model(name):
-        near = [known for known in timm.list_models() if known.startswith(name[:6])][:5]
-        hint = f"among those of a like name are {', '.join(near)}" if near else "see timm.list_models()"
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see timm.list_models()"
         raise ValueError(f"timm has no network {name!r}; {hint}")
-    given = dict(arguments or {})
+    given: dict[str, Any] = dict(arguments or {})
     try:
         network = timm.create_model(name, pretrained=False, num_classes=0, **given)
     except (TypeError, RuntimeError) as error:
@@ -55,5 +56,5 @@ def _preprocessing(network: nn.Module, given: Mapping[str, Any]) -> Preprocessin
     channels = given.get("in_chans", len(mean))
     if channels != len(mean):  # other images than those of the configuration: their mean over channels
         mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    interpolation = data["interpolation"] if data["interpolation"] in ("bilinear", "nearest") else "bicubic"
+    interpolation: Interpolation = "bilinear" if data["interpolation"] == "bilinear" else "bicubic"
     return Preprocessing(tuple(mean), tuple(std), size if fixed else None, interpolation=interpolation)

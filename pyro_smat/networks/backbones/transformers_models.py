@@ -106,11 +106,13 @@ def _processor(name: str, config: Any) -> Mapping[str, Any]:
     if file.is_file():
         found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
+    whole = config.model_type.removesuffix("_vision_model")  # the image encoder of a pair has that of the pair
     cls: Any = None
     try:
-        processors = IMAGE_PROCESSOR_MAPPING[type(config)]
+        processors = IMAGE_PROCESSOR_MAPPING[CONFIG_MAPPING[whole] if whole in CONFIG_MAPPING else type(config)]
         options = processors.values() if isinstance(processors, Mapping) else processors
         cls = next((one for one in options if one is not None), None)
         return cls().to_dict() if cls is not None else {}

@@ -1,0 +1,327 @@
+"""diagnose: every diagnostic that applies to a trained router, as verdicts, a DataTree, numbers and pictures.
+
+model, guide, held-out batches -> :class:`Diagnosis` -> ``diagnostics.nc``, ``diagnostics.json`` and figures in a
+folder.
+What each check means is said in its own module; this one only calls them and leaves out those that do not apply.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.guides import RoutingGuide
+from pyro_smat.inference.diagnostics import figures, verdicts
+from pyro_smat.inference.diagnostics.datatree import to_datatree
+from pyro_smat.inference.diagnostics.draws import RoutingDraws
+from pyro_smat.inference.diagnostics.figures import Picture
+from pyro_smat.inference.diagnostics.information import FEWEST_EPISODES, information, negative_control
+from pyro_smat.inference.diagnostics.label_checks import label_calibration
+from pyro_smat.inference.diagnostics.pareto import FEWEST_DRAWS, catalog_discrepancy, khat_per_episode
+from pyro_smat.inference.diagnostics.power_scaling import catalog_power_scaling, power_scaling
+from pyro_smat.inference.diagnostics.predictive import predictive_comparison
+from pyro_smat.inference.diagnostics.prior_swap import prior_path
+from pyro_smat.inference.diagnostics.reference import MOST_ROUTINGS, enumerated_posterior
+from pyro_smat.inference.diagnostics.route_calibration import route_calibration, routing_sets
+from pyro_smat.inference.diagnostics.shots import concentration_over_shots, control_probabilities, usable_shots
+from pyro_smat.inference.diagnostics.uniformity import FEWEST
+from pyro_smat.inference.diagnostics.verdicts import Verdict
+from pyro_smat.metrics.arrays import FloatArray
+from pyro_smat.models.routed import RoutedModel
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SHOTS = (1, 2, 3, 5, 8)
+BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+COVERAGE = 0.9
+ROUTE_BLIND = "whether the model's likelihood is right; and conditions that the episodes do not have"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found of a router.
+
+    Attributes:
+        verdicts: one a question, in reading order.
+        results: name -> frozen result of the check.
+        pictures: name -> figure and caption.
+        tree: for ArviZ.
+        episodes: how many.
+        left_out: check -> why it did not apply.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    results: Mapping[str, Any]
+    pictures: Mapping[str, Picture]
+    tree: xr.DataTree
+    episodes: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Verdicts and numbers as plain data for JSON; long arrays become their shape and mean."""
+        return {
+            "episodes": self.episodes,
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "left_out": dict(self.left_out),
+            "captions": {name: picture.caption for name, picture in self.pictures.items()},
+            "results": {name: _plain(result) for name, result in self.results.items()},
+        }
+
+    def write(self, folder: Path | str) -> Path:
+        """Write ``diagnostics.nc`` (HDF5), ``diagnostics.json`` and one SVG a figure; returns the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tree.to_netcdf(folder / "diagnostics.nc", engine="h5netcdf")
+        (folder / "diagnostics.json").write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        for name, picture in self.pictures.items():
+            picture.figure.savefig(folder / f"{name}.svg")
+        return folder
+
+    def __str__(self) -> str:
+        return "\n".join(str(verdict) for verdict in self.verdicts)
+
+
+def diagnose(
+    model: RoutedModel,
+    guide: RoutingGuide,
+    batches: Sequence[EpisodeBatch],
+    *,
+    source_of_route: Sequence[int] = (),
+    other_guides: Sequence[RoutingGuide] = (),
+    against: Mapping[str, tuple[RoutedModel, RoutingGuide]] | None = None,
+    costs: FloatArray | None = None,
+    betas: Sequence[float] = BETAS,
+    shots: Sequence[int] = SHOTS,
+    num_samples: int = 200,
+    config: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Run every check that applies to a router.
+
+    Args:
+        model, guide: as deployed; a temperature that was fitted stays.
+        batches: held-out episodes with support features, at least 100 for the tests to say anything.
+        source_of_route: the source that knows route a, -1 where none does; without it nothing is judged by routes.
+        other_guides: of other training seeds, chains of the DataTree.
+        against: name -> model and guide of other runs, compared on the same episodes.
+        costs: ``(J,)`` of the routings of a catalog, or ``(C,)`` a unit of weight on the simplex: adds the prior path.
+        betas: of the path.
+        shots: numbers of shots to look at, as far as the supports go.
+        num_samples: K draws an episode.
+        config: strings to keep in the DataTree.
+        seed: of all draws and ties.
+
+    Raises:
+        ValueError: for no batches, or guides with other sites than the prior's.
+    """
+    draws = RoutingDraws.collect(model, guide, batches, num_samples=num_samples, seed=seed, config=config)
+    check = _Checks(draws, seed)
+    sources, truth = draws.source_probabilities, _known_sources(draws, source_of_route)
+    prior = draws.prior_source_probabilities
+    check.routes(sources, truth)
+    check.information(sources, prior, truth)
+    if draws.num_episodes >= FEWEST_EPISODES:
+        control = negative_control(sources, control_probabilities(guide, batches, seed=seed), prior)
+        check.add("negative_control", control, verdicts.of_negative_control(control))
+    levels = usable_shots(batches, shots)
+    if len(levels) >= 3:
+        found = concentration_over_shots(
+            model.prior,
+            guide,
+            batches,
+            levels,
+            prior_probabilities=prior,
+            truth=truth,
+            num_samples=num_samples,
+            seed=seed,
+        )
+        check.add("concentration", found, verdicts.of_concentration(found), figures.concentration_picture(found))
+    else:
+        check.left_out["concentration"] = f"supports have shots {levels} of {tuple(shots)}; it takes at least three"
+    check.fit(model, batches)
+    check.labels()
+    check.prior(costs, betas)
+    chains = [draws]
+    for number, other in enumerate(other_guides, start=1):
+        chains.append(RoutingDraws.collect(model, other, batches, num_samples=num_samples, seed=seed + number))
+    others = {
+        name: RoutingDraws.collect(*pair, batches, num_samples=num_samples, seed=seed)
+        for name, pair in (against or {}).items()
+    }
+    check.comparison(others)
+    route = check.results.get("route_calibration")
+    tree = to_datatree(chains, pits=None if route is None else route.overall.pits)
+    check.seeds(tree, len(chains))
+    if draws.probabilities is None:
+        weights = draws.coefficients[..., : len(draws.sources)]
+        weights = weights.mean(2) if draws.blocks else weights
+        check.pictures["weights"] = figures.weights_picture(weights, draws.sources)
+    else:
+        check.pictures["weights"] = figures.probabilities_picture(sources, draws.sources)
+    return Diagnosis(tuple(check.verdicts), check.results, check.pictures, tree, draws.num_episodes, check.left_out)
+
+
+class _Checks:
+    """Collects verdicts, results and pictures; one method a check, each says itself where it does not apply."""
+
+    def __init__(self, draws: RoutingDraws, seed: int) -> None:
+        self.draws, self.seed = draws, seed
+        self.verdicts: list[Verdict] = []
+        self.results: dict[str, Any] = {}
+        self.pictures: dict[str, Picture] = {}
+        self.left_out: dict[str, str] = {}
+
+    def add(self, name: str, result: Any, verdict: Verdict, picture: Picture | None = None) -> None:
+        self.results[name] = result
+        self.verdicts.append(verdict)
+        if picture is not None:
+            self.pictures[name] = picture
+
+    def routes(self, sources: FloatArray, truth: np.ndarray) -> None:
+        question = "Is q(route) the frequency of true routes?"
+        known = int((truth >= 0).sum())
+        if known < FEWEST:
+            reason = f"{known} episodes have a route that a source knows; it takes {FEWEST}"
+            self.left_out["route_calibration"] = reason
+            self.verdicts.append(Verdict(question, "cannot tell", f"N too small: {reason}", ROUTE_BLIND))
+            return
+        found = route_calibration(
+            sources, truth, names=self.draws.sources, condition=self.draws.condition, seed=self.seed
+        )
+        verdict = verdicts.of_calibration(question, found.overall, ROUTE_BLIND)
+        self.add("route_calibration", found, verdict, figures.pit_picture(found.overall))
+        self.pictures["reliability"] = figures.reliability_picture(found.reliability)
+        if found.given_known is not None:
+            text = "... given a source that knows routes?"
+            self.verdicts.append(verdicts.of_calibration(text, found.given_known, ROUTE_BLIND))
+        for name, result in found.by_condition.items():
+            self.verdicts.append(verdicts.of_calibration(f"... on {name} episodes?", result, ROUTE_BLIND))
+        for name, size in found.too_few.items():
+            text = f"N too small: {size} episodes, {FEWEST} are needed"
+            self.verdicts.append(Verdict(f"... on {name} episodes?", "cannot tell", text, ROUTE_BLIND))
+        sets = routing_sets(sources, truth, COVERAGE)
+        self.results["routing_sets"] = sets
+        sizes = sets.size(sources)
+        self.pictures["routing_sets"] = figures.set_size_picture(sizes, COVERAGE, sources.shape[1])
+
+    def information(self, sources: FloatArray, prior: FloatArray, truth: np.ndarray) -> None:
+        if len(sources) < FEWEST_EPISODES:
+            self.left_out["information"] = f"{len(sources)} episodes; the aggregate posterior takes {FEWEST_EPISODES}"
+            return
+        exact, of_prior = self.draws.probabilities, self.draws.prior_probabilities
+        if exact is not None and of_prior is not None:
+            routed = truth if exact.shape[1] == sources.shape[1] else None  # routings of one source each
+            found = information(exact, of_prior, truth=routed)
+        else:
+            found = information(sources, prior / prior.sum(), truth=truth)
+        self.add("information", found, verdicts.of_information(found))
+
+    def fit(self, model: RoutedModel, batches: Sequence[EpisodeBatch]) -> None:
+        """k-hat on the simplex, exact distance to the support posterior over a catalog."""
+        draws = self.draws
+        if draws.probabilities is None:
+            if np.isnan(draws.log_q).any() or draws.num_draws < FEWEST_DRAWS:
+                self.left_out["khat"] = f"k-hat needs a density and {FEWEST_DRAWS} draws"
+                return
+            found = khat_per_episode(draws.log_joint, draws.log_q, reference=draws.reference)
+            verdict = verdicts.of_khat(found.khat, found.threshold)
+            self.add("khat", found, verdict, figures.khat_picture(found.khat, found.threshold))
+            return
+        clean = (draws.condition == "clean") & (draws.shots >= 2)
+        if not clean.any() or len(draws.routings) > MOST_ROUTINGS:
+            self.left_out["support_posterior"] = "no clean episode with two shots a class, or too many routings"
+            return
+        references = [enumerated_posterior(model, batch, "support") for batch in batches]
+        target = np.concatenate([each.weights for each in references])[clean]
+        distance = catalog_discrepancy(target, draws.probabilities[clean], reference="support")
+        text = f"{int(clean.sum())} clean episodes of at least two shots"
+        judge = references[0].cannot_judge
+        self.add("support_posterior", distance, verdicts.of_discrepancy(distance, text, judge))
+
+    def labels(self) -> None:
+        if self.draws.num_episodes < FEWEST or self.draws.num_draws < 20:
+            self.left_out["label_calibration"] = f"it takes {FEWEST} episodes and 20 draws"
+            return
+        found = label_calibration(self.draws, seed=self.seed)
+        blind = "a routing that is wrong and predicts as well"
+        self.add("label_calibration", found, verdicts.of_calibration("Are query labels as foreseen?", found, blind))
+        self.pictures["label_calibration"] = figures.pit_picture(found)
+
+    def prior(self, costs: FloatArray | None, betas: Sequence[float]) -> None:
+        draws = self.draws
+        if draws.probabilities is not None and draws.prior_probabilities is not None:
+            scaling = catalog_power_scaling(draws.probabilities, draws.prior_probabilities)
+        elif np.isnan(draws.log_prior).any():
+            self.left_out["power_scaling"] = "the prior has no density at the draws"
+            return
+        else:
+            flat = draws.coefficients.reshape(*draws.log_prior.shape, -1)
+            scaling = power_scaling(flat, draws.log_prior)
+        self.add("power_scaling", scaling, verdicts.of_power_scaling(scaling))
+        if costs is None:
+            self.left_out["prior_path"] = "no costs were given"
+        elif np.isnan(draws.log_q).any():
+            self.left_out["prior_path"] = "a point posterior cannot be reweighted"
+        else:
+            path = prior_path(draws, costs, betas)
+            self.results["prior_path"] = path
+            self.pictures["prior_path"] = figures.prior_path_picture(path)
+
+    def comparison(self, others: Mapping[str, RoutingDraws]) -> None:
+        if not others:
+            self.left_out["comparison"] = "no other run was given"
+            return
+        each = {"this run": self.draws.log_likelihood} | {n: d.log_likelihood for n, d in others.items()}
+        found = predictive_comparison(each)
+        self.add("comparison", found, verdicts.of_comparison("this run", found))
+
+    def seeds(self, tree: xr.DataTree, chains: int) -> None:
+        if chains < 2:
+            self.left_out["training_seeds"] = "a single training seed"
+            return
+        import arviz as az
+
+        with np.errstate(invalid="ignore", divide="ignore"):  # a source that no seed ever opens has no variance
+            weights = az.rhat(tree, var_names=["source_weight"])["source_weight"].values
+        weights = weights[np.isfinite(weights)]
+        largest = float(weights.max(initial=1.0))
+        share = float((weights > verdicts.DISAGREE).mean()) if weights.size else 0.0
+        self.results["training_seeds"] = {"rhat_largest": largest, "rhat_share": share, "seeds": chains}
+        self.verdicts.append(verdicts.of_rhat(largest, share, chains))
+
+
+def _known_sources(draws: RoutingDraws, source_of_route: Sequence[int]) -> np.ndarray:
+    """The source that knows the true route of every episode, -1 where there is none."""
+    table = np.array([*source_of_route, -1])
+    route = np.where(draws.route < len(source_of_route), draws.route, -1)
+    return table[route]
+
+
+def _plain(value: Any) -> Any:
+    """JSON of a result: numbers, strings and short arrays; long arrays become their length and mean."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, np.ndarray):
+        if value.size <= 32:
+            return _plain(value.tolist())
+        kept = value[np.isfinite(value)] if value.dtype.kind == "f" else value
+        return {"shape": list(value.shape), "mean": _plain(float(kept.mean())) if kept.size else None}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    return str(value)
