@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         glyph_pool,
         read_csv,
         read_folder,
+        write_folder,
     )
     from pyro_smat.guides import (
         CatalogGuide,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         TrainingSettings,
         evaluate,
     )
+    from pyro_smat.inference.diagnostics import diagnose
     from pyro_smat.models import RoutedModel
     from pyro_smat.models.priors import (
         CatalogPrior,
@@ -90,11 +92,13 @@ __all__ = [
     "__version__",
     "build_network",
     "compose",
+    "diagnose",
     "evaluate",
     "glyph_pool",
     "pretrain",
     "read_csv",
     "read_folder",
+    "write_folder",
 ]
 
 # In a checkout the rooms that users edit stand beside this folder; an installed package has them inside.
@@ -103,9 +107,10 @@ if all(os.path.isfile(os.path.join(_CHECKOUT, *part)) for part in (("pyproject.t
     __path__.append(_CHECKOUT)
 
 _HOMES = {
-    "episodes": "Episode EpisodeBatch EpisodeSampler Labelled glyph_pool read_csv read_folder",
+    "episodes": "Episode EpisodeBatch EpisodeSampler Labelled glyph_pool read_csv read_folder write_folder",
     "guides": "CatalogGuide ConcreteGuide DirichletGuide HierarchicalGuide LogisticNormalGuide PointGuide",
     "inference": ("CVaR_ELBO Deployment MetaTrainer RoutedClassifier SourceReference TrainingSettings evaluate"),
+    "inference.diagnostics": "diagnose",
     "models": "RoutedModel",
     "models.priors": (
         "CatalogPrior ConcretePrior CostAwareCatalogPrior DirichletPrior HierarchicalPrior LogisticNormalPrior "
