@@ -201,6 +201,9 @@ def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
 def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Mapping[str, Factory]) -> nn.Module:
     if given is not None:
         return given
+    if saved.network is None and "network" in own:
+        made: nn.Module = own["network"]()
+        return made
     if saved.network is None:
         raise ValueError(
             f"{folder}: was made with a network of your own; pass network= a module of that architecture (command "
