@@ -51,7 +51,7 @@ def add_source(
     library = router.library.with_source(name, checkpoint, base=base)
     last, experts = len(library) - 1, router.config.experts.count
     catalog = router.catalog
-    if catalog is not None and router.config.guide.catalog.kind != "k_hot":
+    if catalog is not None and _is_fixed(router.config):
         old = catalog.coefficients
         extended = torch.cat([old[..., :last], torch.zeros_like(old[..., :1]), old[..., last:]], dim=-1)
         alone = Catalog.uniform_mixtures(
@@ -86,7 +86,7 @@ def remove_source(classifier: RoutedClassifier, name: str) -> RoutedClassifier:
     library = router.library.without(name)
     gone, catalog = router.library.names.index(name), router.catalog
     kept = [c for c in range(len(router.library) + router.config.experts.count) if c != gone]
-    if catalog is not None and router.config.guide.catalog.kind != "k_hot":
+    if catalog is not None and _is_fixed(router.config):
         closed = (catalog.coefficients[..., gone] == 0).reshape(len(catalog), -1).all(-1)
         if not closed.any():
             raise ValueError(f"every routing of the catalog opens {name!r}; expected one without: train a new router")
@@ -100,16 +100,9 @@ def _over(
 ) -> RoutedClassifier:
     """The same weights around another library."""
     old = classifier.router
-    if catalog is not None and config.guide.catalog.kind == "k_hot":
-        catalog = default_catalog(config, library.names, len(library.space.block_names))
-    new = build_router(
-        config,
-        old.device,
-        (old.network, library),
-        catalog=catalog,
-        model_class=type(old.model),
-        guide_class=type(old.guide),
-    )
+    if catalog is not None and not _is_fixed(config):
+        catalog = default_catalog(config, library)
+    new = build_router(config, old.device, opened=(old.network, library), catalog=catalog)
     for part in ("model", "guide"):
         _copy_weights(getattr(old, part), getattr(new, part), part)
     # A certificate, and what validation said of misrouting, are of the router as it was.

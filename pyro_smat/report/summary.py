@@ -104,7 +104,7 @@ def _settings(classifier: RoutedClassifier, evaluations: Mapping[str, Evaluation
         "way, shot, query": f"{config.episodes.way}, {config.episodes.shot}, {config.episodes.query}",
         "sources": f"{', '.join(library.names)} (d = {library.space.dim:,})",
         "experts": f"{config.experts.count}, at most {round(100 * (1 - config.experts.sparsity))}% of d open in each",
-        "guide, prior": f"{config.guide.family}, {config.prior.kind}",
+        "guide, prior": f"{config.guide.kind}, {config.prior.kind}",
         "objective": f"{objective.episode_loss.kind}, rho {objective.rho}, tail weight {objective.tail_weight}, "
         f"KL weight {objective.kl_weight}, reference {objective.reference}",
         "training": f"{config.training.steps} steps of {config.training.episodes} episodes, seed {config.seed}",

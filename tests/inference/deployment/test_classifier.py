@@ -32,7 +32,7 @@ FAMILIES = ("logistic_normal", "catalog", "concrete")
 def config_of(family: str) -> RunConfig:
     return load_config(
         None,
-        [f"guide.family={family}", "experts.count=2", "decision.rule={kind='posterior_predictive', num_samples=3}"],
+        [f"guide.kind={family}", "experts.count=2", "decision.rule={kind='posterior_predictive', num_samples=3}"],
     )
 
 
@@ -44,7 +44,7 @@ def support() -> tuple[Tensor, list[str]]:
 @pytest.fixture(scope="module", params=FAMILIES)
 def classifier(request: pytest.FixtureRequest) -> RoutedClassifier:
     config = config_of(request.param)
-    router = build_router(config, torch.device("cpu"), open_library(config))
+    router = build_router(config, opened=open_library(config))
     torch.manual_seed(1)
     for parameter in (*router.model.parameters(), *router.guide.parameters()):  # as if trained
         parameter.data.add_(0.02 * torch.randn_like(parameter))
@@ -79,7 +79,7 @@ def test_a_router_that_was_given_a_class_asks_for_it_at_load(what: str, given: t
     """The config does not name it, so the folder has to: the library's class would fit its tensors, and be another."""
     config = config_of("logistic_normal")
     classes: dict[str, Any] = {f"{what}_class": given}
-    classifier = RoutedClassifier(build_router(config, torch.device("cpu"), open_library(config), **classes))
+    classifier = RoutedClassifier(build_router(config, opened=open_library(config), **classes))
     classifier.save(tmp_path)
     with pytest.raises(ValueError, match=rf"with a {what} of your own, {given.__name__}; pass {what}_class= that cl"):
         RoutedClassifier.load(tmp_path)
@@ -205,7 +205,7 @@ def tiny_batch(images: Tensor, queries: Tensor) -> EpisodeBatch:
     return EpisodeBatch.collate([Episode(Labelled(images, target), Labelled(queries))])
 
 
-@pytest.mark.parametrize("overrides", [(), ("decision.rule=map", "guide.family=catalog"), ("decision.gate_samples=2",)])
+@pytest.mark.parametrize("overrides", [(), ("decision.rule=map", "guide.kind=catalog"), ("decision.gate_samples=2",)])
 @pytest.mark.parametrize("refine", MODES)
 def test_refined_tasks_predict_with_what_was_found(refine: str, overrides: Sequence[str]) -> None:
     classifier = tiny_classifier(*overrides)
@@ -344,7 +344,7 @@ def test_a_head_that_is_left_out_and_the_descriptors_are_saved_with_the_router(t
     )
     states = {name: {"1.weight": torch.randn(5, 64), "1.bias": torch.randn(5)} for name in "ab"}
     library = SourceLibrary.from_files(network, states, head=config.sources.head)
-    router = build_router(config, torch.device("cpu"), (network, library))
+    router = build_router(config, opened=(network, library))
     folder = RoutedClassifier(router).save(tmp_path / "router")
     other = copy.deepcopy(network)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 from tiny_run import tiny_config, tiny_pool, tiny_router
 
 from pyro_smat.certificates import Certificate, cvar_upper_bound, mean_upper_bound
-from pyro_smat.episodes.corruption import SupportCorruption
+from pyro_smat.episodes.corruptions import Confounding, LabelNoise
 from pyro_smat.inference.decision import Deployment
 from pyro_smat.inference.decision.scores import LearnedRisk
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
@@ -73,7 +73,7 @@ def test_other_losses_corruptions_and_seeds(classifier: RoutedClassifier, certif
         episodes=20,
         seed=5,
         clip=2.0,
-        corruption=SupportCorruption(label_noise=0.3, confounding=0.5),
+        corruptions=[Confounding(probability=0.5), LabelNoise(fraction=0.3)],
         progress=False,
     )
     certificate = noisy.certificates[0]
