@@ -146,6 +146,8 @@ def load_router(
             raise ValueError(f"{folder}: the saved {part} does not fit its config ({error})") from error
     try:
         return router, Deployment.from_dict(saved.deployment, own=own)
+    except ValidationError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: deployment: {_first(error)}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder / DESCRIPTION}: deployment: {error}") from error
 
@@ -179,11 +181,16 @@ def read_description(folder: Path) -> SavedRouter:
             )
         return SavedRouter.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: {key}: {first['msg']} (found {first['input']!r:.80})") from error
+        raise ValueError(f"{path}: {_first(error)}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; expected what RoutedClassifier.save wrote") from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first of what is wrong, in one line."""
+    first = error.errors()[0]
+    found = f"{first['input']!r}"
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']} (found {found if len(found) < 80 else found[:77] + '...'})"
 
 
 def _verify(path: Path, expected: str) -> None:

@@ -42,7 +42,11 @@ def test_the_own_likelihood_is_the_one_that_is_used(files: Path) -> None:
         ("Restless", None, r"model Restless draws the site 'mood', which guide LogisticNormalGuide does not have"),
         (None, "NoExperts", r"model RoutedModel draws the site 'expert_ilr', which guide NoExperts does not have"),
         (None, "Extra", r"guide Extra draws the site 'extra', which model RoutedModel does not have.*is_auxiliary"),
-        ("TwoArguments", None, r"model TwoArguments cannot be called with a batch \(.*'mood'\); expected forward\(self"),
+        (
+            "TwoArguments",
+            None,
+            r"model TwoArguments cannot be called with a batch \(.*'mood'\); expected forward\(self",
+        ),
         (None, "NoArguments", r"guide NoArguments cannot be called with a batch"),
     ],
 )
@@ -79,7 +83,11 @@ def test_an_error_inside_a_program_is_not_taken_for_a_wrong_signature(files: Pat
 @pytest.mark.parametrize(
     ("model", "guide", "message"),
     [
-        ("Demanding", None, r"model: .*my_model.py:Demanding' needs the option 'moon_phase'; .* needs the option 'tide'"),
+        (
+            "Demanding",
+            None,
+            r"model: .*my_model.py:Demanding' needs the option 'moon_phase'; .* needs the option 'tide'",
+        ),
         ("Foreign", None, r"model Foreign has no forward, basis, logits, network.*expected a subclass of the library"),
         (None, "NoPosterior", r"guide NoPosterior has no posterior; expected a subclass"),
         ("Absent", None, r"my_model.py: has no class or function 'Absent'; it has Options, Tempered, Named"),
