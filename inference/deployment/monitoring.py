@@ -115,7 +115,7 @@ class RoutingMonitor:
             state: Any = json.loads(Path(path).read_text())
             made = {k: ConformalMartingale(**m) for k, m in state["martingales"].items()}
             return cls(made, state["alpha"])
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: not a monitor's state ({error}); expected what RoutingMonitor.save wrote"
             ) from error

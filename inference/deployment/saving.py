@@ -113,7 +113,10 @@ def load_router(
     saved = read_description(folder)
     _verify(folder / WEIGHTS, saved.weights)
     tensors = load_weights(folder / WEIGHTS)
-    config = build_config(saved.config, own=own)
+    try:
+        config = build_config(saved.config, own=own)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
     _refuse_missing(folder, config, own)
     module = _network(folder, saved, network, own)
     head = _head_of(module, config)
@@ -224,7 +227,11 @@ def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Map
             f"{folder}: was made with a network of your own; pass network= a module of that architecture (command "
             "line: --network file.py:build)"
         )
-    return build_network(choose("network", saved.network, own=own))
+    try:
+        choice = choose("network", saved.network, own=own)
+        return build_network(choice)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
 
 
 def _refuse_missing(folder: Path, config: RunConfig, own: Mapping[str, Factory]) -> None:

@@ -26,7 +26,6 @@ RICH = (  # as many names as a config can have
     "decision={rule={kind='top_k', k=2}, score={kind='learned', scores=['entropy', 'variance']}}",
     "evaluation={rules=['mean'], scores=['entropy'], baselines=['source_average'], each_source=false}",
     "objective.episode_loss={kind='clipped_nll', clip=3.0}",
-    "sources.head=['absent.*']",
     'sources.blocks={weights=".*weight", rest=".*"}',
     "training.precision='float32'",
 )
