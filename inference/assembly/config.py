@@ -82,7 +82,11 @@ class Experts(_Section):
 
 
 class RunConfig(_Section):
-    """Everything that a run depends on."""
+    """Everything that a run depends on.
+
+    ``guide_on_prior``: whether the posterior stands where the prior does before any evidence
+    (:class:`~pyro_smat.guides.RoutingGuide`).
+    """
 
     seed: int = 0
     data: Data = Data()
@@ -92,6 +96,7 @@ class RunConfig(_Section):
     model: Annotated[Choice, Of("model", "routed")] = Field(default="routed", validate_default=True)
     prior: Annotated[Choice, Of("prior", "uniform")] = Field(default="uniform", validate_default=True)
     guide: Annotated[Choice, Of("guide", "logistic_normal")] = Field(default="logistic_normal", validate_default=True)
+    guide_on_prior: bool = True
     objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings)
     training: TrainingSettings = TrainingSettings()
     decision: DecisionSettings = Field(default_factory=DecisionSettings)

@@ -28,9 +28,9 @@ class Remembered:
 
         @functools.wraps(construct)
         def remember(self: Any, *args: Any, **kwargs: Any) -> None:
-            if "_constructed_with" not in vars(self):  # the outermost constructor runs first
-                bound = inspect.signature(construct).bind(self, *args, **kwargs)
-                vars(self)["_constructed_with"] = dict(list(bound.arguments.items())[1:])
+            given = _arguments(construct, self, *args, **kwargs)
+            # The outermost constructor runs first, and what it was given stands; bases add what it passes on to them.
+            vars(self)["_constructed_with"] = given | vars(self).get("_constructed_with", {})
             construct(self, *args, **kwargs)
 
         cls.__init__ = remember  # type: ignore[method-assign]
@@ -43,12 +43,15 @@ class Remembered:
         return vars(self).get("_constructed_with", {})
 
 
-def describe(kind: str, made: Any) -> Choice:
-    """The choice that makes such an object again; tensors among its arguments are left to its state dict.
+def describe(kind: str, made: Any, **known: Any) -> Choice:
+    """The choice that makes such an object again; matrices among its arguments are left to its state dict.
+
+    A class that a registered function makes says so: ``registered_as = "cost_aware"``.
 
     Args:
         kind: a key of :data:`~pyro_smat.registry.kinds.KINDS`.
         made: an object of a registered class, or of one of the user's own, which is named by its class.
+        known: options that are known already.
 
     Raises:
         ValueError: for an object that does not remember how it was constructed, or an argument that JSON cannot say.
@@ -63,9 +66,11 @@ def describe(kind: str, made: Any) -> Choice:
         raise ValueError(
             f"{kind} {factory.__name__} does not say how it was made; expected a subclass of the library's"
         )
-    options: dict[str, Any] = {}
+    name_of_function = vars(factory).get("registered_as")
+    registered = factory if name_of_function is None else find(kind, name_of_function)
+    options: dict[str, Any] = dict(known)
     for name, parameter in parameters_of(factory).items():
-        if name in KINDS[kind].supplied or name not in options_of(kind, factory).model_fields:
+        if name in known or name in KINDS[kind].supplied or name not in options_of(kind, registered).model_fields:
             continue
         value = _described(made.constructed_with.get(name, parameter.default))
         if is_plain(value):
@@ -75,11 +80,25 @@ def describe(kind: str, made: Any) -> Choice:
                 f"{kind} {factory.__name__} was made with {name}={value!r}, which a saved router cannot say; expected "
                 "numbers, strings, lists of these, tensors, or registered things"
             )
-    return Choice(kind, name_of(kind, factory) or _place(type(made)), options, factory)
+    return Choice(kind, name_of(kind, registered) or _place(type(made)), options, registered)
+
+
+def _arguments(construct: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Arguments of a constructor by name, without ``self``; those of ``**options`` by their own names."""
+    signature = inspect.signature(construct)
+    found = dict(list(signature.bind(*args, **kwargs).arguments.items())[1:])
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(name, {})
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            found.pop(name, None)
+    return found
 
 
 def _described(value: Any) -> Any:
-    """Registered things as choices, also inside tuples; everything else as it is."""
+    """Registered things as choices, also inside tuples; vectors as numbers; everything else as it is."""
+    if isinstance(value, Tensor) and value.ndim < 2:
+        value = value.tolist()
     if isinstance(value, tuple | list):
         return tuple(map(_described, value))
     kind = next((of for of in KINDS if _is_of(value, of)), None)

@@ -36,7 +36,7 @@ LABELS = ["b", "a", "c"] * 3
 
 def test_a_score_of_the_queries_decides_batch_by_batch() -> None:
     rule = {"kind": "posterior_predictive", "num_samples": 16}
-    plain = classifier_with(Deployment(rule=rule, score="predictive_entropy"), "guide.family=catalog")
+    plain = classifier_with(Deployment(rule=rule, score="predictive_entropy"), "guide.kind=catalog")
     task = plain.adapt(images(9, 0), LABELS)
     batches = [images(5, seed) for seed in (1, 2)]
     entropies = []
@@ -65,7 +65,7 @@ PREDICTOR = LearnedRisk(
 
 
 def test_scores_of_a_task_are_those_of_evaluation() -> None:
-    config = tiny_config(["guide.family=catalog"])
+    config = tiny_config(["guide.kind=catalog"])
     router, pool = tiny_router(config), tiny_pool()
     start = Deployment(rule={"kind": "posterior_predictive", "num_samples": 16}, score=PREDICTOR)
     sampler, features = config.episodes.sampler(pool, seed=3), router.features(pool)
@@ -102,7 +102,7 @@ def test_nothing_is_scored_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_equal_draws_are_one_network() -> None:
     rule = {"kind": "posterior_predictive", "num_samples": 40}
-    overrides = ("guide.family=catalog", "guide.catalog.max_sources=3", "experts.count=6")  # 42 routings
+    overrides = ("guide.kind=catalog", "guide.catalog={kind='k_hot', max_sources=3}", "experts.count=6")  # 42 routings
     router = tiny_router(tiny_config(overrides))
     task = RoutedClassifier(router, Deployment(rule=rule)).adapt(images(9, 0), LABELS)
     drawn = task.posterior.sample(40, torch.Generator().manual_seed(0))[:, 0]
