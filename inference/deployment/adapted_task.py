@@ -25,8 +25,8 @@ from pyro_smat.inference.deployment.explanation import Component, Explanation
 from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.networks.composition import compose
-from pyro_smat.networks.initial_weights import DrawsFrom
 from pyro_smat.networks.heads import prototype_logits
+from pyro_smat.networks.initial_weights import DrawsFrom
 
 if TYPE_CHECKING:
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
