@@ -42,10 +42,10 @@ def state() -> dict[str, Any]:
     }
 
 
-def life(run: Path) -> tuple[Tensor, ...]:
+def life(run: Path, data: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Load, adapt, predict, refine, explain."""
     router = RoutedClassifier.load(run / "router")
-    support, labels, queries = (tensor.to("cpu") for tensor in task_of(0))
+    support, labels, queries = data
     task = router.adapt(support, labels)
     refined = router.adapt(support, labels, refine="gradient:steps=2")
     scores = torch.tensor([*task.routing_scores.values(), task.uncertainty], dtype=torch.float64, device="cpu")
@@ -78,9 +78,10 @@ CONDITIONS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_the_answers_do_not_depend_on_the_process(run: Path, condition: str) -> None:
-    expected = life(run)
+    data = task_of(0)
+    expected = life(run, data)
     with CONDITIONS[condition]():
-        found = life(run)
+        found = life(run, data)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -108,7 +109,7 @@ def test_a_task_of_inference_mode_can_be_refined_and_used_outside(classifier: Ro
 def test_nothing_of_the_process_is_changed(run: Path) -> None:
     torch.manual_seed(5)
     before = state()
-    life(run)
+    life(run, task_of(0))
     assert state() == before
 
 
