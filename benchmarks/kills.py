@@ -1,6 +1,6 @@
 """SIGKILL at random moments of training and evaluating, and whether the result is that of a run that nobody killed.
 
-``python benchmarks/kills.py --kills 30`` makes a short run of the built-in glyphs once, then again and again: started,
+``python benchmarks/kills.py --kills 30`` makes a short run of random images once, then again and again: started,
 killed at a random moment, and started anew (``--resume``) until it ends. Prints one line for each kill and the counts.
 The router, its monitor, and the metrics of an evaluation have to be the same bytes; nothing half-written may be left.
 """
@@ -20,20 +20,34 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pyro_smat.networks import build_network
+
 CONFIG = """
 seed = 3
+[data]
+kind = "folder"
+path = "images"
+size = 16
 [episodes]
 way = 3
 shot = 2
 query = 2
+[sources]
+network = {kind = "conv4", channels = 4, image_size = 16}
+files = {base = "base.safetensors", other = "other.safetensors"}
 [experts]
 count = 1
 [training]
-steps = 6
+steps = 30
 episodes = 4
-validate_every = 3
-validation_episodes = 4
-checkpoint_every = 1
+validate_every = 10
+validation_episodes = 8
+checkpoint_every = 2
 """
 COMPARED = ("router/router.safetensors", "router/router.json", "monitor.json")
 EVALUATED = ("metrics.json", "episodes.csv")
@@ -98,8 +112,8 @@ def trial(name: str, folder: Path, expected: dict[str, bytes], seconds: float, g
     """Start a command until it has been let to its end; kill it at random moments before."""
     found, output = Kills(name), folder / f"killed-{name}"
     shutil.rmtree(output, ignore_errors=True)
-    for last in (False, False, True):
-        after = None if last else generator.uniform(0.3 * seconds, 1.02 * seconds)
+    for last in (False, False, False, True):
+        after = None if last else generator.uniform(0.25 * seconds, seconds)
         if run(command(name, folder, output, resume=output.joinpath("config.json").exists()), after):
             assert after is not None
             found.after.append(after)
@@ -111,6 +125,16 @@ def trial(name: str, folder: Path, expected: dict[str, bytes], seconds: float, g
 def prepare(folder: Path) -> dict[str, tuple[dict[str, bytes], float]]:
     """The results that nobody disturbed, and how long they took."""
     (folder / "config.toml").write_text(CONFIG)
+    generator = np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        for name in "abcd":
+            place = folder / "images" / split / name
+            place.mkdir(parents=True)
+            for number in range(6):
+                Image.fromarray(generator.integers(0, 255, (16, 16), dtype=np.uint8)).save(place / f"{number}.png")
+    for seed, name in enumerate(("base", "other")):
+        network = build_network("conv4", generator=torch.Generator().manual_seed(seed), channels=4, image_size=16)
+        save_file(network.state_dict(), folder / f"{name}.safetensors")
     found = {}
     for name, output in (("train", "reference"), ("evaluate", "reference-evaluation")):
         started = time.perf_counter()

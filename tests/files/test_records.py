@@ -62,7 +62,7 @@ def test_wrong_values_are_named(tmp_path: Path, values: dict[str, object], messa
     ("content", "message"),
     [
         (b"", "not valid JSON"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "is nested too deeply"),
         (b"\xff\xfe{\x00}\x00", "is not UTF-8"),
         (b'\xef\xbb\xbf{"a": 1}', "not valid JSON"),
         (b'{"steps": ' + b"9" * 5000 + b"}", "not usable JSON"),
