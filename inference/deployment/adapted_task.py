@@ -28,7 +28,7 @@ from pyro_smat.inference.deployment.explanation import Component, Explanation
 from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.inference.deployment.suggestion import RoutingView, Suggestion, reasons_of, suggestion_of
-from pyro_smat.networks.composition import compose
+from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.heads import leave_one_out_logits, prototype_logits
 from pyro_smat.networks.initial_weights import DrawsFrom
 
@@ -352,7 +352,7 @@ class AdaptedTask:
         """Weights ``(K, 1)`` and class probabilities ``(K, 1, n, W)``, averaged over the samples of the gates."""
         model, batch, found = self._owner.router.model, self._batch, self._networks(rule, posterior)
         images = images.to(found.theta.device)
-        queries = model.network(found.theta, images.expand(len(found.theta), *images.shape)).float()
+        queries = features_of(model.network, found.theta, images).float()
         logits = prototype_logits(
             found.support,
             batch.support.labels,
@@ -364,6 +364,20 @@ class AdaptedTask:
         )
         probabilities = logits.softmax(-1).unflatten(0, (-1, len(found.weights))).mean(0)
         return found.weights, probabilities.unsqueeze(1)
+
+    def _support_features(self, rows: Tensor, theta: Tensor) -> Tensor:
+        """``(K, S, f)`` of the support under the networks theta ``(K, d)`` of routings ``(K, [L,] C)``.
+
+        A routing that is one source alone has them already: the router has looked at all sources.
+        """
+        model, support = self._owner.router.model, self._batch.support
+        assert support.features is not None
+        known = pure_sources(rows, len(self._owner.source_names))
+        features = support.features.new_empty(len(rows), *support.features.shape[2:]).float()
+        features[known >= 0] = support.features[0, known[known >= 0]].float()
+        if (known < 0).any():
+            features[known < 0] = features_of(model.network, theta[known < 0], support.images[0]).float()
+        return features
 
     def _networks(self, rule: DecisionRule | str, posterior: RoutingPosterior) -> _Networks:
         """The networks of a rule, composed once; routings that are drawn twice are one network."""
@@ -381,10 +395,11 @@ class AdaptedTask:
                 assert isinstance(rule, DecisionRule)
                 mixture = rule(posterior, self._batch, generator=self._generator()).merged()
                 bases = list(owner.bases)
-            space, images = owner.router.library.space, self._batch.support.images[0]
-            theta = torch.cat([compose(mixture.coefficients[:, 0], basis, space) for basis in bases])
-            support = owner.router.model.network(theta, images.expand(len(theta), *images.shape)).float()
-            return self._composed.setdefault(key, _Networks(theta, support, mixture.weights, mixture.mass))
+            space = owner.router.library.space
+            rows = mixture.coefficients[:, 0]
+            theta = torch.cat([compose(rows, basis, space) for basis in bases])
+            support = self._support_features(rows.repeat(len(bases), *(1,) * (rows.ndim - 1)), theta)
+            return self._composed.setdefault(key, _Networks(theta, support, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])))
         return self._composed[key]
 
 
@@ -394,3 +409,22 @@ class _Networks:
     support: Tensor  # (m K, S, f)
     weights: Tensor  # (K, 1)
     mass: float | None  # of the posterior that they hold; None for draws
+
+
+def pure_sources(rows: Tensor, num_sources: int) -> Tensor:
+    """The source that a routing ``(K, [L,] C)`` is and nothing else, ``(K,)``; -1 where it is none."""
+    flat = rows if rows.ndim == 2 else rows.mean(1)
+    weight, source = flat[:, :num_sources].max(-1)
+    only = (weight == 1) & (flat[:, num_sources:] == 0).all(-1)
+    return torch.where(only, source, -1)
+
+
+def features_of(network: TaskNetwork, theta: Tensor, images: Tensor) -> Tensor:
+    """Features ``(K, n, f)`` of images ``(n, C, H, W)`` under networks ``(K, d)``.
+
+    On a CPU one network after the other: convolutions with a weight for each task are slower there than as many plain
+    ones.
+    """
+    if theta.device.type == "cpu":
+        return torch.stack([network(row, images) for row in theta])
+    return network(theta, images.expand(len(theta), *images.shape))
