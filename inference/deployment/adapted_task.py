@@ -167,6 +167,11 @@ class AdaptedTask:
         return used if isinstance(used, str) else used.name
 
     @property
+    def fallback(self) -> str:
+        """The routing that a task uses that falls back."""
+        return self._deployment.fallback
+
+    @property
     def _deployment(self) -> Deployment:
         return self._owner.deployment
 

@@ -58,7 +58,7 @@ class PosteriorPredictive(DecisionRule):
         """Tasks that need fewer networks than others repeat their first one with weight 0."""
         rows, weights = posterior.top(posterior.logits.shape[-1])  # by falling probability
         before = weights.cumsum(0) - weights
-        kept = (before < self.mass) & (weights > 0)
+        kept = (before < self.mass) | (self.mass == 1)  # where all are wanted, sums that round to 1 drop none
         kept[0] = True
         size = int(kept.sum(0).max())
         rows, weights, kept = rows[:size], weights[:size], kept[:size]

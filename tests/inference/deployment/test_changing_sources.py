@@ -60,7 +60,7 @@ def weights(classifier: RoutedClassifier) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("options", [(), ("experts.count=0",), (BLOCKS, "experts.count=0")])
 def test_a_new_source_gets_weight_without_training(family: str, options: tuple[str, ...]) -> None:
-    classifier = trained((f"guide.family={family}", *options))
+    classifier = trained((f"guide.kind={family}", *options))
     before = weights(classifier)
     more = add_source(classifier, "new", good_source())
     after = weights(more)
@@ -74,7 +74,7 @@ def test_a_new_source_gets_weight_without_training(family: str, options: tuple[s
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_removing_what_was_added_gives_the_old_router_back(family: str, tmp_path: Path) -> None:
-    classifier = trained((f"guide.family={family}",))
+    classifier = trained((f"guide.kind={family}",))
     more = add_source(classifier, "new", good_source())
     torch.testing.assert_close(weights(remove_source(more, "new")), weights(classifier))
     less = remove_source(more, "b")
@@ -88,7 +88,7 @@ def test_removing_what_was_added_gives_the_old_router_back(family: str, tmp_path
 
 def test_a_searched_catalog_gets_the_source_alone_and_loses_what_opens_it() -> None:
     options = (
-        "guide.family=catalog",
+        "guide.kind=catalog",
         'guide.catalog={kind="greedy", size=2, episodes=4, max_sources=2}',
         "experts.count=0",
     )
@@ -112,14 +112,14 @@ def test_a_searched_catalog_gets_the_source_alone_and_loses_what_opens_it() -> N
 
 def test_prices_follow_the_sources() -> None:
     costs = "prior.costs=[0.0, 2.0, 5.0, 7.0]"  # two sources, two experts
-    classifier = trained(("guide.family=dirichlet", "prior.kind=simplex_cost", costs), steps=1)
+    classifier = trained(("guide.kind=dirichlet", "prior.kind=simplex_cost", costs), steps=1)
     more = add_source(classifier, "new", good_source(), cost=3.0)
     assert more.router.config.prior.costs == (0.0, 2.0, 3.0, 5.0, 7.0)
     assert remove_source(more, "b").router.config.prior.costs == (0.0, 3.0, 5.0, 7.0)
 
 
 def test_what_cannot_be_changed_is_said() -> None:
-    classifier = trained(("guide.family=hierarchical", "prior.kind=hierarchical", "prior.learn=true"), steps=1)
+    classifier = trained(("guide.kind=hierarchical", "prior.kind=hierarchical", "prior.learn=true"), steps=1)
     with pytest.raises(ValueError, match=r"model\.prior\.\w+ has shape .* one by one"):
         add_source(classifier, "new", good_source())
     with pytest.raises(ValueError, match="'a'"):

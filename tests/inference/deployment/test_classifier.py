@@ -32,7 +32,7 @@ FAMILIES = ("logistic_normal", "catalog", "concrete")
 def config_of(family: str) -> RunConfig:
     return load_config(
         None,
-        [f"guide.family={family}", "experts.count=2", "decision.rule={kind='posterior_predictive', num_samples=3}"],
+        [f"guide.kind={family}", "experts.count=2", "decision.rule={kind='posterior_predictive', num_samples=3}"],
     )
 
 
@@ -205,7 +205,7 @@ def tiny_batch(images: Tensor, queries: Tensor) -> EpisodeBatch:
     return EpisodeBatch.collate([Episode(Labelled(images, target), Labelled(queries))])
 
 
-@pytest.mark.parametrize("overrides", [(), ("decision.rule=map", "guide.family=catalog"), ("decision.gate_samples=2",)])
+@pytest.mark.parametrize("overrides", [(), ("decision.rule=map", "guide.kind=catalog"), ("decision.gate_samples=2",)])
 @pytest.mark.parametrize("refine", MODES)
 def test_refined_tasks_predict_with_what_was_found(refine: str, overrides: Sequence[str]) -> None:
     classifier = tiny_classifier(*overrides)
