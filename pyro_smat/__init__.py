@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_smat.episodes import Episode, EpisodeBatch
     from pyro_smat.inference import RoutedClassifier
+    from pyro_smat.inference.diagnostics import diagnose
     from pyro_smat.networks.parameters import ParameterSpace
     from pyro_smat.sources import SourceLibrary
 
 __version__ = "0.1.0"
-__all__ = ["Episode", "EpisodeBatch", "ParameterSpace", "RoutedClassifier", "SourceLibrary", "__version__"]
+__all__ = ["Episode", "EpisodeBatch", "ParameterSpace", "RoutedClassifier", "SourceLibrary", "__version__", "diagnose"]
 
 # In a checkout the rooms that users edit stand beside this folder; an installed package has them inside.
 _CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -26,6 +27,7 @@ _HOMES = {
     "ParameterSpace": "pyro_smat.networks",
     "RoutedClassifier": "pyro_smat.inference",
     "SourceLibrary": "pyro_smat.sources",
+    "diagnose": "pyro_smat.inference.diagnostics",
 }
 
 
