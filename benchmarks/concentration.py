@@ -54,7 +54,7 @@ OVERRIDES = (
 )
 
 
-def test_batches(router: Router, episodes: int, size: int = 20) -> tuple[list[EpisodeBatch], np.ndarray]:
+def held_out(router: Router, episodes: int, size: int = 20) -> tuple[list[EpisodeBatch], np.ndarray]:
     """Clean test episodes with as many shots as the largest prefix, and the source that knows each."""
     pool = build_pool(router.config, "test")
     settings = router.config.replaced(episodes={"shot": max(SHOTS), "query": 5, "corruptions": ()}).episodes
@@ -77,7 +77,7 @@ def main() -> None:
     rows: dict[str, dict[str, str]] = {}
     plain = build_router(load_config(toml, OVERRIDES))  # the sources are frozen: one pass over the images for all runs
     features = {split: plain.features(build_pool(plain.config, split)) for split in ("train", "validation")}
-    batches, truth = test_batches(plain, arguments.episodes)
+    batches, truth = held_out(plain, arguments.episodes)
     rows["support posterior"] = support_posterior(plain, batches, truth)
     print(rows, flush=True)
     for name in arguments.cases or CASES:

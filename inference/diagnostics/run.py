@@ -1,4 +1,4 @@
-"""A trained router on a pool of images -> :class:`Diagnosis`: episodes drawn, features attached, priors and costs built.
+"""A trained router on a pool of images -> :class:`Diagnosis`: draws episodes, attaches features, builds prior and costs.
 
 What ``pyro-smat diagnose`` calls. The posterior is looked at with as many shots as the router was trained on; the same
 episodes with more shots serve the look at concentration.
@@ -107,10 +107,10 @@ def _episodes(
     settings = router.config.replaced(episodes={"shot": most}).episodes
     sampler = settings.sampler(pool, seed=seed, corruptions=corruptions)
     features = router.features(pool, progress=progress)
-    nested = []
-    starts = range(0, episodes, BATCH)
-    for start in tqdm(starts, desc="episodes", disable=not progress, leave=False):
-        nested.append(features.attach(sampler.sample(min(BATCH, episodes - start)).to(router.device)))
+    nested = [
+        features.attach(sampler.sample(min(BATCH, episodes - start)).to(router.device))
+        for start in tqdm(range(0, episodes, BATCH), desc="episodes", disable=not progress, leave=False)
+    ]
     batches = nested if most == trained else [trimmed(with_shots(batch, trained)) for batch in nested]
     return trained, batches, nested
 
@@ -138,7 +138,7 @@ def _costs(router: Router, prior: RoutingPrior | None, supply: Mapping[str, obje
 
 
 def _words(prior: str | Mapping[str, Any]) -> str:
-    """"cost_aware:beta=2", as a command line says it."""
+    """ "cost_aware:beta=2", as a command line says it."""
     if isinstance(prior, str):
         return prior
     options = ",".join(f"{key}={value}" for key, value in prior.items() if key != "kind")

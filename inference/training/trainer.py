@@ -53,8 +53,8 @@ class MetaTrainer:
     Attributes:
         history: one dict a step: step, loss, episode_loss, cvar, threshold, kl, negative_elbo (the plain one, of an
             episode), information of the posterior (entropy, variance, mutual_information, effective_routings),
-            sparsity, images_per_second, optional terms of the ELBO by name; at validations also validation_accuracy, validation_loss and
-            validation_cvar.
+            sparsity, images_per_second, optional terms of the ELBO by name; at validations also validation_accuracy,
+            validation_loss and validation_cvar.
     """
 
     def __init__(

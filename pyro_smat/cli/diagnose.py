@@ -1,4 +1,4 @@
-"""``pyro-smat diagnose RUN``: is the routing posterior calibrated, does it concentrate, what would another prior say."""
+"""``pyro-smat diagnose RUN``: is the routing posterior calibrated, does it concentrate, what would a prior change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def diagnose(
     prior: Annotated[
         str | None, typer.Option(help="Another prior to set against, without retraining: cost_aware:beta=2.")
     ] = None,
-    against: Annotated[list[Path] | None, typer.Option(help="Another run to compare with, on the same episodes.")] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Another run, on the same episodes.")
+    ] = None,
     label_noise: Annotated[
         float | None, typer.Option(help="Fraction of support labels that are wrong; default: as in training.")
     ] = None,
@@ -66,7 +68,9 @@ def diagnose(
     routers = [open_router(run, device, parts).router for run in runs]
     others = {run.name or str(run): open_router(run, device, parts).router for run in against or []}
     if len(others) < len(against or []):
-        raise ValueError(f"--against names {len(against or [])} folders of {len(others)} names; expected different ones")
+        raise ValueError(
+            f"--against names {len(against or [])} folders of {len(others)} names; expected different ones"
+        )
     config = routers[0].config.replaced(data={"allow_outside": allow_outside})
     pool, name = pool_of(config, split, data)
     as_trained = label_noise is None and confounding is None and not corrupt
