@@ -60,6 +60,13 @@ def read_folder(
     Warns:
         LeftOutWarning: of files that were not read, with the reasons.
         DuplicateWarning: of images that are there more than once.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_smat.episodes import glyph_pool
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_folder(write_folder(glyph_pool("validation"), folder, attribute="style", each=4), size=16)
+        ImagePool(28 images 3x16x16, class: 7 classes)
     """
     root = Path(root)
     if not root.is_dir():
