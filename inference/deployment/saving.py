@@ -193,7 +193,9 @@ def _first(error: ValidationError) -> str:
     """The first of what is wrong, in one line."""
     first = error.errors()[0]
     found = f"{first['input']!r}"
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']} (found {found if len(found) < 80 else found[:77] + '...'})"
+    return (
+        f"{'.'.join(map(str, first['loc']))}: {first['msg']} (found {found if len(found) < 80 else found[:77] + '...'})"
+    )
 
 
 def _verify(path: Path, expected: str) -> None:

@@ -373,7 +373,12 @@ def test_python_objects_to_another_process_and_the_command_line(
     np.save(tmp_path / "images.npy", images.numpy())
     expected = classifier.adapt(images[:6], ["a", "b", "c"] * 2).predict_proba(images[6:])
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1])\n" + textwrap.dedent(LOADING), str(tmp_path)],
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.path.insert(0, sys.argv[1])\n" + textwrap.dedent(LOADING),
+            str(tmp_path),
+        ],
         cwd=tmp_path,
         env={"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -388,7 +393,21 @@ def test_python_objects_to_another_process_and_the_command_line(
     parts = ["--guide", f"{tmp_path / 'own.py'}:Guide", "--network", f"{tmp_path / 'own.py'}:build", "--device", "cpu"]
     run, data = tmp_path / "router", tmp_path / "images"
     commands: dict[str, list[object]] = {
-        "evaluate": ["evaluate", run, "--data", data, "--episodes", 3, "--way", 3, "--shot", 2, "--query", 2, "--no-progress"],
+        "evaluate": [
+            "evaluate",
+            run,
+            "--data",
+            data,
+            "--episodes",
+            3,
+            "--way",
+            3,
+            "--shot",
+            2,
+            "--query",
+            2,
+            "--no-progress",
+        ],
         "adapt": ["adapt", run, data],
         "predict": ["predict", run, data, data / "stripe0"],
     }
