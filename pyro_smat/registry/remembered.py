@@ -28,9 +28,11 @@ class Remembered:
 
         @functools.wraps(construct)
         def remember(self: Any, *args: Any, **kwargs: Any) -> None:
-            given = _arguments(construct, self, *args, **kwargs)
-            # The outermost constructor runs first, and what it was given stands; bases add what it passes on to them.
-            vars(self)["_constructed_with"] = given | vars(self).get("_constructed_with", {})
+            given, unnamed = _arguments(construct, self, *args, **kwargs)
+            if "_constructed_with" not in vars(self):  # the outermost constructor runs first
+                vars(self).update(_constructed_with=given, _unnamed=unnamed)
+            passed_on = {k: v for k, v in given.items() if any(v is one for one in vars(self)["_unnamed"])}
+            vars(self)["_constructed_with"] = passed_on | vars(self)["_constructed_with"]  # a base has names for *args
             construct(self, *args, **kwargs)
 
         cls.__init__ = remember  # type: ignore[method-assign]
@@ -83,16 +85,17 @@ def describe(kind: str, made: Any, **known: Any) -> Choice:
     return Choice(kind, name_of(kind, registered) or _place(type(made)), options, registered)
 
 
-def _arguments(construct: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Arguments of a constructor by name, without ``self``; those of ``**options`` by their own names."""
+def _arguments(construct: Any, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Arguments of a constructor without ``self``: by name, those of ``**options`` too; and those of ``*args``."""
     signature = inspect.signature(construct)
     found = dict(list(signature.bind(*args, **kwargs).arguments.items())[1:])
+    unnamed: tuple[Any, ...] = ()
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             found |= found.pop(name, {})
         elif parameter.kind is parameter.VAR_POSITIONAL:
-            found.pop(name, None)
-    return found
+            unnamed = found.pop(name, ())
+    return found, unnamed
 
 
 def _described(value: Any) -> Any:
