@@ -1,7 +1,7 @@
 """10,000 damaged inputs of every reader: counts by kind, as a Markdown table (docs/reliability.md).
 
-``python benchmarks/fuzz.py --inputs 10000``. Every input is refused by a ValueError that names the file, or read rightly
-(compared with an independent look at it). Whatever does otherwise is written to ``--keep``; put it into
+``python benchmarks/fuzz.py --inputs 10000``. Every input is refused by a ValueError that names the file, or read
+rightly (compared with an independent look at it). Whatever does otherwise is written to ``--keep``; put it into
 tests/trust/corpus/<kind>/ and mend the reader. The mutations are those of tests/trust/fuzzed.py.
 """
 

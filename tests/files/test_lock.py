@@ -88,7 +88,7 @@ def test_waiting(tmp_path: Path) -> None:
 
 def test_a_lock_of_another_host_is_believed(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text('{"pid": 1, "host": "elsewhere"}')
-    with pytest.raises(ValueError, match="process 1 on elsewhere .*remove the lock file"), locked(tmp_path):
+    with pytest.raises(ValueError, match=r"process 1 on elsewhere .*remove the lock file"), locked(tmp_path):
         pass
     (tmp_path / ".lock").write_text("not written to its end")
     with locked(tmp_path):

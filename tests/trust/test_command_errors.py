@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import warnings
 from pathlib import Path
@@ -37,7 +38,7 @@ def check(result: Result, *also: int) -> None:
         assert lines[-1] == ours[0]
 
 
-def files(world: Path, tmp_path: Path) -> dict[str, Path]:
+def files(tmp_path: Path) -> dict[str, Path]:
     """Paths that are not what any command wants."""
     made = {
         name: tmp_path / f"bad-{name}" for name in ("absent", "empty", "folder", "latin1", "binary", "pipe-of-zeros")
@@ -113,6 +114,7 @@ def test_arguments(name: str, world: Path, run: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     if required:
         check(call(*name.split(), *words[required:]))
+    wrong = files(tmp_path)
     for place, word in enumerate(words):
         if word not in positional or (place and words[place - 1] == "--output"):
             continue
@@ -123,10 +125,6 @@ def test_arguments(name: str, world: Path, run: Path, tmp_path: Path) -> None:
                 continue
             result = call(*name.split(), *words[:place], bad, *words[place + 1 :])
             check(result, *([0, 1] if name in HARMLESS or (name, kind) in HARMLESS else []))
-
-
-def BAD(tmp_path: Path) -> Any:
-    return {path.name.removeprefix("bad-"): path for path in sorted(tmp_path.glob("bad-*"))}.items()
 
 
 # An empty stream follows nothing; `sources inspect` says of each checkpoint what is wrong with it.
@@ -203,7 +201,7 @@ def test_a_folder_in_use_is_refused(world: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     output.mkdir()
     with (output / ".lock").open("w+") as file:
-        file.write('{"pid": 4242, "host": "%s"}' % os.uname().nodename)
+        file.write(json.dumps({"pid": 4242, "host": os.uname().nodename}))
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         result = call("train", world / "config.toml", "--output", output)
