@@ -117,8 +117,7 @@ class Calibration:
         lines += [
             f"fixed {self.latency.fixed:.3f} ms, of which the forward pass of {self.images} images "
             f"{self.forward:.3f} ms",
-            f"one more source in every block: {sum(self.latency.mix):.4f} ms, "
-            f"{share:.2f}% of that",
+            f"one more source in every block: {sum(self.latency.mix):.4f} ms, {share:.2f}% of that",
             f"{where.processor}, {where.device}, {where.threads} thread(s), torch {where.torch}",
         ]
         return "\n".join(lines)
