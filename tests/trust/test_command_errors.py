@@ -118,9 +118,7 @@ def test_arguments(name: str, world: Path, run: Path, tmp_path: Path) -> None:
     for place, word in enumerate(words):
         if word not in positional or (place and words[place - 1] == "--output"):
             continue
-        for kind, bad in (
-            files(world, tmp_path).items() if not tmp_path.joinpath("bad-empty").exists() else BAD(tmp_path)
-        ):
+        for kind, bad in wrong.items():
             if kind == "unreadable" and os.geteuid() == 0:
                 continue
             result = call(*name.split(), *words[:place], bad, *words[place + 1 :])
