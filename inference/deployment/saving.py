@@ -109,7 +109,22 @@ def load_router(
         ValueError: for missing, damaged or foreign files (each named, with what was expected), or classes that were not
             passed.
     """
-    own = dict(own or {})
+    try:
+        return _load(folder, device, network, dict(own or {}))
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{folder / DESCRIPTION}: what it says cannot be built ({type(error).__name__}: {error}); expected what "
+            "RoutedClassifier.save wrote"
+        ) from error
+
+
+def _load(
+    folder: Path, device: torch.device, network: nn.Module | None, own: Mapping[str, Factory]
+) -> tuple[Router, Deployment]:
     saved = read_description(folder)
     _verify(folder / WEIGHTS, saved.weights)
     tensors = load_weights(folder / WEIGHTS)

@@ -34,7 +34,8 @@ from pyro_smat.sources import load_weights
 INTERESTING = (
     b"", b"0", b"-1", b"NaN", b"Infinity", b"1e999", b"9" * 400, b"null", b"true", b"[]", b"{}", b'""', b"\x00",
     b"\xff", b"\xef\xbb\xbf", b"../../etc/passwd", b"x.py:Y", "\u00e9".encode("latin-1"), "n\u0303\u202e".encode(),
-    b'"', b",", b"\n", b"[[", b"=", b"18446744073709551616", b"-9223372036854775809",
+    b'"', b",",
+    b"\n", b"[[", b"=", b"18446744073709551616", b"-9223372036854775809",
 )  # fmt: skip
 
 

@@ -146,25 +146,15 @@ def test_own_defaults_leave_what_was_asked_for() -> None:
     def calls() -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         return [
-            torch.zeros(2),
-            torch.tensor([0.1, 2]),
-            torch.full((2,), 0.1),
-            torch.arange(3) / 7,
+            torch.zeros(2), torch.tensor([0.1, 2]), torch.full((2,), 0.1), torch.arange(3) / 7,
             torch.arange(0.0, 1.0, 0.3),
-            torch.randn(3, generator=generator),
-            torch.linspace(0, 1, 4),
-            torch.as_tensor(array),
+            torch.randn(3, generator=generator), torch.linspace(0, 1, 4), torch.as_tensor(array),
             torch.from_numpy(array),
-            torch.zeros(2, dtype=torch.float64),
-            torch.ones(2).double(),
-            torch.ones(2).to(torch.float64) * 0.1,
-            torch.tensor(array),
-            torch.tensor([1, 2]).float(),
-            torch.arange(3).sqrt(),
+            torch.zeros(2, dtype=torch.float64), torch.ones(2).double(), torch.ones(2).to(torch.float64) * 0.1,
+            torch.tensor(array), torch.tensor([1, 2]).float(), torch.arange(3).sqrt(),
             torch.stack([torch.zeros(1)] * 2),
-            torch.nn.Linear(1, 1).weight.detach() * 0,
-            torch.tensor([1, 2]).mean(dtype=torch.float64),
-        ]
+            torch.nn.Linear(1, 1).weight.detach() * 0, torch.tensor([1, 2]).mean(dtype=torch.float64),
+        ]  # fmt: skip
 
     with own_defaults():
         expected = calls()
