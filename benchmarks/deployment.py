@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from benchmarks.doubt import trained
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.runs.pools import build_pool
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=30, help="tasks that adapt and predict are timed on")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    folder = asked.router or _trained(Path(tempfile.mkdtemp()))
+    folder = asked.router or trained(Path(tempfile.mkdtemp()))
     classifier = RoutedClassifier.load(folder, cache_size=0)
     plain = [_plain(classifier, row) for row in classifier.router.model.source_basis]
     rows = [row for name in CONDITIONS for row in _one_by_one(classifier, plain, name, asked.timed)]
@@ -59,7 +60,7 @@ def _one_by_one(classifier: RoutedClassifier, plain: list[nn.Module], condition:
         times.setdefault("R plain", []).append(_ms(partial(_each, plain, support)))
         start = time.perf_counter()
         task = classifier.adapt(support, labels)
-        _ = task.reliable, task.falls_back
+        _ = task.abstains
         times.setdefault("adapt", []).append(1e3 * (time.perf_counter() - start))
         times.setdefault("first", []).append(_ms(partial(task.predict_proba, query)))
         networks.append(task.explain().networks)
@@ -131,13 +132,6 @@ def _plain(classifier: RoutedClassifier, row: Tensor) -> nn.Module:
 def _episodes(classifier: RoutedClassifier, condition: str, count: int) -> EpisodeBatch:
     pool = build_pool(classifier.router.config, "test")
     return classifier.router.config.episodes.sampler(pool, seed=SEED, corruptions=CONDITIONS[condition]).sample(count)
-
-
-def _trained(folder: Path) -> Path:
-    from pyro_smat.cli.quickstart_run import run_quickstart
-
-    run_quickstart(folder / "run", episodes=8, device="cpu")
-    return folder / "run" / "router"
 
 
 if __name__ == "__main__":

@@ -49,10 +49,12 @@ def test_everything_is_chosen_over_all_conditions_together() -> None:
     generator = np.random.default_rng(1)
 
     def condition(doubt: float, misrouted: float, error: float, support_loss: float, count: int = 400) -> Evaluation:
-        doubts = np.clip(doubt + 0.05 * generator.standard_normal(count), 0, 0.9)
+        doubts = np.clip(doubt + 0.02 * generator.standard_normal(count), 0, 0.9)
         hardness = np.clip(error + 0.02 * generator.standard_normal(count), 0, 1)
         losses = support_loss + 0.1 * generator.standard_normal(count)
-        made = made_evaluation(hardness, generator, {"entropy": doubts, "support_loss": losses})
+        noise = {name: generator.random(count) for name in score_names()}
+        known = {"entropy": doubts, "least_confidence": doubts, "support_loss": losses}
+        made = made_evaluation(hardness, generator, noise | known)
         wrong = generator.random(count) < misrouted
         weights = np.stack([1 - doubts, doubts], axis=1)
         top = weights.argmax(1)

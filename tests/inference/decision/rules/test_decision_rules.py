@@ -44,6 +44,7 @@ def test_what_each_rule_evaluates(family: str, make_router: Callable) -> None:
     assert torch.equal(TopK(2)(posterior).coefficients, posterior.top(2)[0])
 
 
+@torch.no_grad()
 def test_a_catalog_is_summed_to_a_mass(make_router: Callable) -> None:
     posterior = make_router("catalog").guide.posterior(make_router("catalog").batch)
     exact = PosteriorPredictive(mass=1.0)(posterior)
