@@ -11,13 +11,13 @@ import torch
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.files import load_state, save_state, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
+from pyro_smat.inference.assembly.pair import check_pair
 from pyro_smat.inference.assembly.router import Router, build_router, catalog_supply
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.monitoring import RoutingMonitor, routing_scores
 from pyro_smat.inference.evaluation.choosing import choose_on
 from pyro_smat.inference.objective.build import build_elbo
 from pyro_smat.inference.runs.folder import CATALOG, MONITOR
-from pyro_smat.inference.assembly.pair import check_pair
 from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.training.catalogs import CatalogSearch, needs_search
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide

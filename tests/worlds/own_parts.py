@@ -90,7 +90,8 @@ class FromLosses(RoutingGuide):
     def posterior(self, batch):
         losses = support_losses(batch)
         location = torch.cat([-self.trust * losses, self.of_experts.expand(len(losses), -1)], dim=-1)
-        return LogisticNormalPosterior(location, self.log_scale.exp().expand(location.shape), num_sources=self.num_sources)
+        scale = self.log_scale.exp().expand(location.shape)
+        return LogisticNormalPosterior(location, scale, num_sources=self.num_sources)
 
 
 class Wide(LogisticNormalGuide):

@@ -162,7 +162,7 @@ def test_learned_hyperparameters_move_and_feel_their_hyperprior(overrides: list[
         (["prior={kind='cost_aware', costs=[1.0, 2.0]}"], r"costs: shape \(2,\); expected \(5,\)"),
         (
             ["prior={kind='cost_aware', learn=true, hyperprior=[1.0, 2.0]}"],
-            r"prior.learn, prior.hyperprior does nothing for kind 'cost_aware' with LogisticNormalGuide; it uses beta, ",
+            r"prior.learn, prior.hyperprior does nothing for kind 'cost_aware' with LogisticNormalGuide; it uses beta",
         ),
         (
             ["prior={kind='cost_aware', target_cost=1.5}"],

@@ -71,6 +71,16 @@ def copy_of_run(world: Path, folder: Path) -> Path:
     return run
 
 
+def loaded_or_refused(folder: Path) -> RoutedClassifier | None:
+    """None where it is refused, with a message that names the folder, its file or the file that would be run."""
+    try:
+        return RoutedClassifier.load(folder)
+    except ValueError as error:
+        if str(folder) in str(error) or "evil.py" in str(error):
+            return None
+        raise
+
+
 def test_no_text_of_a_router_is_run(world: Path, evil: str, tmp_path: Path) -> None:
     run = copy_of_run(world, tmp_path)
     saved = read_description(run / "router")
@@ -80,13 +90,10 @@ def test_no_text_of_a_router_is_run(world: Path, evil: str, tmp_path: Path) -> N
     for place in places:
         for text in (evil, {"kind": evil}):
             write_description(run / "router", replaced(saved, place, text))
-            try:
-                classifier = RoutedClassifier.load(run / "router")
-            except ValueError as error:
-                assert "router" in str(error) or "evil.py" in str(error) or "config" in str(error), (place, error)
+            classifier = loaded_or_refused(run / "router")
+            if classifier is None:
                 continue
             loaded.append(place)
-            classifier = RoutedClassifier(classifier.router, classifier.deployment)
             try:
                 pool, _ = pool_of(classifier.router.config, None, world / "new")
                 evaluate_router(classifier, pool, episodes=2, progress=False)
