@@ -22,7 +22,7 @@ class MisroutingProbability:
 
     Example:
         >>> curve = MisroutingProbability.fit([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
-        >>> curve.probability([0.0, 0.5, 1.0]).tolist()
+        >>> curve.probability([0.0, 0.5, 1.0]).round(6).tolist()
         [0.0, 0.5, 1.0]
     """
 
