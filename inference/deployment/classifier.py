@@ -149,7 +149,10 @@ class RoutedClassifier:
         """
         where = choose_device(device) if isinstance(device, str) else device
         router, deployment = load_router(Path(folder), where, network=network, own=own)
-        return cls(router, deployment, cache_size=cache_size)
+        try:
+            return cls(router, deployment, cache_size=cache_size)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
 
     @own_defaults()
     def adapt(
