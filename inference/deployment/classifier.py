@@ -252,9 +252,7 @@ class RoutedClassifier:
 
     @own_defaults()
     @torch.no_grad()
-    def _adapt_batch(
-        self, batch: EpisodeBatch, seed: int, features: SourceFeatures | None = None
-    ) -> list[AdaptedTask]:
+    def _adapt_batch(self, batch: EpisodeBatch, seed: int, features: SourceFeatures | None = None) -> list[AdaptedTask]:
         batch = (features or self.router.features()).attach(batch.to(self.router.device))
         seen, tasks = batch.support.features, []
         assert seen is not None

@@ -25,7 +25,9 @@ def test_the_numbers_that_made_the_episodes_are_found(slope: float, offset: floa
     found = MisroutingProbability.fit(doubts, wrong)
     assert (found.slope, found.offset) == pytest.approx((slope, offset), abs=0.06)
     free = LogisticRegression(C=1e6).fit(log_odds(doubts)[:, None], wrong)  # with this many the priors say nothing
-    np.testing.assert_allclose(found.probability(doubts), free.predict_proba(log_odds(doubts)[:, None])[:, 1], atol=2e-3)
+    np.testing.assert_allclose(
+        found.probability(doubts), free.predict_proba(log_odds(doubts)[:, None])[:, 1], atol=2e-3
+    )
 
 
 def test_few_episodes_leave_the_posterior_nearly_as_it_is() -> None:

@@ -35,7 +35,10 @@ def same(task: object, alone: object, queries: torch.Tensor) -> None:
         left, right = getattr(task, name), getattr(alone, name)
         assert left == pytest.approx(right, abs=1e-5, nan_ok=True)
     torch.testing.assert_close(
-        task.predict_proba(queries), alone.predict_proba(queries), rtol=1e-4, atol=1e-5  # type: ignore[attr-defined]
+        task.predict_proba(queries),
+        alone.predict_proba(queries),
+        rtol=1e-4,
+        atol=1e-5,  # type: ignore[attr-defined]
     )
 
 
@@ -48,9 +51,7 @@ def test_pairs_of_images_and_labels(classifier: RoutedClassifier, at_once: int) 
         same(one, other, images(3, 99))
 
 
-def test_batches_of_a_pool_from_cached_features(
-    classifier: RoutedClassifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_of_a_pool_from_cached_features(classifier: RoutedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, router = tiny_pool(), classifier.router
     batch = router.config.episodes.sampler(pool, seed=3).sample(5)
     alone = [classifier.adapt(e.support.images, e.support.labels) for e in (batch.episode(i) for i in range(5))]
