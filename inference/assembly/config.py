@@ -20,7 +20,7 @@ from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
 from pyro_smat.inference.decision.settings import DecisionSettings
 from pyro_smat.inference.objective.settings import ObjectiveSettings
 from pyro_smat.inference.training.settings import TrainingSettings
-from pyro_smat.registry import Choice, Of
+from pyro_smat.registry import Choice, Of, accepts, find, names
 from pyro_smat.registry.entries import Factory, is_file
 
 
@@ -82,7 +82,11 @@ class Experts(_Section):
 
 
 class RunConfig(_Section):
-    """Everything that a run depends on."""
+    """Everything that a run depends on.
+
+    ``guide_on_prior``: whether the posterior stands where the prior does before any evidence
+    (:class:`~pyro_smat.guides.RoutingGuide`).
+    """
 
     seed: int = 0
     data: Data = Data()
@@ -92,10 +96,22 @@ class RunConfig(_Section):
     model: Annotated[Choice, Of("model", "routed")] = Field(default="routed", validate_default=True)
     prior: Annotated[Choice, Of("prior", "uniform")] = Field(default="uniform", validate_default=True)
     guide: Annotated[Choice, Of("guide", "logistic_normal")] = Field(default="logistic_normal", validate_default=True)
+    guide_on_prior: bool = True
     objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings)
     training: TrainingSettings = TrainingSettings()
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+
+    @model_validator(mode="after")
+    def _scales_a_catalog(self) -> RunConfig:
+        factory = self.guide.factory
+        if self.training.temperature_scaling and factory is not None and not accepts(factory, "catalog"):
+            known = [name for name in names("guide") if accepts(find("guide", name), "catalog")]
+            raise ValueError(
+                f"training.temperature_scaling is for guides over a catalog ({', '.join(known)}); found guide "
+                f"{self.guide.kind!r}"
+            )
+        return self
 
     def replaced(self, **sections: Any) -> RunConfig:
         """The config with other sections; a mapping changes some values of a section.
@@ -134,10 +150,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise ValueError(f"{path}: not UTF-8 ({error}); expected a TOML config, which is UTF-8") from error
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path}: not valid TOML ({error})") from error
+        except (RecursionError, ValueError) as error:
+            raise ValueError(f"{path}: not usable TOML ({error})") from error
         _resolve_paths(values, path.parent)
     for override in overrides:
         _apply(values, override)
-    return build_config(values, run_files=True)
+    try:
+        return build_config(values, run_files=True)
+    except ValueError as error:
+        raise ValueError(str(error) if path is None else f"{path}: {error}") from error
 
 
 def build_config(
@@ -165,6 +186,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return f"unknown key {path!r}; {hint}"
     if problem["type"] == "choice":
         return f"{path}: {problem['msg']}"
+    if not path:  # of sections together
+        return str(problem["msg"]).removeprefix("Value error, ")
     return f"{path}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r})"
 
 
@@ -187,7 +210,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ValueError(f"override {override!r} is not of the form key=value, e.g. training.steps=500")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # a bare word is a string
     *sections, last = key.strip().split(".")
     for section in sections:

@@ -16,6 +16,7 @@ from pyro_smat.encoders import DescribedEncoder, SupportEncoder
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.assembly.config import RunConfig
+from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.pair import GUIDE_NEEDS, MODEL_NEEDS, check_attributes, check_prior
 from pyro_smat.inference.training.catalogs import needs_search
 from pyro_smat.models import RoutedModel
@@ -25,6 +26,7 @@ from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.descriptors import probe_images, source_descriptors
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.networks.initial_weights import DrawsFrom
 from pyro_smat.registry import Choice, Supply, build, takes
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
@@ -91,7 +93,8 @@ def source_files(config: RunConfig) -> tuple[nn.Module, Mapping[str, Path]]:
         ValueError: for a config that names no files and is not about the built-in glyphs.
     """
     if config.sources.files:
-        return build_network(config.sources.network), config.sources.files
+        generator = torch.Generator().manual_seed(config.seed)  # of a head that the sources leave out
+        return build_network(config.sources.network, generator=generator), config.sources.files
     plain = config.sources.network == RunConfig().sources.network
     if config.data.kind != "glyphs" or not plain:
         raise ValueError(
@@ -108,6 +111,7 @@ def open_library(config: RunConfig) -> tuple[nn.Module, SourceLibrary]:
     return network, SourceLibrary.from_files(network, files, blocks, head=head)
 
 
+@own_defaults()
 def build_router(
     config: RunConfig,
     device: torch.device | str = "cpu",
@@ -161,11 +165,10 @@ def build_router(
         compute_dtype=lambda: getattr(torch, precision),
         straight_through=lambda: getattr(guide, "straight_through", False),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with DrawsFrom(torch.Generator().manual_seed(config.seed)):
         check_prior(config.prior, config.guide, catalog)
         prior: RoutingPrior = supply["prior"]
-        guide: RoutingGuide = build(config.guide, supply)
+        guide: RoutingGuide = build(config.guide, supply if config.guide_on_prior else supply.but(prior=None))
     check_attributes(guide, GUIDE_NEEDS, "guide")
     model: RoutedModel = build(config.model, supply)
     check_attributes(model, MODEL_NEEDS, "model")

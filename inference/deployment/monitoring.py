@@ -7,20 +7,21 @@ is asked. Its state is a JSON file.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from torch import Tensor
 
 from pyro_smat.certificates.drift import ConformalMartingale
-from pyro_smat.files import write_atomically
+from pyro_smat.files import read_record, write_record
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.metrics.arrays import Numbers
 from pyro_smat.models.priors import RoutingPrior
+
+FORMAT = 2  # format 1 had no digest
 
 
 @dataclass(frozen=True)
@@ -100,25 +101,33 @@ class RoutingMonitor:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the state as JSON."""
-        state = {"alpha": self.alpha, "martingales": {k: m.to_dict() for k, m in self.martingales.items()}}
-        write_atomically(Path(path), json.dumps(state).encode())
+        """Write the state as JSON, with a digest."""
+        martingales = {name: martingale.to_dict() for name, martingale in self.martingales.items()}
+        write_record(Path(path), {"format": FORMAT, "alpha": self.alpha, "martingales": martingales})
 
     @classmethod
     def load(cls, path: str | Path) -> RoutingMonitor:
         """What :meth:`save` wrote; goes on exactly where that stopped.
 
         Raises:
-            ValueError: for a missing or foreign file.
+            ValueError: for a missing, damaged or foreign file.
         """
+        where = Path(path)
+        saved = read_record(where, _SAVED, format=FORMAT, writer="RoutingMonitor.save", undigested=1)
         try:
-            state: Any = json.loads(Path(path).read_text())
-            made = {k: ConformalMartingale(**m) for k, m in state["martingales"].items()}
-            return cls(made, state["alpha"])
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: not a monitor's state ({error}); expected what RoutingMonitor.save wrote"
-            ) from error
+            return cls(saved.martingales, saved.alpha)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+class _Saved(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    alpha: float
+    martingales: dict[str, ConformalMartingale]
+
+
+_SAVED = TypeAdapter(_Saved)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from pyro_smat.files import write_atomically
+from pyro_smat.files import content_digest, read_json, write_atomically, write_record
+from pyro_smat.files.records import first_problem
 from pyro_smat.inference.assembly.config import RunConfig, build_config
 from pyro_smat.inference.assembly.router import Router, build_router
 from pyro_smat.inference.decision.deployment import Deployment
@@ -87,7 +87,7 @@ def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
     )
     values = saved.model_dump(mode="json")
     write_atomically(folder / WEIGHTS, content)
-    write_atomically(folder / DESCRIPTION, json.dumps(values | {"digest": _digest(values)}, indent=2).encode())
+    write_record(folder / DESCRIPTION, values)
 
 
 def load_router(
@@ -109,11 +109,29 @@ def load_router(
         ValueError: for missing, damaged or foreign files (each named, with what was expected), or classes that were not
             passed.
     """
-    own = dict(own or {})
+    try:
+        return _load(folder, device, network, dict(own or {}))
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{folder / DESCRIPTION}: what it says cannot be built ({type(error).__name__}: {error}); expected what "
+            "RoutedClassifier.save wrote"
+        ) from error
+
+
+def _load(
+    folder: Path, device: torch.device, network: nn.Module | None, own: Mapping[str, Factory]
+) -> tuple[Router, Deployment]:
     saved = read_description(folder)
     _verify(folder / WEIGHTS, saved.weights)
     tensors = load_weights(folder / WEIGHTS)
-    config = build_config(saved.config, own=own)
+    try:
+        config = build_config(saved.config, own=own)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
     _refuse_missing(folder, config, own)
     module = _network(folder, saved, network, own)
     head = _head_of(module, config)
@@ -146,6 +164,8 @@ def load_router(
             raise ValueError(f"{folder}: the saved {part} does not fit its config ({error})") from error
     try:
         return router, Deployment.from_dict(saved.deployment, own=own)
+    except ValidationError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: deployment: {first_problem(error)}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder / DESCRIPTION}: deployment: {error}") from error
 
@@ -157,12 +177,7 @@ def read_description(folder: Path) -> SavedRouter:
         ValueError: naming the file and what is wrong with it.
     """
     path = folder / DESCRIPTION
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a folder that RoutedClassifier.save wrote")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    values = read_json(path, "RoutedClassifier.save")
     if not isinstance(values, dict) or values.get("format") not in (3, FORMAT):
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise ValueError(
@@ -173,15 +188,13 @@ def read_description(folder: Path) -> SavedRouter:
         if values["format"] == 3:
             return SavedRouter.model_validate(from_format_3(values))
         digest = values.pop("digest", None)
-        if digest != _digest(values):
+        if digest != content_digest(values):
             raise ValueError(
-                f"its digest is {digest!r} and its content's {_digest(values)!r}: it was changed or damaged"
+                f"its digest is {digest!r} and its content's {content_digest(values)!r}: it was changed or damaged"
             )
         return SavedRouter.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: {key}: {first['msg']} (found {first['input']!r:.80})") from error
+        raise ValueError(f"{path}: {first_problem(error)}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; expected what RoutedClassifier.save wrote") from error
 
@@ -200,10 +213,6 @@ def _verify(path: Path, expected: str) -> None:
         )
 
 
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
     """Tensors that the config leaves out of the sources: they are the network's own, and saved with the router."""
     return tuple(name for name in network.state_dict() if matches(name, *config.sources.head))
@@ -212,12 +221,19 @@ def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
 def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Mapping[str, Factory]) -> nn.Module:
     if given is not None:
         return given
+    if saved.network is None and "network" in own:
+        made: nn.Module = own["network"]()
+        return made
     if saved.network is None:
         raise ValueError(
             f"{folder}: was made with a network of your own; pass network= a module of that architecture (command "
             "line: --network file.py:build)"
         )
-    return build_network(choose("network", saved.network, own=own))
+    unused = torch.Generator().manual_seed(0)  # of initial weights, not to move the caller's random state
+    try:
+        return build_network(choose("network", saved.network, own=own), generator=unused)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
 
 
 def _refuse_missing(folder: Path, config: RunConfig, own: Mapping[str, Factory]) -> None:

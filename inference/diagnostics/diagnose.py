@@ -125,6 +125,17 @@ def diagnose(
 
     Raises:
         ValueError: for no batches, or guides with other sites than the prior's.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package, not trained
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 1)
+        >>> batches = [router.features().attach(sampler.sample(4)) for _ in range(2)]
+        >>> found = diagnose(router.model, router.guide, batches, shots=(), num_samples=50)
+        >>> found.episodes, {verdict.answer for verdict in found.verdicts} <= {"ok", "look", "cannot tell"}
+        (8, True)
     """
     draws = RoutingDraws.collect(model, guide, batches, num_samples=num_samples, seed=seed, config=config)
     check = _Checks(draws, seed)

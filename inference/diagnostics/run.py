@@ -1,4 +1,4 @@
-"""A trained router on a pool of images -> :class:`Diagnosis`: episodes, features, priors and costs are made here.
+"""A trained router on a pool of images -> :class:`Diagnosis`: draws episodes, attaches features, builds prior, costs.
 
 What ``pyro-smat diagnose`` calls. The posterior is looked at with as many shots as the router was trained on; the same
 episodes with more shots serve the look at concentration.

@@ -74,6 +74,16 @@ def evaluate(
 
     Raises:
         ValueError: for methods of the same name, or a baseline that asks for what is not there.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package, not trained
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 1)
+        >>> evaluation = evaluate(router.model, router.guide, sampler, router.features(), episodes=4)
+        >>> evaluation.accuracy("best source by support loss").shape
+        (4,)
     """
     model.eval()
     guide.eval()
@@ -137,7 +147,8 @@ def _rules(
 def _scores(deployment: Deployment, settings: EvaluationSettings) -> list[UncertaintyScore]:
     """The settings' scores, and those that the deployment reads, with its options."""
     made: dict[str, UncertaintyScore] = {score.name: score for score in map(build, settings.scores)}
-    made |= {score.name: score for score in (*deployment.scorer.reads, deployment.scorer)}
+    made |= {score.name: score for score in deployment.reads if score.name != "learned"}
+    made |= {deployment.scorer.name: deployment.scorer}
     return list(made.values())
 
 

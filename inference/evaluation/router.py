@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pyro_smat.episodes.corruptions import CorruptionLike
 from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline
@@ -17,6 +18,7 @@ from pyro_smat.sources import SourceLibrary
 TEST_SEED = 2_000_003
 
 
+@own_defaults()
 def evaluate_router(
     classifier: RoutedClassifier,
     pool: ImagePool,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pyro_smat.files import write_atomically
+from pyro_smat.files import locked, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.training.trainer import CHECKPOINT
 
@@ -24,14 +24,20 @@ def prepare_folder(folder: Path, config: RunConfig, *, resume: bool = False, rep
         replace: the folder may hold another run, which is then overwritten.
 
     Raises:
-        ValueError: when the folder cannot be written, holds another run, or ``resume`` meets another config.
+        ValueError: when the folder cannot be written, holds another run or is in use by another process, or ``resume``
+            meets another config.
     """
+    with locked(folder):
+        _prepare(folder, config, resume=resume, replace=replace)
+
+
+def _prepare(folder: Path, config: RunConfig, *, resume: bool, replace: bool) -> None:
     description = json.dumps(config.model_dump(mode="json"), indent=2)
     path = folder / "config.json"
     if not replace:
         if (folder / CHECKPOINT).exists() and not resume:
             raise ValueError(f"{folder}: already holds a run; pass --resume to continue it, or choose another --output")
-        if resume and path.exists() and path.read_text(encoding="utf-8") != description:
+        if resume and path.exists() and path.read_bytes() != description.encode():
             raise ValueError(f"{folder}: holds a run with another config; resume with the same config and overrides")
     write_atomically(path, description.encode())
 

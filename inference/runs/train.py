@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.files import load_state, save_state, write_atomically
+from pyro_smat.files import load_state, locked, save_state, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
+from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.pair import check_pair
 from pyro_smat.inference.assembly.router import Router, build_router, catalog_supply
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
@@ -30,6 +32,7 @@ SEARCH_SEED = 500_009
 VALIDATION_SEED = 1_000_003  # apart from the training seed, the same for every run that is compared
 
 
+@own_defaults()
 def train_router(
     config: RunConfig,
     device: torch.device | str = "cpu",
@@ -53,7 +56,24 @@ def train_router(
 
     Returns:
         The deployable router and the training history.
+
+    Raises:
+        ValueError: when another process trains in the folder (:func:`pyro_smat.files.locked`), and for what the config
+            says wrongly.
     """
+    with nullcontext() if folder is None else locked(folder):
+        return _train(config, device, folder, router, features, resume, progress)
+
+
+def _train(
+    config: RunConfig,
+    device: torch.device | str,
+    folder: Path | None,
+    router: Router | None,
+    features: Mapping[str, SourceFeatures] | None,
+    resume: bool,
+    progress: bool,
+) -> tuple[RoutedClassifier, pd.DataFrame]:
     searches = router is None and takes(config.guide, "catalog") and needs_search(config.guide.options["catalog"])
     opened = router or build_router(_without_experts(config) if searches else config, device)
     device = opened.device
@@ -88,7 +108,7 @@ def train_router(
     if config.training.temperature_scaling:
         calibrate_guide(router.model, router.guide, validation)
     sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED + 1)
-    deployment = choose_on(router, sampler, features=held_out, episodes=max(config.training.validation_episodes, 64))
+    deployment = choose_on(router, sampler, features=held_out, episodes=max(config.training.validation_episodes, 96))
     classifier = RoutedClassifier(router, deployment)
     if folder is not None:
         write_atomically(folder / "history.csv", history.to_csv(index=False).encode())

@@ -55,6 +55,20 @@ class MetaTrainer:
             episode), information of the posterior (entropy, variance, mutual_information, effective_routings),
             sparsity, images_per_second, optional terms of the ELBO by name; at validations also validation_accuracy,
             validation_loss and validation_cvar.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package, not trained
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 1)
+        >>> trainer = MetaTrainer(
+        ...     router.model, router.guide, elbo=CVaR_ELBO(rho=1.0), sampler=sampler, features=router.features(),
+        ...     settings=TrainingSettings(steps=2, episodes=2),
+        ... )
+        >>> history = trainer.fit(progress=False)
+        >>> history["step"].tolist()
+        [1, 2]
     """
 
     def __init__(

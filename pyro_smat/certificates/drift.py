@@ -40,6 +40,18 @@ class ConformalMartingale:
     log_wealth: float = 0.0
     highest: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.seen or any(math.isnan(x) for x in self.seen) or self.seen != sorted(self.seen):
+            raise ValueError("seen is empty, unsorted or holds NaN; expected reference scores in ascending order")
+        if self.seed < 0 or self.steps < 0:
+            raise ValueError(f"seed is {self.seed} and steps is {self.steps}; expected whole numbers from 0")
+        if len(self.shares) != 3 or not all(x >= 0 for x in self.shares) or not 0.999 < sum(self.shares) < 1.001:
+            raise ValueError(f"shares are {self.shares}; expected three shares of the wealth, which sum to 1")
+        if not self.log_wealth <= self.highest or not math.isfinite(self.highest):
+            raise ValueError(
+                f"log_wealth is {self.log_wealth} and highest {self.highest}; expected numbers, highest the larger one"
+            )
+
     @classmethod
     def from_reference(cls, scores: Numbers, seed: int = 0) -> ConformalMartingale:
         """Start from reference scores ``(n,)``, those of validation episodes.

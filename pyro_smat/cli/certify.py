@@ -18,6 +18,7 @@ from pyro_smat.cli.options import (
     Progress,
     RunFolder,
     Seed,
+    Wait,
     open_router,
     own_parts,
 )
@@ -31,7 +32,7 @@ def certify(
     split: Split = None,
     data: Data = None,
     allow_outside: AllowOutside = False,
-    episodes: Annotated[int, typer.Option(help="Number of fresh episodes, N.")] = 1000,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of fresh episodes, N.")] = 1000,
     label_noise: LabelNoise = 0.0,
     confounding: Confounding = 0.0,
     output: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/certificates/NAME.")] = None,
@@ -42,9 +43,10 @@ def certify(
     seed: Seed = None,
     device: Device = "auto",
     progress: Progress = True,
+    wait: Wait = False,
 ) -> None:
     """Upper bounds of the loss on new episodes of a pool that hold with probability 1 - delta; writes a report."""
-    from pyro_smat.files import write_json
+    from pyro_smat.files import locked, plain, write_record
     from pyro_smat.inference.evaluation.certification import CERTIFICATE_SEED, certify_run
     from pyro_smat.report.page import write_report
     from pyro_smat.report.summary import build_report
@@ -58,28 +60,29 @@ def certify(
             "that it has seen, and says little about others",
             err=True,
         )
-    found = certify_run(
-        classifier,
-        pool,
-        split=name,
-        loss=loss,
-        rho=rho,
-        delta=delta,
-        episodes=episodes,
-        seed=CERTIFICATE_SEED if seed is None else seed,
-        corruptions=corruptions_of(label_noise, confounding),
-        progress=progress,
-    )
     folder = output or run / "certificates" / f"{name}-{loss}"
-    report = build_report(
-        classifier,
-        {name: found.evaluation},
-        title=f"Certificates on {name}",
-        subtitle=f"{len(pool):,} images, {episodes} fresh episodes from this pool",
-        command=f"pyro-smat certify {run} --loss {loss} --rho {rho:g} --delta {delta:g}",
-        certified=found,
-    )
-    write_json(folder / "certificates.json", found.to_dict())
-    write_report(report, folder / "report.html")
+    with locked(folder, wait=wait):
+        found = certify_run(
+            classifier,
+            pool,
+            split=name,
+            loss=loss,
+            rho=rho,
+            delta=delta,
+            episodes=episodes,
+            seed=CERTIFICATE_SEED if seed is None else seed,
+            corruptions=corruptions_of(label_noise, confounding),
+            progress=progress,
+        )
+        report = build_report(
+            classifier,
+            {name: found.evaluation},
+            title=f"Certificates on {name}",
+            subtitle=f"{len(pool):,} images, {episodes} fresh episodes from this pool",
+            command=f"pyro-smat certify {run} --loss {loss} --rho {rho:g} --delta {delta:g}",
+            certified=found,
+        )
+        write_record(folder / "certificates.json", plain({"format": 1, **found.to_dict()}))
+        write_report(report, folder / "report.html")
     typer.echo(str(found))
     typer.echo(f"report: {folder / 'report.html'}")

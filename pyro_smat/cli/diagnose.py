@@ -37,9 +37,7 @@ def diagnose(
     prior: Annotated[
         str | None, typer.Option(help="Another prior to set against, without retraining: cost_aware:beta=2.")
     ] = None,
-    against: Annotated[
-        list[Path] | None, typer.Option(help="Another run, on the same episodes.")
-    ] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="Another run, on the same episodes.")] = None,
     label_noise: Annotated[
         float | None, typer.Option(help="Fraction of support labels that are wrong; default: as in training.")
     ] = None,

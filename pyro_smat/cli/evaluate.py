@@ -17,6 +17,7 @@ from pyro_smat.cli.options import (
     Progress,
     RunFolder,
     Seed,
+    Wait,
     open_router,
     own_parts,
 )
@@ -37,7 +38,7 @@ def evaluate(
     split: Split = None,
     data: Data = None,
     allow_outside: AllowOutside = False,
-    episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 600,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 600,
     label_noise: LabelNoise = 0.0,
     confounding: Confounding = 0.0,
     corrupt: Corrupted = None,
@@ -47,7 +48,9 @@ def evaluate(
     abstain_risk: Annotated[
         float | None, typer.Option(help="Choose score and threshold anew: accepted tasks err at most this often.")
     ] = None,
-    delta: Annotated[float, typer.Option(help="Probability with which that may fail.")] = 0.1,
+    delta: Annotated[
+        float | None, typer.Option(help="Probability with which --abstain-risk may fail; default: 0.1.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/evaluations/NAME.")] = None,
     model: OwnModel = None,
     guide: OwnGuide = None,
@@ -56,12 +59,17 @@ def evaluate(
     seed: Seed = None,
     device: Device = "auto",
     progress: Progress = True,
+    wait: Wait = False,
 ) -> None:
     """Evaluate a router: accuracy, tails, calibration, regret, abstention; writes a report."""
     import dataclasses
+    import re
 
     if abstain_risk is not None and not 0 < abstain_risk < 1:
         raise ValueError(f"--abstain-risk is {abstain_risk}; expected a risk in (0, 1)")
+    if delta is not None and abstain_risk is None:
+        raise ValueError(f"--delta is {delta} and there is no --abstain-risk, the promise that it is about; add it")
+    from pyro_smat.files import locked
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
     from pyro_smat.inference.evaluation.guarantee import abstain_with_guarantee
     from pyro_smat.inference.evaluation.router import TEST_SEED, evaluate_router
@@ -78,32 +86,41 @@ def evaluate(
     corruptions = corruptions_of(label_noise, confounding, corrupt)
     if abstain_risk is not None:
         found = abstain_with_guarantee(
-            classifier, pool, split=name, risk=abstain_risk, delta=delta, corruptions=corruptions, progress=progress
+            classifier,
+            pool,
+            split=name,
+            risk=abstain_risk,
+            delta=0.1 if delta is None else delta,
+            corruptions=corruptions,
+            progress=progress,
         )
         classifier = RoutedClassifier(classifier.router, found.deployment)
         typer.echo(str(found))
-    evaluation = evaluate_router(
-        classifier,
-        pool,
-        corruptions=corruptions,
-        episodes=episodes,
-        seed=TEST_SEED if seed is None else seed,
-        progress=progress,
-    )
     name += f"-noise{label_noise:g}" * (label_noise > 0) + f"-confounded{confounding:g}" * (confounding > 0)
-    name += "".join(f"-{text.replace(':', '-')}" for text in corrupt or [])
+    name += "".join("-" + re.sub(r"[^\w.=]+", "-", text) for text in corrupt or [])
     folder = output or run / "evaluations" / name
-    metrics = write_evaluation(folder, classifier, evaluation)
-    routes = pool.attributes if len(pool.attributes) > 1 else pool.domain_names if len(pool.domain_names) > 1 else ()
-    report = build_report(
-        classifier,
-        {name: evaluation},
-        title=f"Routing on {name}",
-        subtitle=f"{len(pool):,} images, {len(evaluation)} episodes from this pool",
-        command=f"pyro-smat evaluate {run}" + f" --data {data}" * bool(data) + f" --split {split}" * bool(split),
-        route_names=routes,
-    )
-    write_report(report, folder / "report.html")
+    with locked(folder, wait=wait):
+        evaluation = evaluate_router(
+            classifier,
+            pool,
+            corruptions=corruptions,
+            episodes=episodes,
+            seed=TEST_SEED if seed is None else seed,
+            progress=progress,
+        )
+        metrics = write_evaluation(folder, classifier, evaluation)
+        routes = (
+            pool.attributes if len(pool.attributes) > 1 else pool.domain_names if len(pool.domain_names) > 1 else ()
+        )
+        report = build_report(
+            classifier,
+            {name: evaluation},
+            title=f"Routing on {name}",
+            subtitle=f"{len(pool):,} images, {len(evaluation)} episodes from this pool",
+            command=f"pyro-smat evaluate {run}" + f" --data {data}" * bool(data) + f" --split {split}" * bool(split),
+            route_names=routes,
+        )
+        write_report(report, folder / "report.html")
     _print_metrics(metrics)
     typer.echo(f"report: {folder / 'report.html'}")
 
@@ -130,7 +147,7 @@ def corruptions_of(label_noise: float, confounding: float, more: list[str] | Non
         wanted.append({"kind": "confounding", "probability": confounding})
     if label_noise:
         wanted.append({"kind": "label_noise", "fraction": label_noise})
-    return [build(choose("corruption", value)) for value in [*wanted, *map(parse, more or [])]]
+    return [build(choose("corruption", value, run_files=True)) for value in [*wanted, *map(parse, more or [])]]
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_smat.episodes.readers.glyphs import ATTRIBUTES
+from pyro_smat.files import locked
 from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.inference.assembly.router import build_router, choose_device, open_library
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
@@ -58,7 +59,17 @@ def run_quickstart(
         from_scratch: make the source checkpoints instead of opening those of the package.
         device: "auto", "cpu" or "cuda".
         progress: show progress bars.
+
+    Raises:
+        ValueError: when another process works in the folder.
     """
+    with locked(folder):
+        return _run(folder, overrides, episodes, from_scratch, device, progress)
+
+
+def _run(
+    folder: Path, overrides: Sequence[str], episodes: int, from_scratch: bool, device: str, progress: bool
+) -> Path:
     started = time.perf_counter()
     where = choose_device(device)
     config = load_config(Path(str(files("pyro_smat.cli") / "quickstart.toml")), overrides)

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from pyro_smat.cli.options import Device, Overrides, OwnGuide, OwnModel, OwnNetwork, OwnParts, Progress, Seed, own_parts
+from pyro_smat.cli.options import (
+    Device,
+    Overrides,
+    OwnGuide,
+    OwnModel,
+    OwnNetwork,
+    OwnParts,
+    Progress,
+    Seed,
+    Wait,
+    own_parts,
+)
 
 
 def train(
@@ -22,8 +33,10 @@ def train(
     seed: Seed = None,
     device: Device = "auto",
     progress: Progress = True,
+    wait: Wait = False,
 ) -> None:
     """Meta-train a router."""
+    from pyro_smat.files import locked
     from pyro_smat.inference.assembly.config import load_config
 
     parts = own_parts(model, guide, network, own)
@@ -34,8 +47,10 @@ def train(
     from pyro_smat.inference.runs.folder import prepare_folder
     from pyro_smat.inference.runs.train import train_router
 
-    prepare_folder(output, parsed, resume=resume)
-    classifier, history = train_router(parsed, choose_device(device), folder=output, resume=resume, progress=progress)
+    where = choose_device(device)
+    with locked(output, wait=wait):
+        prepare_folder(output, parsed, resume=resume)
+        classifier, history = train_router(parsed, where, folder=output, resume=resume, progress=progress)
     if len(history):
         last = history.iloc[-1]
         shown = [k for k in history.columns if last[k] == last[k] and k != "images_per_second"]

@@ -5,26 +5,26 @@ Module, sources and images -> :class:`Calibration`, whose cost models the enforc
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter, model_validator
 from torch import Tensor, nn
 
 from pyro_smat.cost.active import compose_active
 from pyro_smat.cost.model import CostModel
 from pyro_smat.cost.timing import Line, fit_line, median_times
+from pyro_smat.files import plain, read_record, write_record
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.parameters import ParameterSpace
 
-FORMAT = 1
+FORMAT = 2  # format 1 had no digest
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,7 @@ class Calibration:
             ValueError: when it cannot be written.
         """
         path = Path(path)
-        content = json.dumps(_without_nan({"format": FORMAT, **asdict(self)}), indent=2)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        write_record(path, plain({"format": FORMAT, **asdict(self)}))
         return path
 
     @classmethod
@@ -98,24 +93,10 @@ class Calibration:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: for a missing, foreign or incomplete file.
+            ValueError: for a missing, damaged, foreign or incomplete file.
         """
-        try:
-            data = json.loads(Path(path).read_text())
-            if data["format"] != FORMAT:
-                raise ValueError(f"format is {data['format']!r}; this version reads format {FORMAT}")
-            return cls(
-                latency=_model(data["latency"]),
-                traffic=_model(data["traffic"]),
-                blocks=tuple(_block(block) for block in data["blocks"]),
-                forward=float(data["forward"]),
-                images=int(data["images"]),
-                machine=Machine(**data["machine"]),
-            )
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a calibration") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: is no calibration ({error!r}); expected what Calibration.save wrote") from error
+        where, writer = Path(path), "Calibration.save"
+        return read_record(where, _saved(), format=FORMAT, writer=writer, undigested=1).restored()
 
     def __str__(self) -> str:
         width = max(6, *(len(block.name) for block in self.blocks))
@@ -132,11 +113,11 @@ class Calibration:
                 f"{1e3 * line.error:>7.2f}  {residual:>16}  {1e-3 * size:>9.1f}  {rate:>6}"
             )
         where = self.machine
+        share = 100 * sum(self.latency.mix) / self.latency.fixed if self.latency.fixed else math.inf
         lines += [
             f"fixed {self.latency.fixed:.3f} ms, of which the forward pass of {self.images} images "
             f"{self.forward:.3f} ms",
-            f"one more source in every block: {sum(self.latency.mix):.4f} ms, "
-            f"{100 * sum(self.latency.mix) / self.latency.fixed:.2f}% of that",
+            f"one more source in every block: {sum(self.latency.mix):.4f} ms, {share:.2f}% of that",
             f"{where.processor}, {where.device}, {where.threads} thread(s), torch {where.torch}",
         ]
         return "\n".join(lines)
@@ -215,20 +196,53 @@ def _machine_of(device: torch.device) -> Machine:
     return Machine(processor or platform.machine(), where, torch.__version__, torch.get_num_threads())
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: it becomes null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+class _Line(BaseModel):
+    """JSON has no NaN: an error or a fit that is not known is null."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slope: float
+    intercept: float
+    r_squared: float | None
+    error: float | None
 
 
-def _model(data: dict[str, Any]) -> CostModel:
-    return CostModel(**{**data, "mix": tuple(data["mix"]), "residual": tuple(data["residual"])})
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    coordinates: int
+    sources: _Line
+    residual: float
+    residual_error: float | None
+
+    def restored(self) -> BlockTimes:
+        line = Line(*(math.nan if value is None else value for value in self.sources.model_dump().values()))
+        error = math.nan if self.residual_error is None else self.residual_error
+        return BlockTimes(self.name, self.coordinates, line, self.residual, error)
 
 
-def _block(data: dict[str, Any]) -> BlockTimes:
-    sources = Line(**{key: math.nan if value is None else value for key, value in data["sources"].items()})
-    error = math.nan if data["residual_error"] is None else data["residual_error"]
-    return BlockTimes(**{**data, "sources": sources, "residual_error": error})
+class _Saved(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    latency: CostModel
+    traffic: CostModel
+    blocks: tuple[_Block, ...]
+    forward: float
+    images: int
+    machine: Machine
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> _Saved:
+        if not len(self.blocks) == len(self.latency.mix) == len(self.traffic.mix):
+            raise ValueError(f"blocks are {len(self.blocks)}; expected one for each of {len(self.latency.mix)} prices")
+        return self
+
+    def restored(self) -> Calibration:
+        blocks = tuple(block.restored() for block in self.blocks)
+        return Calibration(self.latency, self.traffic, blocks, self.forward, self.images, self.machine)
+
+
+@cache
+def _saved() -> TypeAdapter[_Saved]:
+    return TypeAdapter(_Saved)

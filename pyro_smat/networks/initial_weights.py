@@ -56,6 +56,8 @@ class DrawsFrom(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _TAKE_A_GENERATOR and kwargs.get("generator") is None:
+        if func is torch._standard_gamma:  # gamma, beta and Dirichlet draws; its generator is the second argument
+            args, kwargs = args[:1], {"generator": next((g for g in args[1:] if g is not None), self.generator)}
+        elif func in _TAKE_A_GENERATOR and kwargs.get("generator") is None:
             kwargs = {**kwargs, "generator": self.generator}
         return func(*args, **kwargs)

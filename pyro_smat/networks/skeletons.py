@@ -12,6 +12,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -73,20 +74,12 @@ class Skeletons:
 class _Skeleton:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._attributes = [(part, _attributes_of(part)) for part in module.modules()]
+        parts = [vars(part) for part in module.modules()]
+        inner = [attributes[table] for attributes in parts for table in _TABLES]
+        self._before = [(attributes, dict(attributes)) for attributes in (*inner, *parts)]
 
     def reset(self) -> None:
-        for part, attributes in self._attributes:
-            for table in _TABLES:
-                _restore(vars(part)[table], attributes[table])
-            _restore(vars(part), {**attributes, **{table: vars(part)[table] for table in _TABLES}})
-
-
-def _attributes_of(module: nn.Module) -> dict[str, Any]:
-    return {**vars(module), **{table: dict(vars(module)[table]) for table in _TABLES}}
-
-
-def _restore(current: dict[str, Any], before: dict[str, Any]) -> None:
-    if len(current) != len(before) or any(current.get(name, _TABLES) is not value for name, value in before.items()):
-        current.clear()
-        current.update(before)
+        for current, before in self._before:
+            if current.keys() != before.keys() or not all(map(is_, current.values(), before.values())):
+                current.clear()
+                current.update(before)

@@ -117,20 +117,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias) if torch.compiler.is_compiling() else _BesideRows.apply(x, weight, bias)
 
 
-def _unwatched(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """A layer's forward past the evaluation mode, which costs microseconds a call: it does what that would do."""
-
-    def call(self: nn.Module, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return forward(self, input)
-        with torch._C.DisableTorchFunction():
-            return forward(self, input)
-
-    return call
-
-
 class _LayerNorm(nn.LayerNorm):
-    @_unwatched
     def forward(self, input: Tensor) -> Tensor:
         if self.weight is None or self.bias is None or torch.compiler.is_compiling():
             return super().forward(input)
@@ -139,7 +126,6 @@ class _LayerNorm(nn.LayerNorm):
 
 
 class _Conv2d(nn.Conv2d):
-    @_unwatched
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim == 4 and self._patches_tile(input):
             return self._on_patches(input)
@@ -168,7 +154,6 @@ class _Conv2d(nn.Conv2d):
 
 
 class _GroupNorm(nn.GroupNorm):
-    @_unwatched
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return super().forward(input)
@@ -180,7 +165,6 @@ class _GroupNorm(nn.GroupNorm):
 
 
 class _MaxPool2d(nn.MaxPool2d):
-    @_unwatched
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim != 4 or self.return_indices or torch.compiler.is_compiling():
             return super().forward(input)

@@ -6,10 +6,11 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial, reduce
 from operator import or_
 from pathlib import Path
-from types import GenericAlias
+from types import GenericAlias, SimpleNamespace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -48,6 +49,11 @@ class Supply(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers
+
+    def but(self, **values: Any) -> Supply:
+        """The same with other values."""
+        kept = {name: partial(self.__getitem__, name) for name in self if name not in values}
+        return Supply(**kept, **{name: partial(lambda value: value, value) for name, value in values.items()})
 
 
 def parameters_of(factory: Factory) -> dict[str, inspect.Parameter]:
@@ -108,11 +114,13 @@ def _default(parameter: inspect.Parameter) -> Any:
 
 def _resolved(function: Callable[..., Any], skip: int) -> dict[str, inspect.Parameter]:
     signature = list(inspect.signature(function).parameters.values())[skip:]
-    try:
-        plain = function.func if isinstance(function, partial) else function
-        hints = typing.get_type_hints(plain, include_extras=True)
-    except NameError:  # a name that only type checkers import
-        hints = {}
+    plain = function.func if isinstance(function, partial) else function
+    hints: dict[str, Any] = {}
+    for p in signature:  # one by one: a name that only type checkers import leaves the others as they are
+        with suppress(NameError):
+            one = SimpleNamespace(__annotations__={p.name: p.annotation})
+            if p.annotation is not p.empty:
+                hints |= typing.get_type_hints(one, inspect.unwrap(plain).__globals__, include_extras=True)
     found = {}
     for p in signature:
         hint = hints.get(p.name, Any if isinstance(p.annotation, str) else p.annotation)
@@ -128,7 +136,7 @@ def _sayable(annotation: Any) -> Any:
         return annotation
     kind = kind_of(annotation)
     if kind is not None:
-        return Annotated[Choice, Of(kind)]
+        return Annotated[Choice, Of(kind, KINDS[kind].default)]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return annotation

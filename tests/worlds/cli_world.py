@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pyro_smat.networks import build_network
 
-OPTIONS = {"channels": 4, "image_size": 16}
+NETWORK = {"network": "conv4", "channels": 4, "image_size": 16}
 CONFIG = """
 [data]
 kind = "folder"
@@ -27,12 +27,12 @@ way = 3
 shot = 3
 query = 2
 
-[episodes.corruption]
-label_noise = 0.2
+[[episodes.corruptions]]
+kind = "label_noise"
+fraction = 0.2
 
 [sources]
-network = "conv4"
-options = {channels = 4, image_size = 16}
+network = {kind = "conv4", channels = 4, image_size = 16}
 files = {base = "base.safetensors", other = "other.pt"}
 
 [experts]
@@ -73,7 +73,7 @@ def make_world(folder: Path) -> Path:
     states = []
     for seed in range(2):
         torch.manual_seed(seed)
-        states.append(build_network("conv4", **OPTIONS).state_dict())
+        states.append(build_network(**NETWORK).state_dict())
     save_file(dict(states[0]), folder / "base.safetensors")
     torch.save(dict(states[1]), folder / "other.pt")
     config = folder / "config.toml"

@@ -15,10 +15,15 @@ import torch
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.sampler import EpisodeSampler
+from pyro_smat.guides import PointGuide
 from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.inference.assembly.router import Router, build_router
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.objective.build import build_elbo
+from pyro_smat.inference.runs.train import train_router
 from pyro_smat.inference.training.trainer import MetaTrainer
+from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources import SourceLibrary
 
@@ -30,11 +35,10 @@ SETTINGS = (
     "episodes.way=[2, 4]",
     "episodes.shot=[2, 3]",
     "episodes.query=2",
-    "episodes.corruption.label_noise=0.3",
-    "episodes.corruption.label_noise_probability=0.5",
+    "episodes.corruptions=[{kind='label_noise', fraction=0.3, probability=0.5}]",
     "experts.count=2",
     "experts.sparsity=0.6",
-    "guide.hidden=8",
+    "guide.encoder={kind='evidence', hidden=8}",
     "objective.rho=0.5",
     "objective.tail_weight=1.0",
     "objective.episode_loss=mean_nll",
@@ -48,10 +52,10 @@ SETTINGS = (
 )
 CASES: dict[str, tuple[str, ...]] = {
     "logistic_normal": (),
-    "catalog": ("guide.family=catalog",),
-    "concrete": ("guide.family=concrete", "training.kl_warmup=3", "training.kl_cycles=2", "experts.ramp=0.8"),
+    "catalog": ("guide.kind=catalog",),
+    "concrete": ("guide.kind=concrete", "training.kl_warmup=3", "training.kl_cycles=2", "experts.ramp=0.8"),
     "score_function": (
-        "guide.family=catalog",
+        "guide.kind=catalog",
         "guide.estimator=score_function",
         "objective.baseline=decaying_average",
         "objective.threshold=queue",
@@ -92,7 +96,7 @@ def tiny_sources(config: RunConfig, count: int = 3) -> tuple[torch.nn.Module, So
 
 
 def tiny_router(config: RunConfig, **options: Any) -> Router:
-    return build_router(config, torch.device("cpu"), tiny_sources(config), **options)
+    return build_router(config, opened=tiny_sources(config), **options)
 
 
 def build_trainer(
@@ -115,6 +119,53 @@ def build_trainer(
         validation=[features.attach(held_out.sample(4))],
         folder=folder,
     )
+
+
+def moved(overrides: Sequence[str], steps: int = 1) -> dict[str, bool]:
+    """Train for some steps of 4 episodes; which parameters of model and guide are not what they were."""
+    trainer = build_trainer(None, overrides=overrides, episodes=4, validate_every=0, steps=max(steps, 2), warmup=0)
+    named = {**dict(trainer.model.named_parameters()), **dict(trainer.guide.named_parameters())}
+    before = {name: p.detach().clone() for name, p in named.items()}
+    for _ in range(steps):
+        row = trainer.training_step()
+        undefined = {name for name, value in row.items() if value != value}
+        assert undefined == ({"mutual_information"} if isinstance(trainer.guide, PointGuide) else set()), row
+    assert all(torch.isfinite(p).all() for p in named.values())
+    return {name: not torch.equal(p, before[name]) for name, p in named.items()}
+
+
+def quick_config(overrides: Sequence[str] = ()) -> RunConfig:
+    """Two steps of four episodes."""
+    settings = ["training.steps=2", "training.episodes=4", "training.validate_every=0", "objective.rho=1.0"]
+    return tiny_config([*settings, "training.warmup=1", "training.kl_warmup=0", *overrides])
+
+
+def trained(
+    config: RunConfig,
+    router: Router | None = None,
+    *,
+    opened: tuple[torch.nn.Module, SourceLibrary] | None = None,
+    **how: Any,
+) -> RoutedClassifier:
+    """What ``train_router`` makes of a config on the tiny pools, over the tiny sources or others."""
+    if router is not None:
+        opened = router.network, router.library
+    module, library = tiny_sources(config) if opened is None else opened
+    network = TaskNetwork(module, library.space)
+    pools = {name: tiny_pool(seed) for seed, name in enumerate(("train", "validation"))}
+    features = {name: SourceFeatures(network, library.basis, pool) for name, pool in pools.items()}
+    return train_router(config, router=router, features=features, progress=False, **how)[0]
+
+
+def predictions(classifier: RoutedClassifier, rule: Any = None) -> torch.Tensor:
+    """Of four images on a support of three classes."""
+    images = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return classifier.adapt(images[:6], ["a", "b", "c"] * 2).predict_proba(images[6:], rule)
+
+
+def reopened(classifier: RoutedClassifier, folder: Path, **options: Any) -> RoutedClassifier:
+    """Saved and loaded; the tiny network is none that the registry can build."""
+    return RoutedClassifier.load(classifier.save(folder), network=classifier.router.network, **options)
 
 
 class TalkingTrainer(MetaTrainer):

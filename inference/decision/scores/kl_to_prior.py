@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
+from pyro_smat.networks.initial_weights import DrawsFrom
 from pyro_smat.registry import register
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ class KLToPrior(UncertaintyScore):
     label: ClassVar[str] = "KL to the prior"
 
     def __call__(self, routed: RoutedBatch) -> Tensor:
-        device = routed.batch.way.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(routed.generator.initial_seed())  # a Monte Carlo KL draws from the global generator
+        generator = torch.Generator(routed.generator.device).manual_seed(routed.generator.initial_seed())
+        with DrawsFrom(generator):  # a Monte Carlo KL draws from the global generator
             return -routed.posterior.kl(routed.model.prior).double()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ class CacheInfo(NamedTuple):
 
 
 class TaskCache[T]:
-    """The ``size`` results that were used last.
+    """The ``size`` results that were used last, for any number of threads.
 
     Args:
         size: >= 0; 0 keeps nothing.
@@ -35,23 +37,35 @@ class TaskCache[T]:
             raise ValueError(f"cache_size is {size}; expected the number of adapted tasks to keep, 0 for none")
         self.size, self._hits, self._misses = size, 0, 0
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
+        self._locks: dict[int, threading.Lock] = {}  # by process: a lock that is held at a fork stays held
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What was made for this key, or is made now."""
-        if key in self._kept:
-            self._hits += 1
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        self._misses += 1
+        """What was made for this key, or is made now; threads that make it at once all get the first one."""
+        with self._lock():
+            if key in self._kept:
+                self._hits += 1
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            self._misses += 1
         made = make()
-        if self.size:
-            self._kept[key] = made
+        if not self.size:
+            return made
+        with self._lock():
+            made = self._kept.setdefault(key, made)
+            self._kept.move_to_end(key)
             while len(self._kept) > self.size:
                 self._kept.popitem(last=False)
         return made
 
     def info(self) -> CacheInfo:
-        return CacheInfo(self._hits, self._misses, self.size, len(self._kept))
+        with self._lock():
+            return CacheInfo(self._hits, self._misses, self.size, len(self._kept))
+
+    def _lock(self) -> threading.Lock:
+        return self._locks.setdefault(os.getpid(), threading.Lock())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_locks": {}, "_kept": OrderedDict()}  # a copy starts empty
 
 
 def support_digest(images: Tensor, labels: Sequence[str] | Sequence[int]) -> bytes:
