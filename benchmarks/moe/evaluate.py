@@ -84,7 +84,7 @@ def run_way(attachment: Attachment, way: Way, questions: Questions, settings: Se
 
 
 def read_signals(attachment: Attachment, arm: Arm, questions: Questions, settings: Settings) -> dict[str, np.ndarray]:
-    """Signals of the posterior at the last token and over all, (n,) each."""
+    """Signals of the posterior at the last token and over all, and the length, which each should beat; (n,) each."""
     signals: dict[str, Any] = {"gate_entropy": gate_entropy}
     latent = None if arm.guide is None else type(arm.guide.heads.layers[0]).latent
     if latent == "log_temperature":
@@ -99,6 +99,7 @@ def read_signals(attachment: Attachment, arm: Arm, questions: Questions, setting
             for name, layers in found.items():
                 for where, read in (("last", at_last_token), ("mean", over_tokens)):
                     parts.setdefault(f"{name}.{where}", []).append(read(layers, data["attention_mask"]))
+    parts["tokens"] = [questions.lengths]
     return {name: torch.cat(values).cpu().double().numpy() for name, values in parts.items()}
 
 
