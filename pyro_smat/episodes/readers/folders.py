@@ -1,4 +1,4 @@
-"""Folders of images to an ImagePool and back: ``root/<class>/``, ``root/<split>/<class>/``, ``root/<domain>/<class>/``."""
+"""Folders of images to an ImagePool and back: ``root[/<split>][/<domain>]/<class>/*.png``."""
 
 from __future__ import annotations
 
