@@ -33,7 +33,6 @@ from pyro_smat.inference.evaluation.router import TEST_SEED
 from pyro_smat.inference.objective.candidates import support_candidate_losses
 from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.runs.train import VALIDATION_SEED, train_router
-
 from pyro_smat.plotting.style import PAPER
 from pyro_smat.report.cost_figure import pareto_figure
 from pyro_smat.routing import Catalog
