@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pyro_smat.certificates import Certificate
 from pyro_smat.inference.decision.misrouting import MisroutingProbability
 from pyro_smat.inference.decision.named_routings import SOURCE_0, NamedRoutings
+from pyro_smat.inference.decision.reliability import Reliability
 from pyro_smat.inference.decision.rules.posterior_predictive import PosteriorPredictive
 from pyro_smat.inference.decision.rules.rule import DecisionRule
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
@@ -28,18 +29,22 @@ from pyro_smat.routing import Catalog
 
 
 class Deployment(BaseModel):
-    """A decision rule, and a score and threshold above which a task abstains and uses the fallback.
+    """A decision rule; when it gives way to the fallback; and when its answers can be relied on.
+
+    These are two decisions. A task *falls back* where its score exceeds the threshold: the fallback then answers, which
+    pays only where validation says so. A task *abstains* where its :attr:`reliability` doubts it: whoever asked is told
+    not to rely on the answer, whichever network gave it. Without a reliability what falls back abstains.
 
     Attributes:
         rule: a decision rule: its name, ``{"kind": name, option: ...}``, or an object.
         score: an uncertainty score, likewise.
-        threshold: tasks whose score exceeds it abstain; infinity never abstains, minus infinity always.
-        fallback: the routing that abstaining tasks use: "source 0", "prior mean", a source, or a routing of the
-            catalog.
+        threshold: tasks whose score exceeds it fall back; infinity: none does, minus infinity: all do.
+        fallback: the routing that they use: "source 0", "prior mean", a source, or a routing of the catalog.
         gate_samples: predictions are averaged over so many samples of the experts' gates; 0 takes the deployed masks.
-        coverage: the share of validation episodes that the threshold accepted.
-        misrouting: from the score to the probability of misrouting, where true routes were known.
-        certificate: of the loss of accepted tasks, where the threshold was chosen with a guarantee.
+        coverage: the share of validation episodes that do not fall back.
+        misrouting: calibrates the posterior's own probability of misrouting, where true routes were known.
+        reliability: a risk of the task and the tolerance for it.
+        certificate: of the loss of reliable tasks, where their tolerance was chosen with a guarantee.
 
     Raises:
         ValueError: for an unknown rule or score, one that has not been fitted, or a NaN threshold.
@@ -60,9 +65,10 @@ class Deployment(BaseModel):
     )
     threshold: float = math.inf
     fallback: str = SOURCE_0
-    gate_samples: int = Field(default=0, ge=0)
+    gate_samples: int = Field(default=0, ge=0, le=65_536)
     coverage: float = 1.0
     misrouting: MisroutingProbability | None = None
+    reliability: Reliability | None = None
     certificate: Certificate | None = None
 
     @field_validator("rule", mode="before")
@@ -82,6 +88,12 @@ class Deployment(BaseModel):
             raise ValueError(f"{value.kind!r} has to be fitted first; expected what choose_deployment makes of it")
         return value
 
+    @field_validator("misrouting", mode="before")
+    @classmethod
+    def _misrouting(cls, value: Any) -> Any:
+        # Routers once kept a curve over their uncertainty score, which said nothing of the route.
+        return None if isinstance(value, Mapping) and "scores" in value else value
+
     @field_validator("certificate", mode="before")
     @classmethod
     def _certificate(cls, value: Any) -> Any:
@@ -100,9 +112,14 @@ class Deployment(BaseModel):
         return method_of(self.rule)
 
     @property
-    def never_abstains(self) -> bool:
-        """Whether no task can exceed the threshold, so that no score need be computed."""
+    def never_falls_back(self) -> bool:
+        """Whether no task can exceed the threshold, so that no score need be computed for that."""
         return self.threshold == math.inf
+
+    @property
+    def never_abstains(self) -> bool:
+        """Whether every task is reliable."""
+        return self.never_falls_back if self.reliability is None else self.reliability.tolerance == math.inf
 
     @cached_property
     def scorer(self) -> UncertaintyScore:
@@ -112,8 +129,14 @@ class Deployment(BaseModel):
 
     @property
     def looks_at_queries(self) -> bool:
-        """Whether the decision can only be made for a batch of queries."""
+        """Whether it can only be said for a batch of queries whether they fall back."""
         return self.scorer.looks_at_queries
+
+    @property
+    def reads(self) -> tuple[UncertaintyScore, ...]:
+        """All scores that its decisions read, and those that they are."""
+        decisions = [self.scorer, *(() if self.reliability is None else (self.reliability.predictor,))]
+        return tuple(one for decision in decisions for one in (*decision.reads, decision))
 
     def uncertainty(self, scores: Mapping[str, Numbers]) -> FloatArray:
         """U ``(n,)`` from the values of scores, name -> ``(n,)``.
@@ -123,9 +146,13 @@ class Deployment(BaseModel):
         """
         return self.scorer.of_values(scores)
 
-    def abstains(self, scores: Mapping[str, Numbers]) -> Any:
+    def falls_back(self, scores: Mapping[str, Numbers]) -> Any:
         """``(n,)`` bool: which tasks use the fallback; arguments as in :meth:`uncertainty`."""
         return self.uncertainty(scores) > self.threshold
+
+    def abstains(self, scores: Mapping[str, Numbers]) -> Any:
+        """``(n,)`` bool: which tasks are not reliable; without a reliability those that fall back."""
+        return self.falls_back(scores) if self.reliability is None else self.reliability.doubts(scores)
 
     def decider(self, model: RoutedModel, catalog: Catalog | None = None) -> DecisionRule:
         """The rule, built; rules may name routings of the model and the catalog."""
@@ -139,7 +166,7 @@ class Deployment(BaseModel):
         return made
 
     def fallback_rule(self, model: RoutedModel, catalog: Catalog | None = None) -> DecisionRule:
-        """The rule of abstaining tasks.
+        """The rule of tasks that fall back.
 
         Raises:
             ValueError: for a fallback that neither model nor catalog have.

@@ -37,7 +37,6 @@ def deployment_from_format_3(abstention: Mapping[str, Any], decision: Mapping[st
         fallback=abstention["fallback"],
         gate_samples=settings["gate_samples"],
         coverage=abstention["coverage"],
-        misrouting=abstention["misrouting"],
         certificate=abstention["certificate"],
     )
 

@@ -15,6 +15,7 @@ class Mixture:
     Attributes:
         coefficients: ``(K, B, [L,] C)``.
         weights: ``(K, B)``, sum 1 over K.
+        mass: ``(B,)`` the share of the posterior that they hold, where they are a part of a list; None where not.
 
     Example:
         >>> draws = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]])  # three draws for one task
@@ -24,6 +25,7 @@ class Mixture:
 
     coefficients: Tensor
     weights: Tensor
+    mass: Tensor | None = None
 
     @classmethod
     def equal(cls, coefficients: Tensor) -> Mixture:
@@ -45,7 +47,7 @@ class Mixture:
         K becomes the largest number of different routings of a task; tasks with fewer repeat one with weight 0.
         """
         rows, index = distinct(self.coefficients)
-        return Mixture(rows, self.weights.new_zeros(rows.shape[:2]).scatter_add(0, index, self.weights))
+        return Mixture(rows, self.weights.new_zeros(rows.shape[:2]).scatter_add(0, index, self.weights), self.mass)
 
 
 def distinct(coefficients: Tensor) -> tuple[Tensor, Tensor]:

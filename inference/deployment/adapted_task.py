@@ -1,4 +1,4 @@
-"""AdaptedTask: one support set, routed and perhaps refined; it predicts, abstains and explains itself.
+"""AdaptedTask: one support set, routed and perhaps refined; it predicts, doubts and explains itself.
 
 Made by :meth:`RoutedClassifier.adapt`: posterior and refinement -> decision rule -> task networks -> probabilities.
 """
@@ -14,19 +14,23 @@ import torch
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch, Labelled, check_images
+from pyro_smat.guides import CatalogPosterior
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.decision.deployment import Deployment
+from pyro_smat.inference.decision.misrouting import top_route_doubt
 from pyro_smat.inference.decision.mixture import Mixture
 from pyro_smat.inference.decision.prediction import as_rule
 from pyro_smat.inference.decision.routed_batch import Members, RoutedBatch
 from pyro_smat.inference.decision.rules import DecisionRule
+from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.deployment.explanation import Component, Explanation
 from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
-from pyro_smat.networks.composition import compose
+from pyro_smat.inference.deployment.suggestion import RoutingView, Suggestion, reasons_of, suggestion_of
+from pyro_smat.networks.composition import TaskNetwork, compose
+from pyro_smat.networks.heads import leave_one_out_logits, prototype_logits
 from pyro_smat.networks.initial_weights import DrawsFrom
-from pyro_smat.networks.heads import prototype_logits
 
 if TYPE_CHECKING:
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
@@ -58,49 +62,114 @@ class AdaptedTask:
         refined = None if refinement is None else refinement.posterior
         self.posterior = posterior if refined is None else refined
         self._composed: dict[tuple[DecisionRule | str, bool], _Networks] = {}
-        self._support_uncertainty: float | None = None
+        self._support_values: dict[UncertaintyScore, float] = {}
 
     @property
     def uncertainty(self) -> float:
-        """U(S), by the deployed score; NaN when that looks at queries: see :meth:`uncertainty_on`."""
+        """U(S), by the score of falling back; NaN when that looks at queries: :meth:`uncertainty_on`."""
         return math.nan if self._deployment.looks_at_queries else self.uncertainty_on(None)
 
     @property
-    def abstains(self) -> bool:
-        """Whether U(S) exceeds the threshold; predictions then come from the fallback.
+    def falls_back(self) -> bool:
+        """Whether predictions come from the fallback, which is so only where validation said that it pays.
 
-        False when the score looks at queries: every batch of them is then decided on by itself, :meth:`abstains_on`.
+        False when the score looks at queries: every batch of them is then decided on by itself, :meth:`falls_back_on`.
         """
-        return not self._deployment.looks_at_queries and self.abstains_on(None)
+        return not self._deployment.looks_at_queries and self.falls_back_on(None)
 
-    @own_defaults()
+    @property
+    def risk(self) -> float:
+        """What the deployed risk says of this task: the learned one, the share of its answers that will be wrong.
+
+        NaN for a deployment without a risk, or when that looks at queries: :meth:`risk_on`.
+        """
+        reliability = self._deployment.reliability
+        return math.nan if reliability is None or reliability.predictor.looks_at_queries else self.risk_on(None)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether no more risk than the tolerance is predicted; without a risk: whether it does not fall back.
+
+        True when the risk looks at queries: every batch of them is then decided on by itself, :meth:`reliable_on`.
+        """
+        reliability = self._deployment.reliability
+        if reliability is None:
+            return not self.falls_back
+        return reliability.predictor.looks_at_queries or self.reliable_on(None)
+
+    @property
+    def abstains(self) -> bool:
+        """Whether the task is not :attr:`reliable`: predictions are there, but should not be relied on."""
+        return not self.reliable
+
     def uncertainty_on(self, images: Tensor | None) -> float:
-        """U of this task with these queries ``(n, C, H, W)``, by the deployed score.
+        """U of this task with these queries ``(n, C, H, W)``, by the score that falling back is decided on.
 
         Of the router's own posterior, for which the threshold was chosen, also where the task is refined.
 
         Raises:
             ValueError: for images that are not usable, or None where the score looks at queries.
         """
-        score = self._deployment.scorer
+        return self._value(self._deployment.scorer, images)
+
+    def falls_back_on(self, images: Tensor | None) -> bool:
+        """Whether predictions of these queries come from the fallback; arguments as in :meth:`uncertainty_on`."""
+        return not self._deployment.never_falls_back and self.uncertainty_on(images) > self._deployment.threshold
+
+    def risk_on(self, images: Tensor | None) -> float:
+        """The risk of this task with these queries ``(n, C, H, W)``; NaN for a deployment without one.
+
+        Raises:
+            ValueError: as :meth:`uncertainty_on`.
+        """
+        reliability = self._deployment.reliability
+        return math.nan if reliability is None else self._value(reliability.predictor, images)
+
+    def reliable_on(self, images: Tensor | None) -> bool:
+        """Whether answers to these queries can be relied on; arguments as in :meth:`uncertainty_on`."""
+        reliability = self._deployment.reliability
+        if reliability is None:
+            return not self.falls_back_on(images)
+        return reliability.tolerance == math.inf or self.risk_on(images) <= reliability.tolerance
+
+    def abstains_on(self, images: Tensor | None) -> bool:
+        """Whether answers to these queries should not be relied on."""
+        return not self.reliable_on(images)
+
+    @own_defaults()
+    def _value(self, score: UncertaintyScore, images: Tensor | None) -> float:
+        """A score of this task; one of the support alone is computed once."""
         if not score.looks_at_queries:
-            if self._support_uncertainty is None:  # threads that ask at once find the same number
-                self._support_uncertainty = float(self._scored(None).score(score)[0])
-            return self._support_uncertainty
+            if score not in self._support_values:  # threads that ask at once find the same number
+                self._support_values[score] = float(self._scored(None).score(score)[0])
+            return self._support_values[score]
         if images is None:
             raise ValueError(f"score {score.name!r} looks at queries; expected the images that are to be classified")
         self._check_queries(images)
         return float(self._scored(images).score(score)[0])
 
-    def abstains_on(self, images: Tensor | None) -> bool:
-        """Whether predictions of these queries come from the fallback; arguments as in :meth:`uncertainty_on`."""
-        return not self._deployment.never_abstains and self.uncertainty_on(images) > self._deployment.threshold
+    @property
+    def misrouting(self) -> float:
+        """Probability that the route which the router trusts most is the wrong one; NaN where that is unknown.
+
+        The posterior's own, calibrated on validation episodes where true routes were known; not calibrated, it is
+        stated for a posterior over a list of routings alone.
+        """
+        calibration, doubt = self._deployment.misrouting, top_route_doubt(self._routed).clamp(0, 1).cpu().numpy()
+        if calibration is not None:
+            return float(calibration.probability(doubt)[0])
+        return float(doubt[0]) if isinstance(self._routed, CatalogPosterior) else math.nan
 
     @property
     def rule(self) -> str:
-        """What predictions use: the fallback when the task abstains, "refined" at a refined point, or else the rule."""
-        used = self._owner.fallback if self.abstains else self._accepted_rule
+        """What predictions use: the fallback when the task falls back, "refined" at a refined point, or the rule."""
+        used = self._owner.fallback if self.falls_back else self._accepted_rule
         return used if isinstance(used, str) else used.name
+
+    @property
+    def fallback(self) -> str:
+        """The routing that a task uses that falls back."""
+        return self._deployment.fallback
 
     @property
     def _deployment(self) -> Deployment:
@@ -112,7 +181,7 @@ class AdaptedTask:
         return REFINED if point else self._owner.rule
 
     def _rule_for(self, images: Tensor | None) -> DecisionRule | str:
-        return self._owner.fallback if self.abstains_on(images) else self._accepted_rule
+        return self._owner.fallback if self.falls_back_on(images) else self._accepted_rule
 
     @own_defaults()
     @torch.no_grad()
@@ -122,7 +191,7 @@ class AdaptedTask:
         Args:
             images: ``(n, C, H, W)`` float in [0, 1].
             rule: a decision rule, its name or ``{"kind": name, option: ...}``, or "refined": the network at the refined
-                coefficients; default: the fallback where the task abstains (on these images, if its score looks at
+                coefficients; default: the fallback where the task falls back (on these images, if its score looks at
                 queries), else :attr:`rule`.
 
         Raises:
@@ -144,7 +213,7 @@ class AdaptedTask:
         Args:
             images: as in :meth:`predict_proba`.
             threshold: of :func:`pyro_smat.inference.evaluation.label_sets.calibrate_label_sets`, whose coverage is
-                marginal over the queries of accepted tasks; a task that abstains says nothing and gets all classes.
+                marginal over the queries of reliable tasks; a task that abstains says nothing and gets all classes.
         """
         self._check_queries(images)
         if self.abstains_on(images):
@@ -218,30 +287,79 @@ class AdaptedTask:
             Component(name, float(mean[i]), float(low[i]), float(high[i]), int(sizes[i]))
             for i, name in enumerate(names)
         )
-        deployment = self._deployment
-        curve = None if deployment.looks_at_queries else deployment.misrouting
-        used = self._owner.fallback if self.abstains else self._accepted_rule
+        deployment, used = self._deployment, self._owner.fallback if self.falls_back else self._accepted_rule
+        reliability = deployment.reliability
+        networks = self._networks(used, self.posterior)
         return Explanation(
             components=parts,
             score=deployment.scorer.title,
-            uncertainty=self.uncertainty,
+            uncertainty=math.nan if deployment.never_falls_back else self.uncertainty,
             threshold=deployment.threshold,
-            abstains=self.abstains,
+            falls_back=self.falls_back,
             per_queries=deployment.looks_at_queries,
             fallback=deployment.fallback,
-            misrouting=None if curve is None else float(curve.probability([self.uncertainty])[0]),
+            risk=self.risk,
+            tolerance=math.inf if reliability is None else reliability.tolerance,
+            risk_is_error=reliability is not None and reliability.is_error,
+            reliable=self.reliable,
+            reasons=reasons_of(self._view()),
+            misrouting=None if math.isnan(self.misrouting) else self.misrouting,
+            misrouting_episodes=0 if deployment.misrouting is None else deployment.misrouting.episodes,
             certificate=deployment.certificate if self.refinement is None else None,
             rule=self.rule,
-            networks=len(self._networks(used, self.posterior).theta),
+            networks=len(networks.theta),
+            mass=networks.mass,
             parameters=router.library.space.dim,
             refinement=self.refinement,
         )
+
+    def _view(self) -> RoutingView:
+        """Routes and what the support says of each."""
+        batch, metric = self._batch, self._owner.router.model.metric
+        features, labels, mask = batch.support.features, batch.support.labels[0], batch.support.mask[0]
+        assert features is not None
+        logits = leave_one_out_logits(
+            features[0].float(), labels, mask, batch.class_mask[0], metric=metric
+        )  # (R, S, W)
+        losses = torch.nn.functional.cross_entropy(logits.mT, labels.expand(len(logits), -1), reduction="none")
+        return RoutingView(
+            routes=self._owner.source_names,
+            weights=tuple(self._routed.source_weights[0].tolist()),
+            losses=losses[:, mask].double().cpu().numpy(),
+            labels=labels[mask].cpu().numpy(),
+            classes=self.classes,
+        )
+
+    @own_defaults()
+    @torch.no_grad()
+    def suggest(self, images: Tensor | None = None, *, count: int = 5) -> Suggestion:
+        """What would make the routing surer: which routes to tell apart, and shots of which classes or images.
+
+        Args:
+            images: ``(n, C, H, W)`` candidates that could be labelled. They are ranked by the expected information gain
+                about the routing: the mutual information of a candidate's label and the routing under the posterior
+                predictive, in nats.
+            count: how many candidates to name, at least 1.
+
+        Raises:
+            ValueError: for images that are not usable, or a count below 1.
+        """
+        if count < 1:
+            raise ValueError(f"count is {count}; expected at least 1 candidate to name")
+        if images is None:
+            return suggestion_of(self._view())
+        self._check_queries(images)
+        weights, members = self._members(self._deployment.predictive, images, self._routed)
+        weights, members = weights[:, 0, None, None].double(), members[:, 0].double()  # (K, 1, 1), (K, n, W)
+        mixed = (weights * members).sum(0)
+        gains = torch.special.entr(mixed).sum(-1) - (weights * torch.special.entr(members)).sum((0, -1))
+        return suggestion_of(self._view(), gains.clamp(min=0).cpu().numpy(), mixed.cpu().numpy(), count)
 
     def _members(self, rule: DecisionRule | str, images: Tensor, posterior: RoutingPosterior) -> Members:
         """Weights ``(K, 1)`` and class probabilities ``(K, 1, n, W)``, averaged over the samples of the gates."""
         model, batch, found = self._owner.router.model, self._batch, self._networks(rule, posterior)
         images = images.to(found.theta.device)
-        queries = model.network(found.theta, images.expand(len(found.theta), *images.shape)).float()
+        queries = features_of(model.network, found.theta, images).float()
         logits = prototype_logits(
             found.support,
             batch.support.labels,
@@ -253,6 +371,20 @@ class AdaptedTask:
         )
         probabilities = logits.softmax(-1).unflatten(0, (-1, len(found.weights))).mean(0)
         return found.weights, probabilities.unsqueeze(1)
+
+    def _support_features(self, rows: Tensor, theta: Tensor) -> Tensor:
+        """``(K, S, f)`` of the support under the networks theta ``(K, d)`` of routings ``(K, [L,] C)``.
+
+        A routing that is one source alone has them already: the router has looked at all sources.
+        """
+        model, support = self._owner.router.model, self._batch.support
+        assert support.features is not None
+        known = pure_sources(rows, len(self._owner.source_names))
+        features = support.features.new_empty(len(rows), *support.features.shape[2:]).float()
+        features[known >= 0] = support.features[0, known[known >= 0]].float()
+        if (known < 0).any():
+            features[known < 0] = features_of(model.network, theta[known < 0], support.images[0]).float()
+        return features
 
     def _networks(self, rule: DecisionRule | str, posterior: RoutingPosterior) -> _Networks:
         """The networks of a rule, composed once; routings that are drawn twice are one network."""
@@ -270,10 +402,14 @@ class AdaptedTask:
                 assert isinstance(rule, DecisionRule)
                 mixture = rule(posterior, self._batch, generator=self._generator()).merged()
                 bases = list(owner.bases)
-            space, images = owner.router.library.space, self._batch.support.images[0]
-            theta = torch.cat([compose(mixture.coefficients[:, 0], basis, space) for basis in bases])
-            support = owner.router.model.network(theta, images.expand(len(theta), *images.shape)).float()
-            return self._composed.setdefault(key, _Networks(theta, support, mixture.weights))
+            space = owner.router.library.space
+            rows = mixture.coefficients[:, 0]
+            theta = torch.cat([compose(rows, basis, space) for basis in bases])
+            support = self._support_features(rows.repeat(len(bases), *(1,) * (rows.ndim - 1)), theta)
+            return self._composed.setdefault(
+                key,
+                _Networks(theta, support, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])),
+            )
         return self._composed[key]
 
 
@@ -282,3 +418,23 @@ class _Networks:
     theta: Tensor  # (m K, d), K for each of m samples of the gates
     support: Tensor  # (m K, S, f)
     weights: Tensor  # (K, 1)
+    mass: float | None  # of the posterior that they hold; None for draws
+
+
+def pure_sources(rows: Tensor, num_sources: int) -> Tensor:
+    """The source that a routing ``(K, [L,] C)`` is and nothing else, ``(K,)``; -1 where it is none."""
+    flat = rows if rows.ndim == 2 else rows.mean(1)
+    weight, source = flat[:, :num_sources].max(-1)
+    only = (weight == 1) & (flat[:, num_sources:] == 0).all(-1)
+    return torch.where(only, source, -1)
+
+
+def features_of(network: TaskNetwork, theta: Tensor, images: Tensor) -> Tensor:
+    """Features ``(K, n, f)`` of images ``(n, C, H, W)`` under networks ``(K, d)``.
+
+    On a CPU one network after the other: convolutions with a weight for each task are slower there than as many plain
+    ones.
+    """
+    if theta.device.type == "cpu":
+        return torch.stack([network(row, images) for row in theta])
+    return network(theta, images.expand(len(theta), *images.shape))

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refi
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
 from pyro_smat.inference.deployment.saving import load_router, save_router
 from pyro_smat.models import RoutedModel
+from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.registry.entries import Factory
 
 CACHED_TASKS = 8
+Support = tuple[Tensor, Sequence[str] | Sequence[int] | Tensor]  # images and labels
 
 
 class RoutedClassifier:
@@ -147,7 +149,10 @@ class RoutedClassifier:
         """
         where = choose_device(device) if isinstance(device, str) else device
         router, deployment = load_router(Path(folder), where, network=network, own=own)
-        return cls(router, deployment, cache_size=cache_size)
+        try:
+            return cls(router, deployment, cache_size=cache_size)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
 
     @own_defaults()
     def adapt(
@@ -179,6 +184,17 @@ class RoutedClassifier:
             ValueError: for images that are not usable, fewer than two classes, S labels that are not S, an unknown
                 mode, or one that needs experts where there are none.
         """
+        images, values, classes = self._checked(images, labels)
+        mode = parse_refinement(refine) if isinstance(refine, str | Mapping) else refine
+        if mode is not None and not isinstance(mode, RefinementMode):
+            raise ValueError(f"refine is {refine!r}; expected a refinement, its name or table, or None")
+        key = (support_digest(images, values), seed, mode)
+        return self._tasks.get(key, lambda: self._adapt(images, values, classes, seed, mode))
+
+    def _checked(
+        self, images: Tensor, labels: Sequence[str] | Sequence[int] | Tensor
+    ) -> tuple[Tensor, list[Any], tuple[Any, ...]]:
+        """Images, labels and classes of a support that can be used."""
         check_images(images, "support")
         images = plain_tensor(images)
         values: list[Any] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
@@ -190,11 +206,77 @@ class RoutedClassifier:
         expected = self.router.config.data
         if images.shape[1] != expected.channels:
             raise ValueError(f"images have {images.shape[1]} channels; this router was trained on {expected.channels}")
-        mode = parse_refinement(refine) if isinstance(refine, str | Mapping) else refine
-        if mode is not None and not isinstance(mode, RefinementMode):
-            raise ValueError(f"refine is {refine!r}; expected a refinement, its name or table, or None")
-        key = (support_digest(images, values), seed, mode)
-        return self._tasks.get(key, lambda: self._adapt(images, values, classes, seed, mode))
+        return images, values, classes
+
+    def adapt_many(
+        self,
+        supports: Iterable[Support | EpisodeBatch],
+        *,
+        features: SourceFeatures | None = None,
+        seed: int = 0,
+        at_once: int = 32,
+    ) -> Iterator[AdaptedTask]:
+        """Route many supports, a stream or a list, and yield their tasks in order; the numbers of :meth:`adapt`.
+
+        Sources and guide see many supports at once; at most ``at_once`` of them are read ahead. These tasks are not
+        kept in the cache.
+
+        Args:
+            supports: pairs of images and labels as in :meth:`adapt`, or batches of episodes.
+            features: frozen features of the pool that batches of episodes are drawn from, when they are there already.
+            seed: as in :meth:`adapt`, the same for every task.
+            at_once: supports a chunk, at least 1.
+
+        Raises:
+            ValueError: for a support that is not usable, or ``at_once`` below 1.
+
+        Example:
+            >>> tasks = classifier.adapt_many((x, y) for x, y in stream)  # doctest: +SKIP
+            >>> answers = [task.predict(images) for task, images in zip(tasks, queries)]  # doctest: +SKIP
+        """
+        if at_once < 1:
+            raise ValueError(f"at_once is {at_once}; expected at least 1 support")
+        waiting: list[Support] = []
+        for one in supports:
+            if isinstance(one, EpisodeBatch):
+                yield from self._adapt_pairs(waiting, seed)
+                waiting = []
+                for start in range(0, len(one), at_once):
+                    yield from self._adapt_batch(one[start : start + at_once], seed, features)
+            else:
+                waiting.append(one)
+                if len(waiting) == at_once:
+                    yield from self._adapt_pairs(waiting, seed)
+                    waiting = []
+        yield from self._adapt_pairs(waiting, seed)
+
+    def _adapt_pairs(self, supports: Sequence[Support], seed: int) -> list[AdaptedTask]:
+        """Supports of the same size together, so that none is padded."""
+        groups: dict[Any, list[tuple[int, Episode]]] = {}
+        for index, (images, labels) in enumerate(supports):
+            checked, values, classes = self._checked(images, labels)
+            groups.setdefault((checked.shape, checked.dtype, len(classes)), []).append(
+                (index, _episode(checked, values, classes))
+            )
+        made: dict[int, AdaptedTask] = {}
+        for group in groups.values():
+            tasks = self._adapt_batch(EpisodeBatch.collate([episode for _, episode in group]), seed)
+            made.update(zip((index for index, _ in group), tasks, strict=True))
+        return [made[index] for index in range(len(supports))]
+
+    @own_defaults()
+    @torch.no_grad()
+    def _adapt_batch(self, batch: EpisodeBatch, seed: int, features: SourceFeatures | None = None) -> list[AdaptedTask]:
+        batch = (features or self.router.features()).attach(batch.to(self.router.device))
+        seen, tasks = batch.support.features, []
+        assert seen is not None
+        for index in range(len(batch)):  # without padding and queries, so that it is what adapt() makes
+            episode, real = batch.episode(index), batch.support.mask[index]
+            names = episode.class_names or tuple(str(k) for k in range(int(batch.way[index])))
+            own = EpisodeBatch.collate([Episode(episode.support, way=int(batch.way[index]), class_names=names)])
+            own = own.with_features(seen[index : index + 1, :, real])
+            tasks.append(AdaptedTask(self, own, self.router.guide.posterior(own), names, seed))
+        return tasks
 
     def cache_info(self) -> CacheInfo:
         """How often :meth:`adapt` found its task among the kept ones, and how many are kept."""
@@ -209,9 +291,7 @@ class RoutedClassifier:
         seed: int,
         mode: RefinementMode | None,
     ) -> AdaptedTask:
-        names = tuple(str(c) for c in classes)
-        target = torch.tensor([classes.index(v) for v in values])
-        episode = Episode(Labelled(images, target), class_names=names)
+        episode = _episode(images, values, classes)
         batch = EpisodeBatch.collate([episode]).to(self.router.device)
         batch = self.router.features().attach(batch)
         posterior = self.router.guide.posterior(batch)
@@ -219,10 +299,16 @@ class RoutedClassifier:
         if mode is not None:
             start = posterior.mode if isinstance(self.rule, Map) else posterior.mean
             refinement = mode.refine(self.router.model, self.deployed_basis, batch, start[0])
-        return AdaptedTask(self, batch, posterior, names, seed, refinement)
+        return AdaptedTask(self, batch, posterior, episode.class_names, seed, refinement)
 
     @property
     @torch.no_grad()
     def deployed_basis(self) -> Tensor:
         """The basis ``(C, d)`` with the deployed masks."""
         return self.router.model.basis() if self.deployment.gate_samples else self.bases[0]
+
+
+def _episode(images: Tensor, values: Sequence[Any], classes: Sequence[Any]) -> Episode:
+    index = {value: k for k, value in enumerate(classes)}
+    target = torch.tensor([index[value] for value in values])
+    return Episode(Labelled(images, target), class_names=tuple(str(c) for c in classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pyro_smat.certificates import Certificate
@@ -28,27 +29,40 @@ class Explanation:
 
     Attributes:
         components: every source, then every expert.
-        score, uncertainty, threshold, abstains: the abstention decision; NaN and False with ``per_queries``.
-        per_queries: whether the decision is made for every batch of queries by itself.
-        fallback: what an abstaining task uses.
+        score, uncertainty, threshold, falls_back: the decision on the fallback; NaN and False with ``per_queries``, NaN
+            where no task ever falls back.
+        per_queries: whether that decision is made for every batch of queries by itself.
+        fallback: what a task that falls back uses.
         rule: what predictions use; networks: forward passes an image; parameters: d of each.
+        mass: share of the posterior that these networks hold; None where they are draws.
+        risk, tolerance, reliable: whether answers can be relied on; NaN without a risk.
+        risk_is_error: whether the risk is a predicted share of wrong answers.
+        reasons: sentences that say what the router is torn between, or what makes it sure.
         refinement: what it was and did to the support loss, None for the router alone.
-        misrouting: probability that the routing is wrong, from validation; None where true routes were not known.
-        certificate: of the tasks that are routed, None without a guarantee or for a refined task.
+        misrouting: probability that the most trusted route is wrong; None where unknown.
+        misrouting_episodes: on so many validation episodes it was calibrated; 0 for the posterior's own.
+        certificate: of the tasks that are relied on, None without a guarantee or for a refined task.
     """
 
     components: tuple[Component, ...]
     score: str
     uncertainty: float
     threshold: float
-    abstains: bool
+    falls_back: bool
     rule: str
     networks: int
     parameters: int
     refinement: Refinement | None = None
     per_queries: bool = False
     fallback: str = "source 0"
+    risk: float = math.nan
+    tolerance: float = math.inf
+    risk_is_error: bool = False
+    reliable: bool = True
+    reasons: tuple[str, ...] = ()
+    mass: float | None = None
     misrouting: float | None = None
+    misrouting_episodes: int = 0
     certificate: Certificate | None = None
 
     def __str__(self) -> str:
@@ -63,21 +77,52 @@ class Explanation:
             lines.append(f"({hidden} more with weight below {OPEN})")
         if self.refinement is not None:
             lines.append(f"refined by {self.refinement}")
+        lines += [*self.reasons, *self._doubt(), *self._fallback()]
+        if self.certificate is not None:
+            lines.append(f"reliable tasks: {self.certificate}")
+        held = "" if self.mass is None else f" that hold {100 * self.mass:.4g}% of the posterior"
+        lines.append(
+            f"cost: rule {self.rule!r}, {self.networks} network(s){held}, {self.parameters:,} parameters each, an image"
+        )
+        return "\n".join(lines)
+
+    @property
+    def abstains(self) -> bool:
+        """Not reliable."""
+        return not self.reliable
+
+    def _doubt(self) -> list[str]:
+        lines = []
+        if self.misrouting is not None:
+            source = (
+                f"the posterior's own, calibrated on {self.misrouting_episodes} validation episodes"
+                if self.misrouting_episodes
+                else "the posterior's own, not calibrated"
+            )
+            lines.append(f"probability of misrouting {_percent(self.misrouting)} ({source})")
+        if not math.isnan(self.risk):
+            verdict = "reliable" if self.reliable else "not reliable: abstains"
+            if self.risk_is_error:
+                share = _percent(min(max(self.risk, 0.0), 1.0))
+                lines.append(f"expects {share} wrong answers, tolerance {_percent(self.tolerance)}: {verdict}")
+            else:
+                lines.append(f"risk {self.risk:.3f}, tolerance {self.tolerance:.3f}: {verdict}")
+        return lines
+
+    def _fallback(self) -> list[str]:
+        if self.threshold == math.inf:
+            return [f"never falls back: {self.fallback} did not pay on validation episodes"]
         if self.per_queries:
-            lines.append(
+            return [
                 f"{self.score} is taken for every batch of queries; above {self.threshold:.3f} it falls back to "
                 f"{self.fallback}"
-            )
-        else:
-            verdict = f"abstains: falls back to {self.fallback}" if self.abstains else "routes"
-            lines.append(
-                f"uncertainty ({self.score}) {self.uncertainty:.3f}, threshold {self.threshold:.3f}: {verdict}"
-            )
-        if self.misrouting is not None:
-            lines.append(f"probability of misrouting {100 * self.misrouting:.0f}%")
-        if self.certificate is not None:
-            lines.append(f"routed tasks: {self.certificate}")
-        lines += [
-            f"cost: rule {self.rule!r}, {self.networks} network(s) of {self.parameters:,} parameters an image",
-        ]
-        return "\n".join(lines)
+            ]
+        verdict = f"falls back to {self.fallback}" if self.falls_back else "routes"
+        return [f"uncertainty ({self.score}) {self.uncertainty:.3f}, threshold {self.threshold:.3f}: {verdict}"]
+
+
+def _percent(share: float) -> str:
+    """ "<1%" and ">99%" rather than a certainty that is none."""
+    if 0 < share < 0.01:
+        return "<1%"
+    return ">99%" if 0.99 < share < 1 else f"{100 * share:.0f}%"

@@ -6,15 +6,23 @@ To add a baseline, write one file in ``baselines/``.
 """
 
 from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
-from pyro_smat.inference.evaluation.abstention import AbstentionOutcome, abstention_outcome, deployed_losses
+from pyro_smat.inference.evaluation.abstention import (
+    AbstentionOutcome,
+    DoubtOutcome,
+    abstention_outcome,
+    deployed_losses,
+    doubt_outcome,
+)
 from pyro_smat.inference.evaluation.evaluate import evaluate
 from pyro_smat.inference.evaluation.evaluation import Evaluation
 
 __all__ = [
     "AbstentionOutcome",
+    "DoubtOutcome",
     "Evaluation",
     "EvaluationSettings",
     "abstention_outcome",
     "deployed_losses",
+    "doubt_outcome",
     "evaluate",
 ]

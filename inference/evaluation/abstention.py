@@ -1,4 +1,4 @@
-"""The accounting of abstention: what a deployment did on evaluated episodes, routed or fallen back."""
+"""The accounting of the two decisions: what falling back saved, and whether the tasks that are doubted go wrong."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.evaluation.evaluation import NLL_CLIP, EpisodeMeasure, Evaluation
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.metrics.intervals import Interval, episode_interval
 
+CALIBRATION_SLACK = 0.08
 FALLBACK = "fallback"  # what evaluations call predictions by the fallback
 
 
 @dataclass(frozen=True)
 class AbstentionOutcome:
-    r"""The accounting of abstention: accepted and abstained episodes apart, and the paired difference.
+    r"""The accounting of falling back: episodes that are routed and that fall back apart, and the paired difference.
 
     .. math:: E[L] = P(U \le \eta)\, E[L_{post} \mid U \le \eta] + P(U > \eta)\, E[L_{fallback} \mid U > \eta]
 
@@ -25,12 +27,12 @@ class AbstentionOutcome:
     often hard for the fallback too, and its loss over all episodes in this place would promise too much.
 
     Attributes:
-        coverage: share of episodes that are not abstained on.
-        accepted_loss, accepted_accuracy: of the routed prediction on accepted episodes.
-        abstained_loss: what the routed prediction would have lost on abstained episodes.
-        fallback_loss: of the fallback on abstained episodes.
+        coverage: share of episodes that are routed.
+        accepted_loss, accepted_accuracy: of the routed prediction on these.
+        abstained_loss: what the routed prediction would have lost on the episodes that fall back.
+        fallback_loss: of the fallback on these.
         fallback_loss_of_all: of the fallback on all episodes; no part of the identity.
-        gain: mean of (routed loss - fallback loss) on abstained episodes; abstaining helps when it is positive.
+        gain: mean of (routed loss - fallback loss) on episodes that fall back; it helps when it is positive.
         gain_low, gain_high: its 95% interval (Student, paired).
         system_loss, system_accuracy: of the whole, routed or fallen back.
     """
@@ -55,22 +57,19 @@ def abstention_outcome(evaluation: Evaluation, deployment: Deployment) -> Absten
         evaluation: with methods ``deployment.method`` and "fallback", and the scores that it reads.
         deployment: rule, score and threshold.
     """
-    method, abstained = deployment.method, deployment.abstains(evaluation.scores)
+    method, abstained = deployment.method, deployment.falls_back(evaluation.scores)
     ours, theirs = evaluation.loss(method), evaluation.loss(FALLBACK)
     accuracy = evaluation.accuracy(method)
-
-    def mean(values: FloatArray) -> float:
-        return float(values.mean()) if len(values) else math.nan
 
     nothing = Interval(math.nan, math.nan, math.nan)
     gain = episode_interval((ours - theirs)[abstained]) if abstained.any() else nothing
     return AbstentionOutcome(
         coverage=float(1 - abstained.mean()),
-        accepted_loss=mean(ours[~abstained]),
-        accepted_accuracy=mean(accuracy[~abstained]),
-        abstained_loss=mean(ours[abstained]),
-        fallback_loss=mean(theirs[abstained]),
-        fallback_loss_of_all=mean(theirs),
+        accepted_loss=_mean(ours[~abstained]),
+        accepted_accuracy=_mean(accuracy[~abstained]),
+        abstained_loss=_mean(ours[abstained]),
+        fallback_loss=_mean(theirs[abstained]),
+        fallback_loss_of_all=_mean(theirs),
         gain=gain.value,
         gain_low=gain.low,
         gain_high=gain.high,
@@ -79,10 +78,71 @@ def abstention_outcome(evaluation: Evaluation, deployment: Deployment) -> Absten
     )
 
 
+@dataclass(frozen=True)
+class DoubtOutcome:
+    """What became of the tasks that are doubted and of those that are not.
+
+    Attributes:
+        doubted: share of episodes that are not reliable.
+        reliable_error, doubted_error: mean shares of wrong answers of the deployed system on either; NaN for none.
+        stated_error: mean predicted share of wrong answers; NaN where the risk is no such share.
+        stated_misrouting, misrouting: mean stated probability of misrouting, and how often the routing was wrong with
+            its 95% interval (Clopper and Pearson), on episodes whose route is known; NaN where it is not.
+    """
+
+    doubted: float
+    reliable_error: float
+    doubted_error: float
+    stated_error: float
+    stated_misrouting: float
+    misrouting: Interval
+
+    @property
+    def misrouting_is_calibrated(self) -> bool:
+        """Whether the interval covers what is stated, or the two differ by less than .08."""
+        inside = self.misrouting.low <= self.stated_misrouting <= self.misrouting.high
+        return inside or abs(self.stated_misrouting - self.misrouting.value) < CALIBRATION_SLACK
+
+
+def doubt_outcome(evaluation: Evaluation, deployment: Deployment) -> DoubtOutcome:
+    """Doubts, errors and misrouting of evaluated episodes; arguments as in :func:`abstention_outcome`."""
+    doubted = deployment.abstains(evaluation.scores)
+    errors = deployed_losses(evaluation, deployment)
+    reliability = deployment.reliability
+    stated = math.nan
+    if reliability is not None and reliability.is_error:
+        stated = float(reliability.predictor.of_values(evaluation.scores).mean())
+    known = evaluation.known_source >= 0
+    wrong = (evaluation.weights.argmax(1) != evaluation.known_source)[known]
+    probability = math.nan
+    if known.any() and deployment.misrouting is not None:
+        doubts = np.clip(1.0 - evaluation.weights.max(1)[known], 0.0, 1.0)
+        probability = float(deployment.misrouting.probability(doubts).mean())
+    return DoubtOutcome(
+        doubted=float(doubted.mean()),
+        reliable_error=_mean(errors[~doubted]),
+        doubted_error=_mean(errors[doubted]),
+        stated_error=stated,
+        stated_misrouting=probability,
+        misrouting=_share(wrong),
+    )
+
+
+def _mean(values: FloatArray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _share(happened: FloatArray) -> Interval:
+    if not len(happened):
+        return Interval(math.nan, math.nan, math.nan)
+    found = binomtest(int(happened.sum()), len(happened)).proportion_ci(0.95, method="exact")
+    return Interval(float(happened.mean()), float(found.low), float(found.high))
+
+
 def deployed_losses(
     evaluation: Evaluation, deployment: Deployment, loss: EpisodeMeasure = "error", clip: float = NLL_CLIP
 ) -> FloatArray:
-    """``(N,)`` in [0, 1]: the loss of the routed prediction, or of the fallback on episodes that are abstained on."""
+    """``(N,)`` in [0, 1]: the loss of the routed prediction, or of the fallback on episodes that fall back."""
     routed = evaluation.bounded_loss(deployment.method, loss, clip)
-    abstained = deployment.abstains(evaluation.scores)
+    abstained = deployment.falls_back(evaluation.scores)
     return np.where(abstained, evaluation.bounded_loss(FALLBACK, loss, clip), routed)

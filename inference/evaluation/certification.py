@@ -61,7 +61,7 @@ def certify_run(
     features: SourceFeatures | None = None,
     progress: bool = True,
 ) -> RunCertificates:
-    """Bound the mean and the CVaR of what the deployed system loses: routed, or fallen back where it abstains.
+    """Bound the mean and the CVaR of what the deployed system loses: routed, or fallen back.
 
     Args:
         classifier: the router and its deployment.

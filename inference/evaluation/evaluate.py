@@ -147,7 +147,8 @@ def _rules(
 def _scores(deployment: Deployment, settings: EvaluationSettings) -> list[UncertaintyScore]:
     """The settings' scores, and those that the deployment reads, with its options."""
     made: dict[str, UncertaintyScore] = {score.name: score for score in map(build, settings.scores)}
-    made |= {score.name: score for score in (*deployment.scorer.reads, deployment.scorer)}
+    made |= {score.name: score for score in deployment.reads if score.name != "learned"}
+    made |= {deployment.scorer.name: deployment.scorer}
     return list(made.values())
 
 

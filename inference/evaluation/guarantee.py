@@ -1,4 +1,4 @@
-"""A threshold of abstention with a guarantee: one half of held-out episodes chooses the score, the other certifies."""
+"""A tolerance with a guarantee: one half of held-out episodes chooses the risk, the other certifies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pyro_smat.certificates.certificate import check_delta
 from pyro_smat.episodes.corruptions import CorruptionLike
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.inference.decision.deployment import Deployment
+from pyro_smat.inference.decision.reliability import Reliability
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.evaluation.abstention import deployed_losses
 from pyro_smat.inference.evaluation.evaluation import NLL_CLIP, EpisodeMeasure, Evaluation
 from pyro_smat.inference.evaluation.held_out import held_out_evaluation, loss_name, population_of
 from pyro_smat.networks.features import SourceFeatures
@@ -23,10 +25,11 @@ GUARANTEE_SEED = 4_000_037
 
 @dataclass(frozen=True)
 class GuaranteedAbstention:
-    """A deployment whose threshold carries a guarantee.
+    """A deployment whose tolerance carries a guarantee.
 
     Attributes:
-        deployment: with the certificate, or one that always abstains where nothing could be certified.
+        deployment: with the certificate, or one that always abstains where nothing could be certified. What falls back
+            is as it was.
         found: the walk over the thresholds; its coverage is that of the certifying half.
         evaluation: the held-out episodes, first the half that chose the score, then the one that certified.
     """
@@ -36,15 +39,16 @@ class GuaranteedAbstention:
     evaluation: Evaluation
 
     def __str__(self) -> str:
-        deployment = self.deployment
-        if deployment.certificate is None:
+        certificate, reliability = self.deployment.certificate, self.deployment.reliability
+        assert reliability is not None
+        if certificate is None:
             return (
-                f"no threshold of score {deployment.score.kind!r} could be certified: this router always abstains; "
+                f"no tolerance of risk {reliability.risk.kind!r} could be certified: this router always abstains; "
                 "ask for a larger risk or delta, or for more episodes"
             )
         return (
-            f"routes when {deployment.scorer.title} is at most {deployment.threshold:.4g}, "
-            f"{100 * deployment.coverage:.0f}% of the tasks\n{deployment.certificate}"
+            f"reliable when {reliability.predictor.title} is at most {reliability.tolerance:.4g}, "
+            f"{100 * reliability.coverage:.0f}% of the tasks\n{certificate}"
         )
 
 
@@ -64,13 +68,13 @@ def abstain_with_guarantee(
     features: SourceFeatures | None = None,
     progress: bool = True,
 ) -> GuaranteedAbstention:
-    """Choose a score on one half of held-out episodes, and certify its threshold on the other.
+    """Choose a score on one half of held-out episodes, and certify a tolerance for it on the other.
 
-    With probability at least 1 - delta the mean loss of the tasks that are accepted is at most ``risk``
+    With probability at least 1 - delta the mean loss of the tasks that are relied on is at most ``risk``
     (:func:`~pyro_smat.certificates.select_abstention_threshold`).
 
     Args:
-        classifier: the router; the rule of its deployment makes the losses, its fallback is kept.
+        classifier: the router as it is deployed; its rule makes the losses, or its fallback where it falls back.
         score: an uncertainty score, or what chooses one, e.g. "auto"; default: as the config says.
         risk: r in (0, 1), of the loss.
         delta: probability that the guarantee fails.
@@ -88,7 +92,7 @@ def abstain_with_guarantee(
     evaluation = held_out_evaluation(
         classifier, pool, episodes, seed, corruptions, features, progress, scores=wanted.reads
     )
-    losses, half = evaluation.bounded_loss(start.method, loss, clip), episodes // 2
+    losses, half = deployed_losses(evaluation, start, loss, clip), episodes // 2
     first, second = ({k: v[rows] for k, v in evaluation.scores.items()} for rows in (slice(half), slice(half, None)))
     chosen = wanted.fit(first, losses[:half])
     values = chosen.score.of_values(second)
@@ -98,10 +102,11 @@ def abstain_with_guarantee(
         named = certificate.about(loss_name(loss, clip), population_of(classifier, pool, split, corruptions))
         certificate = replace(named, note="the score was chosen on other episodes; abstaining tasks are not covered")
     deployment = start.but(
-        score=choice if chosen.score is wanted else chosen.score,
-        threshold=found.threshold,
-        coverage=found.coverage,
-        misrouting=None,  # of another score
+        reliability=Reliability(
+            risk=choice if chosen.score is wanted else chosen.score,
+            tolerance=found.threshold,
+            coverage=found.coverage,
+        ),
         certificate=certificate,
     )
     return GuaranteedAbstention(deployment, found, evaluation)

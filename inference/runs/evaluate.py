@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_smat.files import write_atomically, write_json
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.evaluation.abstention import abstention_outcome
+from pyro_smat.inference.evaluation.abstention import abstention_outcome, doubt_outcome
 from pyro_smat.inference.evaluation.evaluation import Evaluation
 from pyro_smat.metrics import aurc
 
@@ -32,6 +32,7 @@ def metrics_of(classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str
             "certificate": None if deployment.certificate is None else deployment.certificate.to_dict(),
             **asdict(abstention_outcome(evaluation, deployment)),
         },
+        "doubt": asdict(doubt_outcome(evaluation, deployment)),
     }
 
 

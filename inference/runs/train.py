@@ -108,7 +108,7 @@ def _train(
     if config.training.temperature_scaling:
         calibrate_guide(router.model, router.guide, validation)
     sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED + 1)
-    deployment = choose_on(router, sampler, features=held_out, episodes=max(config.training.validation_episodes, 64))
+    deployment = choose_on(router, sampler, features=held_out, episodes=max(config.training.validation_episodes, 96))
     classifier = RoutedClassifier(router, deployment)
     if folder is not None:
         write_atomically(folder / "history.csv", history.to_csv(index=False).encode())

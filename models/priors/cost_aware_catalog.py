@@ -3,6 +3,7 @@ r"""CostAwareCatalogPrior: p(A) \propto exp(-beta cost(A)) over a catalog of rou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -37,6 +38,7 @@ class CostAwareCatalogPrior(CatalogPrior):
         0.5
     """
 
+    registered_as: ClassVar[str] = "cost_aware"
     costs_of_routings: Tensor
 
     def __init__(

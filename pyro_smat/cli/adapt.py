@@ -70,8 +70,10 @@ def predict(
     task, data = _adapted(run, support, refine, seed, device, own_parts(model, guide, network, own))
     pixels, names = read_images(images, size=data.size, channels=data.channels)
     probabilities = task.predict_proba(pixels, None if rule is None else parse(rule))
-    if rule is None and task.abstains_on(pixels):
-        typer.echo("the routing is not sure: these come from the fallback", err=True)
+    if task.abstains_on(pixels):
+        typer.echo("not reliable: more wrong answers are expected than the tolerance allows; see `adapt`", err=True)
+    if rule is None and task.falls_back_on(pixels):
+        typer.echo(f"these come from the fallback, {task.fallback}", err=True)
     for name, row in zip(names, probabilities, strict=True):
         best = int(row.argmax())
         typer.echo(f"{name}\t{task.classes[best]}\t{float(row[best]):.3f}")

@@ -38,7 +38,7 @@ def evaluate(
     split: Split = None,
     data: Data = None,
     allow_outside: AllowOutside = False,
-    episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 600,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 600,
     label_noise: LabelNoise = 0.0,
     confounding: Confounding = 0.0,
     corrupt: Corrupted = None,

@@ -165,7 +165,7 @@ def _parsed(config: Path | None, overrides: list[str] | None) -> Any:
 
 def _save(changed: Any, output: Path) -> None:
     typer.echo(f"router over {', '.join(changed.source_names)}: {changed.save(output)}")
-    if not changed.deployment.never_abstains:
+    if not (changed.deployment.never_abstains and changed.deployment.never_falls_back):
         typer.echo(
-            "its threshold of abstention was chosen for the old sources; `evaluate --abstain-risk` chooses one anew"
+            "its doubts and its fallback were chosen for the old sources; `evaluate --abstain-risk` chooses anew"
         )

@@ -113,6 +113,15 @@ class EpisodeSampler:
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"seed is {seed!r}; expected an integer of at least 0")
         self.corruptions = made = make_corruptions(corruptions)
+        self._made_with: dict[str, Any] = {
+            "attributes": attributes,
+            "domains": domains,
+            "mix_domains": mix_domains,
+            "classes": classes,
+            "exclude_classes": exclude_classes,
+            "skip_small_classes": skip_small_classes,
+            "identical_apart": identical_apart,
+        }
         self._counts = [c for c in made if isinstance(c, CountCorruption)]
         self._choices = [c for c in made if isinstance(c, ChoiceCorruption)]
         self._rows = [c for c in made if isinstance(c, RowCorruption)]
@@ -149,6 +158,17 @@ class EpisodeSampler:
         )
         wrong = f", corruptions=[{', '.join(map(str, self.corruptions))}]" if self.corruptions else ""
         return f"EpisodeSampler({self.pool!r}, {sizes}{wrong}, seed={self._seed})"
+
+    def with_corruptions(self, corruptions: Sequence[CorruptionLike], *, seed_offset: int = 0) -> EpisodeSampler:
+        """A new sampler like this one, at the start of its stream, in which other things go wrong.
+
+        Args:
+            corruptions: as in the constructor.
+            seed_offset: added to the seed.
+        """
+        shape = (self.way, self.shot, self.query)
+        seed = self._seed + seed_offset
+        return EpisodeSampler(self.pool, *shape, corruptions=corruptions, seed=seed, **self._made_with)
 
     def episode(self) -> Episode:
         """The next episode of the stream."""

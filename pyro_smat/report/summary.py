@@ -16,7 +16,14 @@ from pyro_smat.inference.evaluation.evaluation import Evaluation
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.report.evaluation_figures import evaluation_figures
 from pyro_smat.report.page import Report, losing_sentences
-from pyro_smat.report.tables import abstention_table, bounds_table, method_rows, method_tables, score_table
+from pyro_smat.report.tables import (
+    abstention_table,
+    bounds_table,
+    method_rows,
+    method_tables,
+    misrouting_table,
+    score_table,
+)
 
 
 def build_report(
@@ -54,6 +61,7 @@ def build_report(
         tables=(
             *tables,
             *(() if certified is None else (bounds_table(certified),)),
+            misrouting_table(deployment, evaluations),
             abstention_table(deployment, evaluations),
             score_table(deployment, evaluations),
         ),

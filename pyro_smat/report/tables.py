@@ -10,7 +10,7 @@ import torch
 
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.scores import LearnedRisk
-from pyro_smat.inference.evaluation.abstention import abstention_outcome
+from pyro_smat.inference.evaluation.abstention import abstention_outcome, doubt_outcome
 from pyro_smat.inference.evaluation.certificate_table import certificate_name, certificate_remarks
 from pyro_smat.inference.evaluation.certification import RunCertificates
 from pyro_smat.inference.evaluation.evaluation import Evaluation
@@ -109,34 +109,24 @@ def bounds_table(certified: RunCertificates) -> Table:
 
 
 def abstention_table(deployment: Deployment, evaluations: Mapping[str, Evaluation]) -> Table:
-    """What abstaining did, and how often the routing was wrong."""
+    """What falling back did, who was doubted, and how often the routing was wrong."""
     outcomes = [abstention_outcome(e, deployment) for e in evaluations.values()]
+    doubts = [doubt_outcome(e, deployment) for e in evaluations.values()]
     rows = {
+        "tasks doubted (%)": [Cell(100 * d.doubted) for d in doubts],
+        "wrong answers of reliable tasks (%)": [Cell(100 * d.reliable_error) for d in doubts],
+        "wrong answers of doubted tasks (%)": [Cell(100 * d.doubted_error) for d in doubts],
         "tasks routed (%)": [Cell(100 * o.coverage) for o in outcomes],
         "accuracy of those (%)": [Cell(100 * o.accepted_accuracy) for o in outcomes],
         "accuracy with fallback (%)": [Cell(100 * o.system_accuracy) for o in outcomes],
         "loss of routed tasks (nats)": [Cell(o.accepted_loss) for o in outcomes],
         "loss of the fallback on the others (nats)": [Cell(o.fallback_loss) for o in outcomes],
         "loss of the whole (nats)": [Cell(o.system_loss) for o in outcomes],
-        "loss saved by each abstention (nats)": [Cell(o.gain, o.gain_low, o.gain_high) for o in outcomes],
-        "misrouted tasks (%)": [Cell(100 * e.misrouting_rate()) for e in evaluations.values()],
+        "loss saved by each fallback (nats)": [Cell(o.gain, o.gain_low, o.gain_high) for o in outcomes],
     }
-    score = deployment.scorer.title
-    if deployment.never_abstains:
-        note = f"Abstaining by {score} did not save loss on validation episodes: this router always routes."
-    elif deployment.certificate is None:
-        note = (
-            f"Tasks whose {score} exceeds {deployment.threshold:.3f} (chosen on validation episodes) use "
-            f"{deployment.fallback} instead; a negative saving means that abstaining hurt."
-        )
-    else:
-        note = (
-            f"Tasks whose {score} exceeds {deployment.threshold:.3f} use {deployment.fallback} instead. "
-            f"Certified: {deployment.certificate}."
-        )
     return Table(
-        "Abstention and misrouting",
-        note,
+        "Doubt and fallback",
+        f"{_doubt_note(deployment)} {_fallback_note(deployment)}",
         tuple(evaluations),
         tuple((name, tuple(cells)) for name, cells in rows.items()),
         True,
@@ -146,26 +136,99 @@ def abstention_table(deployment: Deployment, evaluations: Mapping[str, Evaluatio
     )
 
 
+def misrouting_table(deployment: Deployment, evaluations: Mapping[str, Evaluation]) -> Table:
+    """The stated probability of misrouting beside what happened, condition by condition."""
+    doubts = {name: doubt_outcome(e, deployment) for name, e in evaluations.items()}
+    rows = {
+        "stated (%)": [Cell(100 * d.stated_misrouting) for d in doubts.values()],
+        "misrouted tasks (%)": [_scaled(d.misrouting, 100) for d in doubts.values()],
+    }
+    off = [
+        f"{name} ({100 * d.stated_misrouting:.0f}% stated, {100 * d.misrouting.value:.0f}% misrouted)"
+        for name, d in doubts.items()
+        if not math.isnan(d.stated_misrouting) and not d.misrouting_is_calibrated
+    ]
+    fitted = deployment.misrouting
+    source = "is not calibrated" if fitted is None else f"was calibrated on {fitted.episodes} validation episodes"
+    return Table(
+        "Misrouting, stated and actual",
+        f"The posterior's own probability that its top route is wrong {source}; 95% intervals of the actual share."
+        + (f" Warning: not what happened in {'; '.join(off)}." if off else ""),
+        tuple(evaluations),
+        tuple((name, tuple(cells)) for name, cells in rows.items()),
+        True,
+        "",
+        references=tuple(rows),
+    )
+
+
+def _doubt_note(deployment: Deployment) -> str:
+    reliability = deployment.reliability
+    if reliability is None:
+        return "Nothing was said of reliability: tasks that fall back are the doubted ones."
+    if deployment.certificate is not None:
+        certified = f"Certified: {deployment.certificate}."
+    else:
+        certified = "A statement, not a certificate."
+    if not reliability.is_error:
+        return f"Tasks whose {reliability.predictor.title} exceeds {reliability.tolerance:.3f} are doubted. {certified}"
+    reads = ", ".join(score.title for score in reliability.predictor.reads)
+    return (
+        f"Tasks of which more than {100 * reliability.tolerance:.0f}% wrong answers are predicted (from {reads}) are "
+        f"doubted. {certified}"
+    )
+
+
+def _fallback_note(deployment: Deployment) -> str:
+    score = deployment.scorer.title
+    if deployment.never_falls_back:
+        return f"Falling back by {score} did not save loss on validation episodes: this router always routes."
+    return (
+        f"Tasks whose {score} exceeds {deployment.threshold:.3f} (chosen on validation episodes) use "
+        f"{deployment.fallback} instead; a negative saving means that this hurt."
+    )
+
+
+POOLED = "all conditions"
+
+
 def score_table(deployment: Deployment, evaluations: Mapping[str, Evaluation]) -> Table:
-    """How well each score orders the episodes of a condition by their loss."""
+    """How well each score orders episodes by their loss, within each condition and over all of them together."""
     first = next(iter(evaluations.values()))
     losses = [e.loss(deployment.method) for e in evaluations.values()]
     own = deployment.scorer
     values = [{own.name: deployment.uncertainty(e.scores)} | dict(e.scores) for e in evaluations.values()]
     titles = {name: first.score_titles.get(name, name) for name in first.scores} | {own.name: own.title}
-    rows = tuple(
-        (title, tuple(Cell(aurc(v[name], x)) for v, x in zip(values, losses, strict=True)))
-        for name, title in titles.items()
-    )
-    chance = ("in random order", tuple(Cell(float(x.mean())) for x in losses))
-    perfect = ("by the true loss", tuple(Cell(aurc(x, x)) for x in losses))
+    used = [own.name] if not deployment.never_falls_back or deployment.reliability is None else []
+    if deployment.reliability is not None:
+        risk = "predicted risk"
+        titles |= {risk: risk}
+        used.append(risk)
+        for v, e in zip(values, evaluations.values(), strict=True):
+            v[risk] = deployment.reliability.predictor.of_values(e.scores)
+    columns = tuple(evaluations)
+    if len(evaluations) > 1:
+        columns = (*columns, POOLED)
+        values.append({name: np.concatenate([v[name] for v in values]) for name in titles})
+        losses.append(np.concatenate(losses))
+    areas = {name: [aurc(v[name], x) for v, x in zip(values, losses, strict=True)] for name in titles}
+    chance = [float(x.mean()) for x in losses]
+    worse = [
+        f"{titles[name]} in {column} ({area:.3f} against {random:.3f})"
+        for name in used
+        for column, area, random in zip(columns, areas[name], chance, strict=True)
+        if area > random
+    ]
+    rows = [(titles[name], tuple(Cell(area) for area in areas[name])) for name in titles]
+    rows.append(("in random order", tuple(Cell(x) for x in chance)))
+    rows.append(("by the true loss", tuple(Cell(aurc(x, x)) for x in losses)))
     return Table(
         "Uncertainty scores, area under the risk-coverage curve",
         "Mean loss of the surest tasks, averaged over all coverages; lower is a better score. Predictive entropy and "
-        "disagreement look at the queries, the others at the support alone; this router uses "
-        f"{_described(deployment)}.",
-        tuple(evaluations),
-        (*rows, chance, perfect),
+        f"disagreement look at the queries, the others at the support alone; this router uses {_described(deployment)}."
+        + (f" Warning: worse than random order: {'; '.join(worse)}." if worse else ""),
+        columns,
+        tuple(rows),
         False,
         "nats",
         references=("in random order", "by the true loss"),

@@ -1,4 +1,4 @@
-"""Folders of images to an ImagePool and back: ``root[/<split>][/<domain>]/<class>/*.png``."""
+"""Folders of images to an ImagePool and back: ``root/[<split>/ or <domain>/]<class>/``."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from pyro_smat.certificates import Certificate
 from pyro_smat.inference.decision import Deployment, Mixture
 from pyro_smat.inference.decision.format_3 import decision_from_format_3, deployment_from_format_3
 from pyro_smat.inference.decision.misrouting import MisroutingProbability
+from pyro_smat.inference.decision.reliability import Reliability
 from pyro_smat.inference.decision.rules import DecisionRule, PosteriorPredictive, TopK
 from pyro_smat.inference.decision.scores import Disagreement, Entropy, LearnedRisk
 from pyro_smat.inference.decision.settings import DecisionSettings
@@ -41,7 +42,8 @@ PREDICTOR = LearnedRisk(
             threshold=0.25,
             coverage=0.5,
             gate_samples=2,
-            misrouting=MisroutingProbability((0.0, 1.0), (0.1, 0.9)),
+            misrouting=MisroutingProbability(1.4, 0.6, 288),
+            reliability=Reliability(risk=PREDICTOR, tolerance=0.1, coverage=0.8, learned_from=("clean", "confounding")),
         ),
     ],
 )
@@ -79,8 +81,16 @@ def test_what_it_reads_and_runs() -> None:
     assert deployment.looks_at_queries
     assert deployment.predictive == PosteriorPredictive(5)
     assert Deployment(rule="mean").predictive == PosteriorPredictive()
+    assert deployment.never_falls_back
     assert deployment.never_abstains
-    assert Deployment(threshold=0.5).abstains({"entropy": [0.4, 0.5, 0.6]}).tolist() == [False, False, True]
+    scores = {"entropy": [0.4, 0.5, 0.6], "support_loss": [3.0, 2.0, 1.0]}
+    assert Deployment(threshold=0.5).falls_back(scores).tolist() == [False, False, True]
+    assert Deployment(threshold=0.5).abstains(scores).tolist() == [False, False, True]  # nothing else is said of doubt
+    both = Deployment(threshold=0.5, reliability=Reliability(risk="support_loss", tolerance=2.5))
+    assert both.falls_back(scores).tolist() == [False, False, True]
+    assert both.abstains(scores).tolist() == [True, False, False]
+    assert not Deployment(reliability=Reliability(risk="support_loss", tolerance=2.5)).never_abstains
+    assert {score.name for score in both.reads} == {"entropy", "support_loss"}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +102,8 @@ def test_what_it_reads_and_runs() -> None:
         ({"threshold": math.nan}, "the threshold is NaN; expected a number"),
         ({"rule": {"kind": "mean", "k": 1}}, "rule.*'mean' has no option 'k'"),
         ({"gate_samples": -1}, "gate_samples.*Input should be greater than or equal to 0"),
+        ({"reliability": {"risk": "learned"}}, "risk.*'learned' has to be fitted first"),
+        ({"reliability": {"risk": "entropy", "tolerance": math.nan}}, "the tolerance is NaN"),
         ({"treshold": 1.0}, "treshold.*Extra inputs are not permitted"),
     ],
 )
@@ -131,6 +143,8 @@ def test_routers_of_format_3() -> None:
     assert found.uncertainty({"kl_to_prior": [0.5], "argmax_entropy": [0.15]})[0] == pytest.approx(1.4)
     assert (found.gate_samples, found.fallback, found.coverage, found.never_abstains) == (2, "b", 0.9, True)
     assert found.certificate == CERTIFICATE
+    assert found.misrouting is None  # format 3 kept a curve over its score, which says nothing of the route
+    assert Deployment.from_dict(found.to_dict() | {"misrouting": old["misrouting"]}).misrouting is None
     plain = deployment_from_format_3(old | {"score": "confidence", "predictor": None, "threshold": "always"}, DECISION)
     assert (plain.score.kind, plain.threshold) == ("least_confidence", -math.inf)
     settings = DecisionSettings(**decision_from_format_3(DECISION))

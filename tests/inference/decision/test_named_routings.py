@@ -18,7 +18,7 @@ def images(count: int, seed: int) -> torch.Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("overrides", [(), ("guide.family=catalog", "prior.kind=cost_aware", "prior.beta=1.5")])
+@pytest.mark.parametrize("overrides", [(), ("guide.kind=catalog", "prior.kind=cost_aware", "prior.beta=1.5")])
 def test_fallbacks(overrides: tuple[str, ...]) -> None:
     router = tiny_router(tiny_config(overrides))
     named = NamedRoutings(router.model, router.catalog)
@@ -37,7 +37,7 @@ def test_fallbacks(overrides: tuple[str, ...]) -> None:
         assert torch.equal(named[last], router.catalog.coefficients[-1])
     else:
         torch.testing.assert_close(mean, torch.tensor([1 / 3] * 3 + [0.5] * 2))
-        assert prior.blocks == 1
+        assert prior.num_blocks == 1
     queries = images(4, 1)
     tasks = [
         RoutedClassifier(router, Deployment(threshold=-1.0, fallback=name)).adapt(images(9, 0), LABELS)

@@ -36,7 +36,7 @@ LABELS = ["b", "a", "c"] * 3
 
 def test_a_score_of_the_queries_decides_batch_by_batch() -> None:
     rule = {"kind": "posterior_predictive", "num_samples": 16}
-    plain = classifier_with(Deployment(rule=rule, score="predictive_entropy"), "guide.family=catalog")
+    plain = classifier_with(Deployment(rule=rule, score="predictive_entropy"), "guide.kind=catalog")
     task = plain.adapt(images(9, 0), LABELS)
     batches = [images(5, seed) for seed in (1, 2)]
     entropies = []
@@ -47,10 +47,10 @@ def test_a_score_of_the_queries_decides_batch_by_batch() -> None:
     between = float(np.mean(entropies))
     task = RoutedClassifier(plain.router, plain.deployment.but(threshold=between)).adapt(images(9, 0), LABELS)
     assert math.isnan(task.uncertainty)
-    assert not task.abstains
+    assert not task.falls_back
     for batch, entropy in zip(batches, entropies, strict=True):
         expected = "fallback" if entropy > between else "posterior_predictive"
-        assert task.abstains_on(batch) == (entropy > between)
+        assert task.falls_back_on(batch) == task.abstains_on(batch) == (entropy > between)
         assert torch.equal(task.predict_proba(batch), task.predict_proba(batch, expected))
     assert "every batch of queries" in str(task.explain())
     with pytest.raises(ValueError, match="'predictive_entropy' looks at queries; expected the images"):
@@ -65,7 +65,7 @@ PREDICTOR = LearnedRisk(
 
 
 def test_scores_of_a_task_are_those_of_evaluation() -> None:
-    config = tiny_config(["guide.family=catalog"])
+    config = tiny_config(["guide.kind=catalog"])
     router, pool = tiny_router(config), tiny_pool()
     start = Deployment(rule={"kind": "posterior_predictive", "num_samples": 16}, score=PREDICTOR)
     sampler, features = config.episodes.sampler(pool, seed=3), router.features(pool)
@@ -102,7 +102,14 @@ def test_nothing_is_scored_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_equal_draws_are_one_network() -> None:
     rule = {"kind": "posterior_predictive", "num_samples": 40}
-    overrides = ("guide.family=catalog", "guide.catalog.max_sources=3", "experts.count=6")  # 42 routings
+    overrides = (
+        *(
+            "guide.kind=catalog",
+            "guide.catalog={kind='k_hot', max_sources=3}",
+            "experts.count=40",
+        ),  # 280 routings: no exact sum
+        "guide.estimator=score_function",
+    )
     router = tiny_router(tiny_config(overrides))
     task = RoutedClassifier(router, Deployment(rule=rule)).adapt(images(9, 0), LABELS)
     drawn = task.posterior.sample(40, torch.Generator().manual_seed(0))[:, 0]
@@ -114,12 +121,17 @@ def test_equal_draws_are_one_network() -> None:
 
 
 def test_a_task_says_its_warrant_but_not_where_it_is_none() -> None:
-    curve = MisroutingProbability((0.0, 9.0), (0.25, 0.25))
-    deployment = Deployment(threshold=10.0, coverage=0.9, misrouting=curve, certificate=CERTIFICATE)
+    calibration = MisroutingProbability(1.5, 0.5, 99)
+    deployment = Deployment(threshold=10.0, coverage=0.9, misrouting=calibration, certificate=CERTIFICATE)
     classifier = classifier_with(deployment)
-    text = str(classifier.adapt(images(9, 0), LABELS).explain())
+    task = classifier.adapt(images(9, 0), LABELS)
+    text = str(task.explain())
     assert str(CERTIFICATE) in text
-    assert "probability of misrouting 25%" in text
+    doubt = 1 - float(task.posterior.source_weights.max())
+    odds = np.exp(1.5 * np.log(doubt / (1 - doubt)) + 0.5)
+    assert task.misrouting == pytest.approx(odds / (1 + odds), abs=1e-5)
+    assert f"probability of misrouting {100 * task.misrouting:.0f}%" in text
+    assert "calibrated on 99 validation episodes" in text
     refined = str(classifier.adapt(images(9, 0), LABELS, refine="frank-wolfe:steps=2").explain())
     assert "selective risk" not in refined  # other predictions than those that were certified
     assert remove_source(classifier, "c").deployment == deployment.but(certificate=None, misrouting=None)

@@ -1,4 +1,4 @@
-"""The guarantee of an abstention threshold: by simulation, and which half says what."""
+"""The guarantee of a tolerance: by simulation, and which half says what."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def classifier_with(deployment: Deployment, *overrides: str) -> RoutedClassifier
 
 @pytest.fixture(scope="module")
 def classifier() -> RoutedClassifier:
-    return classifier_with(Deployment(score="support_loss", threshold=0.9, coverage=0.5))
+    return classifier_with(Deployment(score="support_loss"))
 
 
 def made(count: int, seed: int) -> Any:
@@ -59,8 +59,10 @@ def test_the_guarantee_holds(classifier: RoutedClassifier, monkeypatch: pytest.M
         found = abstain_with_guarantee(
             classifier, tiny_pool(), split="test", risk=0.2, delta=delta, score="entropy", episodes=800, seed=seed
         )
-        violated += found.deployment.threshold > -math.inf and risk_of(found.deployment.threshold) > 0.2
-        coverage.append(found.deployment.coverage)
+        reliability = found.deployment.reliability
+        assert reliability is not None
+        violated += reliability.tolerance > -math.inf and risk_of(reliability.tolerance) > 0.2
+        coverage.append(reliability.coverage)
     assert violated <= beta.ppf(0.999, runs * delta + 1, runs * (1 - delta)) * runs
     assert np.mean(coverage) > 0.4  # the oracle accepts .66
 
@@ -75,11 +77,14 @@ def test_the_score_is_chosen_on_one_half_and_certified_on_the_other(
     losses = 1 - evaluation.accuracy("posterior_predictive")
     first = {name: values[:200] for name, values in evaluation.scores.items()}
     chosen = Auto().fit(first, losses[:200])
-    assert found.deployment.scorer == chosen.score
+    reliability = found.deployment.reliability
+    assert reliability is not None
+    assert reliability.predictor == chosen.score
+    assert found.deployment.but(reliability=None, certificate=None) == classifier.deployment  # what falls back stays
     values = chosen.score.of_values({name: v[200:] for name, v in evaluation.scores.items()})
     by_hand = select_abstention_threshold(values, losses[200:], 0.25, 0.1, validation_scores=chosen.values, seed=3)
-    assert found.deployment.threshold == by_hand.threshold
-    assert found.deployment.coverage == (values <= by_hand.threshold).mean()
+    assert reliability.tolerance == by_hand.threshold
+    assert reliability.coverage == (values <= by_hand.threshold).mean()
     warrant = found.deployment.certificate
     assert warrant is not None
     assert (warrant.bound, warrant.delta, warrant.quantity, warrant.loss) == (0.25, 0.1, "selective risk", "error")
@@ -91,13 +96,11 @@ def test_the_score_is_chosen_on_one_half_and_certified_on_the_other(
     swapped[later] = (swapped[later] + 1) % 3
     monkeypatch.setattr(held_out, "evaluate_router", lambda *a, **k: replace(evaluation, labels=swapped))
     hopeless = abstain_with_guarantee(classifier, tiny_pool(), **ask)
-    assert hopeless.deployment.scorer == found.deployment.scorer
-    assert (hopeless.deployment.threshold, hopeless.deployment.coverage, hopeless.deployment.certificate) == (
-        -math.inf,
-        0.0,
-        None,
-    )
-    assert "no threshold" in str(hopeless)
+    none = hopeless.deployment.reliability
+    assert none is not None
+    assert none.predictor == reliability.predictor
+    assert (none.tolerance, none.coverage, hopeless.deployment.certificate) == (-math.inf, 0.0, None)
+    assert "no tolerance" in str(hopeless)
     with pytest.raises(ValueError, match="episodes is 3"):
         abstain_with_guarantee(classifier, tiny_pool(), split="test", episodes=3)
 

@@ -36,19 +36,35 @@ def test_what_each_rule_evaluates(family: str, make_router: Callable) -> None:
     assert torch.equal(uniform, torch.tensor([1 / 3] * 3 + [0.0] * 2, dtype=torch.float64).expand(1, 4, 5))
     rule = PosteriorPredictive(7)
     again, other = (rule(posterior, generator=seeded(seed)) for seed in (3, 4))
-    assert torch.equal(again.coefficients, posterior.sample(7, seeded(3)))
-    assert torch.equal(again.weights, torch.full((7, 4), 1 / 7, dtype=torch.float64))
-    assert torch.equal(again.coefficients, other.coefficients) == (family == "point")
+    listed = family in ("catalog", "hierarchical")  # summed, not drawn
+    if not listed:
+        assert torch.equal(again.coefficients, posterior.sample(7, seeded(3)))
+        assert torch.equal(again.weights, torch.full((7, 4), 1 / 7, dtype=torch.float64))
+    assert torch.equal(again.coefficients, other.coefficients) == (family == "point" or listed)
     assert torch.equal(TopK(2)(posterior).coefficients, posterior.top(2)[0])
 
 
-def test_a_small_catalog_needs_no_draws(make_router: Callable) -> None:
+@torch.no_grad()
+def test_a_catalog_is_summed_to_a_mass(make_router: Callable) -> None:
     posterior = make_router("catalog").guide.posterior(make_router("catalog").batch)
-    count = len(posterior.coefficients)
-    exact = PosteriorPredictive(count)(posterior)
+    exact = PosteriorPredictive(mass=1.0)(posterior)
     order = posterior.logits.argsort(-1, descending=True)
-    torch.testing.assert_close(exact.weights, posterior.routing_probabilities().gather(1, order).T)
+    probabilities = posterior.routing_probabilities()
+    torch.testing.assert_close(exact.weights, probabilities.gather(1, order).T)
     assert torch.equal(exact.coefficients, posterior.coefficients[order.T])
+    for mass in (0.3, 0.8, 0.99):
+        found = PosteriorPredictive(mass=mass)(posterior)
+        assert found.mass is not None
+        for task in range(4):  # the fewest of the likeliest, by hand
+            falling = sorted(probabilities[task].tolist(), reverse=True)
+            needed = next(k for k in range(1, len(falling) + 1) if sum(falling[:k]) >= mass - 1e-12)
+            weights = found.weights[:, task]
+            assert int((weights > 0).sum()) == needed
+            assert float(found.mass[task]) == pytest.approx(sum(falling[:needed]))
+            assert weights[:needed].tolist() == pytest.approx([p / sum(falling[:needed]) for p in falling[:needed]])
+            assert len({tuple(row.tolist()) for row in found.coefficients[:, task]}) == needed  # padding is no network
+    with pytest.raises(ValueError, match=r"mass is 0; expected a share of the posterior in \(0, 1\]"):
+        PosteriorPredictive(mass=0)
 
 
 def test_rules_of_configs_are_rules_of_python() -> None:

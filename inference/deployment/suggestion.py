@@ -1,0 +1,149 @@
+"""Reasons and suggestions: what the routing of a task is torn between, in words, and which shots would decide it.
+
+From the posterior and the losses of the shots under each source; with candidate images, from their expected information
+gain about the routing (Lindley 1956), which for a finite mixture of networks is the disagreement of their answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyro_smat.metrics.arrays import FloatArray, IntArray
+
+NAMED = 0.1  # a route with less weight than this times the largest is not named
+TORN = 0.75  # a largest weight below this is a doubt
+NEAR_CHANCE = 0.7  # a support loss above this share of log way: the support is hardly explained
+
+
+@dataclass(frozen=True)
+class RoutingView:
+    """A routed support, as seen from its R sources.
+
+    Attributes:
+        routes: names of the sources.
+        weights: ``(R,)`` posterior means.
+        losses: ``(R, S)`` leave-one-out loss of every shot under every source, in nats.
+        labels: ``(S,)`` class of every shot.
+        classes: names.
+    """
+
+    routes: tuple[str, ...]
+    weights: tuple[float, ...]
+    losses: FloatArray
+    labels: IntArray
+    classes: tuple[str, ...]
+
+    @property
+    def torn_between(self) -> tuple[str, ...]:
+        """The routes that share the posterior, the likeliest first; one where it is sure."""
+        order = sorted(range(len(self.routes)), key=lambda r: -self.weights[r])
+        if self.weights[order[0]] >= TORN:
+            return (self.routes[order[0]],)
+        least = NAMED * self.weights[order[0]]
+        return tuple(self.routes[r] for r in order if self.weights[r] > least)
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the best source explains the support much better than chance."""
+        return float(self.losses.mean(1).min()) <= NEAR_CHANCE * float(np.log(len(self.classes)))
+
+    def weight(self, route: str) -> float:
+        return self.weights[self.routes.index(route)]
+
+    def class_losses(self) -> FloatArray:
+        """``(W,)`` mean loss of the shots of each class, under the sources as they are weighted."""
+        mixed = np.array(self.weights) @ self.losses / max(sum(self.weights), 1e-12)
+        return np.array([mixed[self.labels == k].mean() for k in range(len(self.classes))])
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Which further shots would help.
+
+    Attributes:
+        pairs: pairs of routes between which more shots would decide, the likeliest pair first; none where the routing
+            is sure.
+        classes: class names, those that need shots most first.
+        candidates: of the images that were given, the indices of the most informative ones, best first.
+        gains: expected information gain of these about the routing, in nats.
+        sentence: the same in words.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    classes: tuple[str, ...]
+    candidates: tuple[int, ...]
+    gains: tuple[float, ...]
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def reasons_of(view: RoutingView) -> tuple[str, ...]:
+    """Why the routing is sure or not, one sentence a reason."""
+    torn, sentences = view.torn_between, []
+    if len(torn) > 1:
+        shares = _listed(tuple(f"{100 * view.weight(r):.0f}%" for r in torn))
+        equal = view.weight(torn[-1]) > 0.5 * view.weight(torn[0])
+        fit = "about equally well" if equal else "all in part"
+        sentences.append(f"the support fits {_listed(torn)} {fit} ({shares}); a shot in which they differ would decide")
+    if not view.is_explained:
+        loss, chance = float(view.losses.mean(1).min()), float(np.log(len(view.classes)))
+        sentences.append(
+            f"no source explains the support (leave-one-out loss {loss:.2f} nats, guessing {chance:.2f}): labels may "
+            "be wrong, or the images unlike what the sources know"
+        )
+    if not sentences:
+        sentences.append(f"the support fits {torn[0]} ({100 * view.weight(torn[0]):.0f}%) and little else")
+    return tuple(sentences)
+
+
+def suggestion_of(
+    view: RoutingView,
+    gains: FloatArray | None = None,
+    answers: FloatArray | None = None,
+    count: int = 5,
+) -> Suggestion:
+    """What would help.
+
+    Args:
+        view: the routed support.
+        gains: ``(n,)`` expected information gain of candidate images, in nats; None for no candidates.
+        answers: ``(n, W)`` their class probabilities.
+        count: how many of them to name.
+    """
+    torn = view.torn_between
+    pairs = [(a, b) for i, a in enumerate(torn) for b in torn[i + 1 :]]
+    pairs.sort(key=lambda pair: -view.weight(pair[0]) * view.weight(pair[1]))
+    needs = view.class_losses()
+    if gains is not None and answers is not None:
+        needs = gains @ answers  # of which classes the informative candidates may be
+    classes = tuple(view.classes[k] for k in np.argsort(-needs, kind="stable"))
+    best = () if gains is None else tuple(np.argsort(-gains, kind="stable")[:count].tolist())
+    named = () if gains is None else tuple(gains[list(best)].tolist())
+    return Suggestion(tuple(pairs), classes, best, named, _sentence(view, pairs, classes, best, named))
+
+
+def _sentence(
+    view: RoutingView,
+    pairs: list[tuple[str, str]],
+    classes: tuple[str, ...],
+    best: tuple[int, ...],
+    gains: tuple[float, ...],
+) -> str:
+    if pairs:
+        differ = f"shots in which {pairs[0][0]} and {pairs[0][1]} differ"
+        if best:
+            return f"{differ} would help most: label image {best[0]} first (expected gain {gains[0]:.2f} nats)"
+        return f"{differ} would help most, of classes {_listed(classes[:2])} first"
+    if not view.is_explained:
+        return f"check the labels of classes {_listed(classes[:2])} first, or give more shots of them"
+    if best and gains[0] > 0.01:
+        return f"the routing is sure; image {best[0]} could still tell most (expected gain {gains[0]:.2f} nats)"
+    return "the routing is sure: more shots would change little"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,22 @@
+"""What the quickstart's router says of itself is true in every condition, on letters that nothing was chosen on."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.doubt import CONDITIONS, CONTROLS, SPLITS, outcomes, table, trained
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
+
+
+@pytest.mark.slow
+def test_stated_misrouting_and_doubts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    classifier = RoutedClassifier.load(trained(tmp_path_factory.mktemp("quickstart")))
+    found = outcomes(classifier, 150)
+    print(table(found))
+    for split in SPLITS:
+        for condition in CONDITIONS:
+            assert found[split, condition].misrouting_is_calibrated, (split, condition)
+        assert found[split, "clean"].doubted <= 0.1
+        assert found[split, "confounded"].doubted >= 0.7
+        for control in CONTROLS:
+            assert found[split, control].doubted >= 0.9, (split, control)
