@@ -11,7 +11,7 @@ from pyro_smat.inference.deployment.classifier import RoutedClassifier
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from doubt import CONDITIONS, CONTROLS, SPLITS, outcomes, table, trained  # noqa: E402
+from doubt import CONDITIONS, CONTROLS, SPLITS, outcomes, table, trained
 
 
 @pytest.mark.slow
