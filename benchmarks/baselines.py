@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_smat.cli.quickstart import CONDITIONS, QUERIES
+from pyro_smat.cli.quickstart_run import CONDITIONS, QUERIES
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.assembly.router import choose_device
@@ -165,7 +165,7 @@ def open_router(folder: Path | None, output: Path, device: torch.device, overrid
         Path(str(files("pyro_smat.cli") / "quickstart.toml")), ["training.precision=float32", *overrides]
     )
     prepare_folder(output, config, replace=True)
-    return train_router(config, device, output)[0]
+    return train_router(config, device, folder=output)[0]
 
 
 def main() -> None:
@@ -195,7 +195,7 @@ def main() -> None:
     baselines = fit_baselines(composed, budget, validation)
     fitted = time.perf_counter()
 
-    asked = config.model_copy(update={"episodes": config.episodes.model_copy(update={"query": QUERIES})})
+    asked = config.replaced(episodes={"query": QUERIES})
     classifier = RoutedClassifier(replace(router, config=asked), classifier.deployment)
     pool = build_pool(config, "ood")
     features = router.features(pool, progress=True)
@@ -204,12 +204,12 @@ def main() -> None:
         method(validation[0][:1])  # kernels are chosen and libraries loaded before time is taken
     evaluations: dict[str, Evaluation] = {}
     timings: dict[str, dict[str, Timed]] = {}
-    for condition, corruption in CONDITIONS.items():
+    for condition, corruptions in CONDITIONS.items():
         timings[condition] = {name: Timed(method, device) for name, method in methods.items()}
         evaluations[condition] = evaluate_router(
             classifier,
             pool,
-            corruption=corruption,
+            corruptions=corruptions,
             episodes=arguments.episodes,
             settings=EvaluationSettings.bare(),
             baselines=list(timings[condition].values()),

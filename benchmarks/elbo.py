@@ -111,7 +111,7 @@ def toy(episodes: int, discrete: bool, infer: dict[str, Any] | None, reference: 
 
 def router(episodes: int) -> Workload:
     """The quickstart's router on glyph episodes."""
-    config = load_config(Path(pyro_smat.__file__).with_name("quickstart.toml"))
+    config = load_config(Path(pyro_smat.__file__).parent / "cli" / "quickstart.toml")
     device = torch.device("cpu")
     built = build_router(config, device)
     pool = build_pool(config, "train")

@@ -24,7 +24,7 @@ import torch
 from pyro_smat.cli.cost import calibrate_router
 from pyro_smat.cost import BudgetedChoice, CostModel, open_entries_of, solve_weight
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.episodes.corruption import SupportCorruption
+from pyro_smat.episodes.corruptions import CorruptionLike
 from pyro_smat.inference import RoutedClassifier
 from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.assembly.router import choose_device
@@ -38,7 +38,11 @@ from pyro_smat.report.cost_figure import pareto_figure
 from pyro_smat.routing import Catalog
 
 BATCH = 16
-CONDITIONS = (SupportCorruption(), SupportCorruption(confounding=1.0), SupportCorruption(label_noise=0.4))
+CONDITIONS: tuple[tuple[CorruptionLike, ...], ...] = (
+    (),
+    ({"kind": "confounding", "probability": 1.0},),
+    ({"kind": "label_noise", "fraction": 0.4},),
+)
 COLUMNS = {"cost_kb": "Sources and experts that a task reads (KB)", "latency_ms": "Measured latency (ms a task)"}
 
 
@@ -58,7 +62,7 @@ def draw_episodes(classifier: RoutedClassifier, split: str, count: int, seed: in
     config, device = classifier.router.config, classifier.router.device
     pool, features = build_pool(config, split), classifier.router.features()  # without a pool: only what is drawn
     each = -(-count // len(CONDITIONS))
-    samplers = [build_sampler(config, pool, seed + i, condition) for i, condition in enumerate(CONDITIONS)]
+    samplers = [config.episodes.sampler(pool, seed=seed + i, corruptions=wrong) for i, wrong in enumerate(CONDITIONS)]
     return [
         features.attach(sampler.sample(min(BATCH, each - start)).to(device))
         for sampler in samplers

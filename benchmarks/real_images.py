@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pyro_smat.episodes.corruption import SupportCorruption
+from pyro_smat.episodes.corruptions import CorruptionLike
+from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.folders import read_folder
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.inference.assembly.config import load_config
@@ -93,23 +94,23 @@ def main() -> None:
     finetune(data, device, arguments.finetune_steps, config.seed)
     finetuned = time.perf_counter()
     prepare_folder(arguments.output, config, replace=True)
-    classifier, _ = train_router(config, device, arguments.output)
+    classifier, _ = train_router(config, device, folder=arguments.output)
     trained = time.perf_counter()
 
     test = read_folder(data / "emoji" / "test", size=config.data.size, channels=3)
     fashion = read_folder(data / "fashion-mnist", size=config.data.size, channels=3)
-    noisy = SupportCorruption(label_noise=0.4)
-    columns = {
-        "new sub-categories, clean": (test, None),
-        "new sub-categories, 40% mislabelled": (test, noisy),
-        "Fashion-MNIST, clean": (fashion, None),
-        "Fashion-MNIST, 40% mislabelled": (fashion, noisy),
+    noisy: CorruptionLike = {"kind": "label_noise", "fraction": 0.4}
+    columns: dict[str, tuple[ImagePool, tuple[CorruptionLike, ...]]] = {
+        "new sub-categories, clean": (test, ()),
+        "new sub-categories, 40% mislabelled": (test, (noisy,)),
+        "Fashion-MNIST, clean": (fashion, ()),
+        "Fashion-MNIST, 40% mislabelled": (fashion, (noisy,)),
     }
     features = {id(pool): classifier.router.features(pool, progress=True) for pool in (test, fashion)}
     results = {}
-    for name, (pool, corruption) in columns.items():
+    for name, (pool, corruptions) in columns.items():
         evaluation = evaluate_router(
-            classifier, pool, corruption=corruption, episodes=arguments.episodes, features=features[id(pool)]
+            classifier, pool, corruptions=corruptions, episodes=arguments.episodes, features=features[id(pool)]
         )
         folder = arguments.output / "evaluations" / name.replace(" ", "-").replace(",", "").replace("%", "")
         write_evaluation(folder, classifier, evaluation)

@@ -24,7 +24,7 @@ import torch
 import torch.multiprocessing as mp
 from tqdm.auto import tqdm
 
-from pyro_smat.episodes.corruption import SupportCorruption
+from pyro_smat.episodes.corruptions import CorruptionLike
 from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.inference.assembly.router import build_router, choose_device
 from pyro_smat.inference.evaluation.router import evaluate_router
@@ -36,7 +36,11 @@ from pyro_smat.metrics.risk import cvar
 FAMILIES = {"catalog": "posterior_predictive", "logistic_normal": "posterior_predictive", "point": "mean"}
 KAPPAS = (0.5, 1.0)
 RHOS = (0.5, 0.2, 0.1)
-CONDITIONS = (SupportCorruption(), SupportCorruption(confounding=1.0), SupportCorruption(label_noise=0.4))
+CONDITIONS: tuple[tuple[CorruptionLike, ...], ...] = (
+    (),
+    ({"kind": "confounding", "probability": 1.0},),
+    ({"kind": "label_noise", "fraction": 0.4},),
+)
 BEST = "best source by support loss"
 
 Job = tuple[str, float, float, int]
@@ -56,7 +60,7 @@ def config_of(job: Job, steps: int, episodes: int) -> RunConfig:
         Path(str(files("pyro_smat.cli") / "quickstart.toml")),
         [
             f"seed={seed}",
-            f"guide.family={family}",
+            f"guide.kind={family}",
             f"objective.tail_weight={kappa}",
             f"objective.rho={rho}",
             f"training.steps={steps}",
@@ -64,7 +68,7 @@ def config_of(job: Job, steps: int, episodes: int) -> RunConfig:
             "objective.threshold=queue",  # 16 episodes hold no tenth
             "training.validate_every=0",
             "training.precision=float32",
-            "decision.rule=" + FAMILIES[family],
+            f"decision.rule={FAMILIES[family]}",
             *(["objective.num_particles=4"] if family == "logistic_normal" else []),
             *point,
         ],
@@ -85,9 +89,9 @@ def run(arguments: tuple[Job, int, int, int, str]) -> dict[str, float | str]:
     features = classifier.router.features(pool)
     rule = FAMILIES[job[0]]
     accuracy, regret, best_accuracy, best_regret = [], [], [], []
-    for corruption in CONDITIONS:
+    for corruptions in CONDITIONS:
         found = evaluate_router(
-            classifier, pool, corruption=corruption, episodes=count // 3, seed=77, features=features, progress=False
+            classifier, pool, corruptions=corruptions, episodes=count // 3, seed=77, features=features, progress=False
         )
         accuracy.append(found.accuracy(rule))
         regret.append(found.regret(rule))

@@ -8,6 +8,7 @@ from pyro_smat.guides.catalog import CatalogGuide, CatalogPosterior
 from pyro_smat.guides.concrete import ConcreteGuide, ConcretePosterior
 from pyro_smat.guides.dirichlet import DirichletGuide, DirichletPosterior
 from pyro_smat.guides.hierarchical import HierarchicalGuide, HierarchicalPosterior
+from pyro_smat.guides.information import PosteriorInformation, posterior_information
 from pyro_smat.guides.logistic_normal import LogisticNormalGuide, LogisticNormalPosterior
 from pyro_smat.guides.point import PointGuide, PointPosterior
 from pyro_smat.guides.posterior import RoutingPosterior
@@ -27,9 +28,11 @@ __all__ = [
     "LogisticNormalPosterior",
     "PointGuide",
     "PointPosterior",
+    "PosteriorInformation",
     "RouterNetwork",
     "RoutingGuide",
     "RoutingLogits",
     "RoutingPosterior",
     "SimplexPosterior",
+    "posterior_information",
 ]

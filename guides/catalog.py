@@ -93,6 +93,14 @@ class CatalogGuide(RoutingGuide):
     Attributes:
         temperature_scale: T by which the posterior's logits are divided, 1 until it is fitted on held-out episodes
             (:func:`pyro_smat.inference.training.temperature_scaling.calibrate_guide`).
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> batch = EpisodeSampler(glyph_pool("validation"), 3, 2, 1).sample(4)
+        >>> batch = batch.with_features(torch.rand(4, 5, 6, 8))  # (B, R, S, f); SourceFeatures gives real ones
+        >>> guide = CatalogGuide(Catalog.k_hot("abcde", max_sources=2), 5)
+        >>> guide.posterior(batch).routing_probabilities().shape
+        torch.Size([4, 15])
     """
 
     prior_family = CatalogPrior

@@ -89,6 +89,14 @@ class ConcreteGuide(RoutingGuide):
         per_episode: whether T depends on the support.
         straight_through: draws are one-hot, with the gradient of the soft weights; give the model
             ``straight_through=True`` too.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> batch = EpisodeSampler(glyph_pool("validation"), 3, 2, 1).sample(4)
+        >>> batch = batch.with_features(torch.rand(4, 5, 6, 8))  # (B, R, S, f); SourceFeatures gives real ones
+        >>> guide = ConcreteGuide(5, temperature=0.5)
+        >>> guide.posterior(batch).sample(10).shape
+        torch.Size([10, 4, 5])
     """
 
     prior_family = DirichletPrior

@@ -47,6 +47,14 @@ class DirichletGuide(RoutingGuide):
         prior: where the posterior stands before any evidence.
         encoder: of the support; default :class:`~pyro_smat.encoders.EvidenceEncoder`.
         concentration: initial a_0 for every entry of a part: a part of n entries starts at n times this.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> batch = EpisodeSampler(glyph_pool("validation"), 3, 2, 1).sample(4)
+        >>> batch = batch.with_features(torch.rand(4, 5, 6, 8))  # (B, R, S, f); SourceFeatures gives real ones
+        >>> guide = DirichletGuide(5)
+        >>> guide.posterior(batch).mean.sum(-1)
+        tensor([1.0000, 1.0000, 1.0000, 1.0000], grad_fn=<SumBackward1>)
     """
 
     prior_family = DirichletPrior

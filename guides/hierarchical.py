@@ -48,6 +48,14 @@ class HierarchicalGuide(CatalogGuide):
         num_sources: R.
         families: the family of every routing; default: the set of sources that it opens (the expert is the member).
         prior, encoder, estimator, temperature: as in :class:`~pyro_smat.guides.CatalogGuide`.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> batch = EpisodeSampler(glyph_pool("validation"), 3, 2, 1).sample(4)
+        >>> batch = batch.with_features(torch.rand(4, 5, 6, 8))  # (B, R, S, f); SourceFeatures gives real ones
+        >>> guide = HierarchicalGuide(Catalog.k_hot("abcde", experts=2), 5)  # a family: the same source, either expert
+        >>> guide.posterior(batch).family_probabilities().shape
+        torch.Size([4, 5])
     """
 
     families: Tensor

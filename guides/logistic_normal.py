@@ -76,6 +76,14 @@ class LogisticNormalGuide(RoutingGuide):
         encoder: of the support; default :class:`~pyro_smat.encoders.EvidenceEncoder`.
         covariance: "diagonal", "low_rank" or "full", equivariant in the sources.
         rank: k of "low_rank"; "full" takes R + M instead.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> batch = EpisodeSampler(glyph_pool("validation"), 3, 2, 1).sample(4)
+        >>> batch = batch.with_features(torch.rand(4, 5, 6, 8))  # (B, R, S, f); SourceFeatures gives real ones
+        >>> guide = LogisticNormalGuide(5, num_experts=2, covariance="full")
+        >>> guide.posterior(batch).sample(10).shape
+        torch.Size([10, 4, 7])
     """
 
     def __init__(

@@ -86,6 +86,15 @@ class PointGuide(RoutingGuide):
     """c = h(S): a Dirac delta at softmax(mu(S)). Training it is amortised MAP under the same prior.
 
     Arguments as in :class:`~pyro_smat.guides.LogisticNormalGuide`.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> batch = EpisodeSampler(glyph_pool("validation"), 3, 2, 1).sample(4)
+        >>> batch = batch.with_features(torch.rand(4, 5, 6, 8))  # (B, R, S, f); SourceFeatures gives real ones
+        >>> guide = PointGuide(5)
+        >>> posterior = guide.posterior(batch)
+        >>> torch.equal(posterior.mean, posterior.mode)
+        True
     """
 
     def __init__(

@@ -48,6 +48,16 @@ class RoutedModel(Remembered, LocalModule):
         straight_through: compose with one-hot weights but with the gradient of the soft ones.
 
     In training mode the experts' gates are sampled; in evaluation mode they are as deployed (binary, within budget).
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package, not trained
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 1)
+        >>> batch = router.features().attach(sampler.sample(2))
+        >>> router.model(batch).shape  # samples routings; logits of 2 episodes, 3 queries, 3 classes
+        torch.Size([2, 3, 3])
     """
 
     source_basis: Tensor

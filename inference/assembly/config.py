@@ -82,7 +82,11 @@ class Experts(_Section):
 
 
 class RunConfig(_Section):
-    """Everything that a run depends on."""
+    """Everything that a run depends on.
+
+    ``guide_on_prior``: whether the posterior stands where the prior does before any evidence
+    (:class:`~pyro_smat.guides.RoutingGuide`).
+    """
 
     seed: int = 0
     data: Data = Data()
@@ -92,6 +96,7 @@ class RunConfig(_Section):
     model: Annotated[Choice, Of("model", "routed")] = Field(default="routed", validate_default=True)
     prior: Annotated[Choice, Of("prior", "uniform")] = Field(default="uniform", validate_default=True)
     guide: Annotated[Choice, Of("guide", "logistic_normal")] = Field(default="logistic_normal", validate_default=True)
+    guide_on_prior: bool = True
     objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings)
     training: TrainingSettings = TrainingSettings()
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
@@ -145,10 +150,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise ValueError(f"{path}: not UTF-8 ({error}); expected a TOML config, which is UTF-8") from error
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path}: not valid TOML ({error})") from error
+        except (RecursionError, ValueError) as error:
+            raise ValueError(f"{path}: not usable TOML ({error})") from error
         _resolve_paths(values, path.parent)
     for override in overrides:
         _apply(values, override)
-    return build_config(values, run_files=True)
+    try:
+        return build_config(values, run_files=True)
+    except ValueError as error:
+        raise ValueError(str(error) if path is None else f"{path}: {error}") from error
 
 
 def build_config(
@@ -200,7 +210,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ValueError(f"override {override!r} is not of the form key=value, e.g. training.steps=500")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # a bare word is a string
     *sections, last = key.strip().split(".")
     for section in sections:

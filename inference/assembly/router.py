@@ -168,7 +168,7 @@ def build_router(
     with DrawsFrom(torch.Generator().manual_seed(config.seed)):
         check_prior(config.prior, config.guide, catalog)
         prior: RoutingPrior = supply["prior"]
-        guide: RoutingGuide = build(config.guide, supply)
+        guide: RoutingGuide = build(config.guide, supply if config.guide_on_prior else supply.but(prior=None))
     check_attributes(guide, GUIDE_NEEDS, "guide")
     model: RoutedModel = build(config.model, supply)
     check_attributes(model, MODEL_NEEDS, "model")

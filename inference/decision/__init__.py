@@ -9,6 +9,17 @@ from pyro_smat.inference.decision.choosing import choose_deployment, initial_dep
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.mixture import Mixture
 from pyro_smat.inference.decision.prediction import predict
+from pyro_smat.inference.decision.rules.rule import DecisionRule
+from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.decision.settings import DecisionSettings
 
-__all__ = ["DecisionSettings", "Deployment", "Mixture", "choose_deployment", "initial_deployment", "predict"]
+__all__ = [
+    "DecisionRule",
+    "DecisionSettings",
+    "Deployment",
+    "Mixture",
+    "UncertaintyScore",
+    "choose_deployment",
+    "initial_deployment",
+    "predict",
+]

@@ -22,8 +22,8 @@ class DecisionSettings(BaseModel):
         score: an uncertainty score (:mod:`pyro_smat.inference.decision.scores`); "auto" takes the one with the lowest
             AURC on validation episodes, "learned" fits one to them; ``{kind = "auto", queries = true}`` may also look
             at the queries, so that every batch of queries is decided on by itself.
-        threshold: of falling back: "least_loss" of the whole on validation episodes, among thresholds that keep at
-            least ``coverage`` of them, never falling back where that does not pay; or the one that keeps "coverage".
+        threshold: of falling back: "least_loss" of the whole on validation episodes among thresholds that keep at least
+            ``coverage`` of them, never falling back where that does not pay; or the one that keeps "coverage".
         coverage: share of validation episodes, in (0, 1].
         fallback: what tasks that fall back use: "source 0", "prior mean", a source, or a routing of the catalog.
         risk: predicts the share of a task's answers that will be wrong, from these scores; fitted to validation

@@ -66,7 +66,7 @@ class AdaptedTask:
 
     @property
     def uncertainty(self) -> float:
-        """U(S), by the score that decides on falling back; NaN when that looks at queries: :meth:`uncertainty_on`."""
+        """U(S), by the score of falling back; NaN when that looks at queries: :meth:`uncertainty_on`."""
         return math.nan if self._deployment.looks_at_queries else self.uncertainty_on(None)
 
     @property

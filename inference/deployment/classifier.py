@@ -44,6 +44,17 @@ class RoutedClassifier:
         cache_size: adapted tasks to keep, the ones used last; 0 for none. A task keeps the networks it has composed.
 
     The classifier is a snapshot: to train the router further, make a new one.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package, not trained
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 1)
+        >>> classifier, episode = RoutedClassifier(router), sampler.episode()
+        >>> task = classifier.adapt(episode.support.images, ["a", "a", "b", "b", "c", "c"])
+        >>> task.predict_proba(episode.query.images).shape
+        torch.Size([3, 3])
     """
 
     @own_defaults()
@@ -138,7 +149,10 @@ class RoutedClassifier:
         """
         where = choose_device(device) if isinstance(device, str) else device
         router, deployment = load_router(Path(folder), where, network=network, own=own)
-        return cls(router, deployment, cache_size=cache_size)
+        try:
+            return cls(router, deployment, cache_size=cache_size)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
 
     @own_defaults()
     def adapt(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from typing import Any
+
+import torch
+from torch import nn
 
 from pyro_smat.encoders import DescribedEncoder
 from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.assembly.config import RunConfig, build_config
 from pyro_smat.inference.assembly.router import Router
+from pyro_smat.inference.training.catalogs import k_hot_catalog
 from pyro_smat.models import RoutedModel
+from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.networks.build import describe_network
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.parameters import ParameterSpace
-from pyro_smat.registry import Choice, describe
+from pyro_smat.registry import Choice, Remembered, accepts, choose, describe
 from pyro_smat.routing import Catalog
+from pyro_smat.sources import SourceLibrary
 
 
 def router_of(model: RoutedModel, guide: RoutingGuide, image_shape: tuple[int, ...]) -> Router:
@@ -27,30 +34,41 @@ def router_of(model: RoutedModel, guide: RoutingGuide, image_shape: tuple[int, .
     Raises:
         ValueError: for images that are not square with 1 or 3 channels, or parts that do not say how they were made.
     """
+    for part, what in ((model, "model"), (guide, "guide")):
+        if not isinstance(part, Remembered):
+            raise ValueError(
+                f"{what} {type(part).__name__} does not say how it was made; expected a subclass of the library's"
+            )
     channels, height, width = image_shape
     if height != width or channels not in (1, 3):
         raise ValueError(f"image_shape is {tuple(image_shape)}; expected 1 or 3 channels and square images")
     library, network = model.constructed_with["library"], model.network.template
     encoder = guide.router.encoder if hasattr(guide, "router") else None
     catalog = guide.constructed_with.get("catalog")
-    chosen = describe("guide", guide)
-    if isinstance(encoder, DescribedEncoder):
-        plain = Choice(chosen.of, chosen.kind, {**chosen.options, "encoder": describe("encoder", encoder.support)})
-        chosen = Choice(plain.of, plain.kind, plain.options, chosen.factory)
+    plain = encoder.support if isinstance(encoder, DescribedEncoder) else encoder
+    own: dict[str, type[Any]] = {
+        k: type(part) for k, part in (("model", model), ("guide", guide), ("prior", model.prior))
+    }
+    options: dict[str, Any] = {}
+    if plain is not None and accepts(type(guide), "encoder"):
+        options["encoder"], own["encoder"] = describe("encoder", plain), type(plain)
+    if isinstance(catalog, Catalog):
+        options["catalog"] = _catalog(catalog, library, model.experts)
     known = describe_network(network)
     values: dict[str, Any] = {
         "data": {"kind": "none", "size": height, "channels": channels},
         "sources": {
             **({} if known is None else {"network": known.to_dict()}),
             "blocks": _patterns(library.space),
+            "head": _head(network, library.space),
             "descriptors": isinstance(encoder, DescribedEncoder),
         },
         "model": describe("model", model).to_dict(),
         "prior": describe("prior", model.prior).to_dict(),
-        "guide": chosen.to_dict(),
+        "guide": describe("guide", guide, **options).to_dict(),
+        "guide_on_prior": _stands_on_prior(guide, model.prior),
         "experts": _experts(model.experts),
     }
-    own = {kind: type(part) for kind, part in (("model", model), ("guide", guide), ("prior", model.prior))}
     config: RunConfig = build_config(values, own=own)
     return Router(
         config,
@@ -64,6 +82,34 @@ def router_of(model: RoutedModel, guide: RoutingGuide, image_shape: tuple[int, .
     )
 
 
+def _stands_on_prior(guide: RoutingGuide, prior: RoutingPrior) -> bool:
+    """Whether the guide was given the model's prior, or one like it."""
+    own = getattr(guide, "prior", None)
+    if own is None or own is prior:
+        return own is not None
+    state, other = own.state_dict(), prior.state_dict()
+    same = describe("prior", own) == describe("prior", prior) and state.keys() == other.keys()
+    if not same or not all(torch.equal(state[name], other[name]) for name in state):
+        raise ValueError(
+            f"the guide stands on another prior ({type(own).__name__}) than the model's ({type(prior).__name__}); "
+            "expected the same one, or none: a saved router has one prior"
+        )
+    return True
+
+
+def _catalog(catalog: Catalog, library: SourceLibrary, experts: ExpertBank | None) -> Choice:
+    """Every small mixture, where that is what it is; else one that was given."""
+    blocks, count = len(library.space.block_names), 0 if experts is None else len(experts)
+    for most in range(1, len(library) + 1):
+        try:
+            whole = k_hot_catalog(library.names, count, blocks, len(catalog), max_sources=most)
+        except ValueError:  # more routings than the catalog has
+            break
+        if whole.names == catalog.names and torch.equal(whole.coefficients, catalog.coefficients.to(torch.float32)):
+            return choose("catalog", {"kind": "k_hot", "max_sources": most})
+    return choose("catalog", "given")
+
+
 def _patterns(space: ParameterSpace) -> dict[str, str]:
     """Regular expressions of the tensor names of each block."""
     if len(space.block_names) == 1:
@@ -72,6 +118,12 @@ def _patterns(space: ParameterSpace) -> dict[str, str]:
     for entry in space.entries:
         names[space.block_names[entry.block]].append(re.escape(entry.name))
     return {block: f"^({'|'.join(found)})$" for block, found in names.items()}
+
+
+def _head(network: nn.Module, space: ParameterSpace) -> list[str]:
+    """Patterns of the tensors that are the network's own, and no source's."""
+    mixed = {entry.name for entry in space.entries}
+    return [glob.escape(entry.name) for entry in ParameterSpace.from_module(network).entries if entry.name not in mixed]
 
 
 def _experts(bank: ExpertBank | None) -> dict[str, Any]:

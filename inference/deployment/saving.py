@@ -109,11 +109,29 @@ def load_router(
         ValueError: for missing, damaged or foreign files (each named, with what was expected), or classes that were not
             passed.
     """
-    own = dict(own or {})
+    try:
+        return _load(folder, device, network, dict(own or {}))
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{folder / DESCRIPTION}: what it says cannot be built ({type(error).__name__}: {error}); expected what "
+            "RoutedClassifier.save wrote"
+        ) from error
+
+
+def _load(
+    folder: Path, device: torch.device, network: nn.Module | None, own: Mapping[str, Factory]
+) -> tuple[Router, Deployment]:
     saved = read_description(folder)
     _verify(folder / WEIGHTS, saved.weights)
     tensors = load_weights(folder / WEIGHTS)
-    config = build_config(saved.config, own=own)
+    try:
+        config = build_config(saved.config, own=own)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
     _refuse_missing(folder, config, own)
     module = _network(folder, saved, network, own)
     head = _head_of(module, config)
@@ -146,6 +164,8 @@ def load_router(
             raise ValueError(f"{folder}: the saved {part} does not fit its config ({error})") from error
     try:
         return router, Deployment.from_dict(saved.deployment, own=own)
+    except ValidationError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: deployment: {first_problem(error)}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder / DESCRIPTION}: deployment: {error}") from error
 
@@ -201,13 +221,19 @@ def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
 def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Mapping[str, Factory]) -> nn.Module:
     if given is not None:
         return given
+    if saved.network is None and "network" in own:
+        made: nn.Module = own["network"]()
+        return made
     if saved.network is None:
         raise ValueError(
             f"{folder}: was made with a network of your own; pass network= a module of that architecture (command "
             "line: --network file.py:build)"
         )
     unused = torch.Generator().manual_seed(0)  # of initial weights, not to move the caller's random state
-    return build_network(choose("network", saved.network, own=own), generator=unused)
+    try:
+        return build_network(choose("network", saved.network, own=own), generator=unused)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
 
 
 def _refuse_missing(folder: Path, config: RunConfig, own: Mapping[str, Factory]) -> None:

@@ -92,8 +92,8 @@ def reasons_of(view: RoutingView) -> tuple[str, ...]:
     if not view.is_explained:
         loss, chance = float(view.losses.mean(1).min()), float(np.log(len(view.classes)))
         sentences.append(
-            f"no source explains the support (leave-one-out loss {loss:.2f} nats, guessing {chance:.2f}): "
-            "labels may be wrong, or the images unlike what the sources know"
+            f"no source explains the support (leave-one-out loss {loss:.2f} nats, guessing {chance:.2f}): labels may "
+            "be wrong, or the images unlike what the sources know"
         )
     if not sentences:
         sentences.append(f"the support fits {torn[0]} ({100 * view.weight(torn[0]):.0f}%) and little else")

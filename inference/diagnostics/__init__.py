@@ -8,12 +8,12 @@ verdicts. To add a check: a module of arrays in and a frozen result out, a rule 
 ========================  ====================================================================================
 question                  where
 ========================  ====================================================================================
-everything at once        :func:`diagnose`
+everything at once        :func:`diagnose`, :func:`diagnose_router` (and ``pyro-smat diagnose RUN``)
 is it calibrated          :func:`route_calibration` (known routes), :func:`simulation_based_calibration` (a model
                           that generates supports), :func:`label_calibration` (query labels)
 does it concentrate       :func:`concentration`, :func:`information`, :func:`negative_control`
 does it cover its target  :func:`khat_per_episode`, :func:`catalog_discrepancy`, the references of ``reference``
-another prior             :func:`swap_prior`, :func:`prior_path`, :func:`power_scaling`
+another prior             :func:`swap_prior`, :func:`compare_prior`, :func:`prior_path`, :func:`power_scaling`
 another program           :func:`predictive_comparison`
 is this task a stranger   :class:`SupportNovelty`
 ArviZ                     :func:`to_datatree`, :func:`svi_to_datatree`
@@ -41,7 +41,7 @@ from pyro_smat.inference.diagnostics.misspecification import SupportNovelty, sup
 from pyro_smat.inference.diagnostics.pareto import ParetoDiagnostic, catalog_discrepancy, khat_per_episode
 from pyro_smat.inference.diagnostics.power_scaling import catalog_power_scaling, power_scaling
 from pyro_smat.inference.diagnostics.predictive import predictive_comparison
-from pyro_smat.inference.diagnostics.prior_swap import prior_path, swap_catalog_prior, swap_prior
+from pyro_smat.inference.diagnostics.prior_swap import compare_prior, prior_path, swap_catalog_prior, swap_prior
 from pyro_smat.inference.diagnostics.reference import (
     ReferencePosterior,
     enumerated_posterior,
@@ -50,6 +50,7 @@ from pyro_smat.inference.diagnostics.reference import (
 )
 from pyro_smat.inference.diagnostics.reliability import reliability_fit
 from pyro_smat.inference.diagnostics.route_calibration import route_calibration, routing_sets
+from pyro_smat.inference.diagnostics.run import diagnose_router
 from pyro_smat.inference.diagnostics.sharpness import Sharpness, temperature_estimate
 from pyro_smat.inference.diagnostics.shots import concentration_over_shots
 from pyro_smat.inference.diagnostics.simulation import simulation_based_calibration
@@ -72,10 +73,12 @@ __all__ = [
     "catalog_calibration",
     "catalog_discrepancy",
     "catalog_power_scaling",
+    "compare_prior",
     "concentration",
     "concentration_of_draws",
     "concentration_over_shots",
     "diagnose",
+    "diagnose_router",
     "draws_calibration",
     "enumerated_posterior",
     "episode_draws",

@@ -72,6 +72,34 @@ def with_shots(batch: EpisodeBatch, shots: int) -> EpisodeBatch:
     return replace(batch, support=replace(batch.support, mask=batch.support.mask & (rank <= shots)))
 
 
+def trimmed(batch: EpisodeBatch) -> EpisodeBatch:
+    """The batch without support columns that are padding in every episode: what :func:`with_shots` hid costs nothing.
+
+    The order of the shots that are left stays.
+    """
+    support = batch.support
+    count = int(support.mask.sum(-1).max())
+    order = (~support.mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, :count]  # (B, S')
+
+    def chosen(values: Tensor, dim: int = 1) -> Tensor:
+        shape = [1] * values.ndim
+        shape[0], shape[dim] = order.shape
+        return values.take_along_dim(order.view(shape), dim)
+
+    features = None if support.features is None else chosen(support.features, 2)
+    return replace(
+        batch,
+        support=replace(
+            support,
+            images=chosen(support.images),
+            labels=chosen(support.labels),
+            mask=chosen(support.mask),
+            rows=chosen(support.rows),
+            features=features,
+        ),
+    )
+
+
 def with_permuted_labels(batch: EpisodeBatch, generator: torch.Generator) -> EpisodeBatch:
     """The batch with the labels of every support shuffled among its images: nothing about a routing is left in them."""
     noise = torch.rand(batch.support.labels.shape, generator=generator).to(batch.support.labels.device)

@@ -7,8 +7,6 @@ What each check means is said in its own module; this one only calls them and le
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.files import replacing, write_json
 from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.diagnostics import figures, verdicts
 from pyro_smat.inference.diagnostics.datatree import to_datatree
@@ -27,13 +26,14 @@ from pyro_smat.inference.diagnostics.label_checks import label_calibration
 from pyro_smat.inference.diagnostics.pareto import FEWEST_DRAWS, catalog_discrepancy, khat_per_episode
 from pyro_smat.inference.diagnostics.power_scaling import catalog_power_scaling, power_scaling
 from pyro_smat.inference.diagnostics.predictive import predictive_comparison
-from pyro_smat.inference.diagnostics.prior_swap import prior_path
+from pyro_smat.inference.diagnostics.prior_swap import compare_prior, prior_path
 from pyro_smat.inference.diagnostics.reference import MOST_ROUTINGS, enumerated_posterior
 from pyro_smat.inference.diagnostics.route_calibration import route_calibration, routing_sets
 from pyro_smat.inference.diagnostics.shots import concentration_over_shots, control_probabilities, usable_shots
 from pyro_smat.inference.diagnostics.uniformity import FEWEST
 from pyro_smat.inference.diagnostics.verdicts import Verdict
 from pyro_smat.metrics.arrays import FloatArray
+from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.models.routed import RoutedModel
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class Diagnosis:
     def write(self, folder: Path | str) -> Path:
         """Write ``diagnostics.nc`` (HDF5), ``diagnostics.json`` and one SVG a figure; returns the folder."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tree.to_netcdf(folder / "diagnostics.nc", engine="h5netcdf")
-        (folder / "diagnostics.json").write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        with replacing(folder / "diagnostics.nc") as temporary:
+            self.tree.to_netcdf(temporary, engine="h5netcdf")
+        write_json(folder / "diagnostics.json", self.to_dict())
         for name, picture in self.pictures.items():
             picture.figure.savefig(folder / f"{name}.svg")
         return folder
@@ -96,7 +96,9 @@ def diagnose(
     *,
     source_of_route: Sequence[int] = (),
     other_guides: Sequence[RoutingGuide] = (),
-    against: Mapping[str, tuple[RoutedModel, RoutingGuide]] | None = None,
+    against: Mapping[str, RoutingDraws] | None = None,
+    nested: Sequence[EpisodeBatch] | None = None,
+    new_prior: tuple[str, RoutingPrior] | None = None,
     costs: FloatArray | None = None,
     betas: Sequence[float] = BETAS,
     shots: Sequence[int] = SHOTS,
@@ -111,7 +113,9 @@ def diagnose(
         batches: held-out episodes with support features, at least 100 for the tests to say anything.
         source_of_route: the source that knows route a, -1 where none does; without it nothing is judged by routes.
         other_guides: of other training seeds, chains of the DataTree.
-        against: name -> model and guide of other runs, compared on the same episodes.
+        against: name -> draws of other runs on the same episodes.
+        nested: the same episodes with more shots, for the look at concentration; default: ``batches``.
+        new_prior: name and prior that the posterior is set against, without retraining.
         costs: ``(J,)`` of the routings of a catalog, or ``(C,)`` a unit of weight on the simplex: adds the prior path.
         betas: of the path.
         shots: numbers of shots to look at, as far as the supports go.
@@ -121,6 +125,17 @@ def diagnose(
 
     Raises:
         ValueError: for no batches, or guides with other sites than the prior's.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package, not trained
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 1)
+        >>> batches = [router.features().attach(sampler.sample(4)) for _ in range(2)]
+        >>> found = diagnose(router.model, router.guide, batches, shots=(), num_samples=50)
+        >>> found.episodes, {verdict.answer for verdict in found.verdicts} <= {"ok", "look", "cannot tell"}
+        (8, True)
     """
     draws = RoutingDraws.collect(model, guide, batches, num_samples=num_samples, seed=seed, config=config)
     check = _Checks(draws, seed)
@@ -131,12 +146,13 @@ def diagnose(
     if draws.num_episodes >= FEWEST_EPISODES:
         control = negative_control(sources, control_probabilities(guide, batches, seed=seed), prior)
         check.add("negative_control", control, verdicts.of_negative_control(control))
-    levels = usable_shots(batches, shots)
+    nested = batches if nested is None else nested
+    levels = usable_shots(nested, shots)
     if len(levels) >= 3:
         found = concentration_over_shots(
             model.prior,
             guide,
-            batches,
+            nested,
             levels,
             prior_probabilities=prior,
             truth=truth,
@@ -149,14 +165,14 @@ def diagnose(
     check.fit(model, batches)
     check.labels()
     check.prior(costs, betas)
+    if new_prior is None:
+        check.left_out["prior_swap"] = "no other prior was given"
+    else:
+        check.swap(*new_prior)
     chains = [draws]
     for number, other in enumerate(other_guides, start=1):
         chains.append(RoutingDraws.collect(model, other, batches, num_samples=num_samples, seed=seed + number))
-    others = {
-        name: RoutingDraws.collect(*pair, batches, num_samples=num_samples, seed=seed)
-        for name, pair in (against or {}).items()
-    }
-    check.comparison(others)
+    check.comparison(against or {})
     route = check.results.get("route_calibration")
     tree = to_datatree(chains, pits=None if route is None else route.overall.pits)
     check.seeds(tree, len(chains))
@@ -275,6 +291,13 @@ class _Checks:
             self.results["prior_path"] = path
             self.pictures["prior_path"] = figures.prior_path_picture(path)
 
+    def swap(self, name: str, prior: RoutingPrior) -> None:
+        if np.isnan(self.draws.log_q).any():
+            self.left_out["prior_swap"] = "a point posterior cannot be reweighted"
+            return
+        found = compare_prior(self.draws, prior, name)
+        self.add("prior_swap", found, verdicts.of_prior_comparison(found))
+
     def comparison(self, others: Mapping[str, RoutingDraws]) -> None:
         if not others:
             self.left_out["comparison"] = "no other run was given"
@@ -320,8 +343,6 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, np.generic):
         return _plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, str | int | bool):
+    if value is None or isinstance(value, str | int | float | bool):
         return value
     return str(value)

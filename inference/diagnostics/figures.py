@@ -5,6 +5,7 @@ No pyplot and no ArviZ: these are drawn in the style of the report. ArviZ's own 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,10 +25,15 @@ MOST_EPISODES = 12
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure and what to see in it."""
+    """A figure and what to see in it; shows itself in notebooks."""
 
     figure: Figure
     caption: str
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=90)
+        return buffer.getvalue()
 
 
 def pit_picture(found: PosteriorCalibration) -> Picture:

@@ -5,8 +5,8 @@ r"""Information and collapse: how much a routing posterior says of the episode, 
 
 (Hoffman and Johnson 2016), exact for a catalog. A posterior collapses to the *prior* (no mutual information: all
 episodes get the same), to a *point* (no entropy left, and the temperature that calibrates it is far above 1), or to
-*few routings* (the aggregate uses a fraction of the catalog). Cheap enough for every training step:
-:func:`posterior_information`.
+*few routings* (the aggregate uses a fraction of the catalog). What training logs of every batch is
+:func:`~pyro_smat.guides.information.posterior_information`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.guides.information import PosteriorInformation, posterior_information
 from pyro_smat.inference.diagnostics.sharpness import Sharpness, temperature_estimate
 from pyro_smat.metrics.arrays import FloatArray
+
+__all__ = [
+    "NegativeControl",
+    "PosteriorInformation",
+    "RoutingInformation",
+    "information",
+    "negative_control",
+    "posterior_information",
+]
 
 FEWEST_EPISODES = 50
 TO_PRIOR, TO_POINT, POINT_TEMPERATURE, FEW_SHARE = 0.05, 0.01, 2.0, 0.25
@@ -106,44 +114,6 @@ def information(probabilities: FloatArray, prior: FloatArray, *, truth: np.ndarr
         active=q.var(0),
         temperature=temperature,
         collapse=collapse,
-    )
-
-
-@dataclass(frozen=True)
-class PosteriorInformation:
-    """What training logs of a batch of posteriors, of any family, in nats.
-
-    Attributes:
-        entropy: mean entropy of the routing probabilities.
-        variance: mean over episodes of the variance of the coefficients across draws, summed over coefficients.
-        mutual_information: of episode and routing, at most log B; NaN of a point posterior.
-        effective_routings: exp of the entropy of the batch's mean probabilities.
-    """
-
-    entropy: float
-    variance: float
-    mutual_information: float
-    effective_routings: float
-
-
-@torch.no_grad()
-def posterior_information(
-    posterior: RoutingPosterior, num_samples: int = 32, generator: torch.Generator | None = None
-) -> PosteriorInformation:
-    """Four numbers of the posteriors of B episodes, cheap enough for every training step.
-
-    Args:
-        posterior: of B episodes.
-        num_samples: routings drawn of each, for the variance and where information is a Monte Carlo estimate.
-        generator: of the draws; None is the global one.
-    """
-    coefficients = posterior.sample(num_samples, generator)  # (K, B, [L,] C)
-    probabilities = posterior.routing_probabilities()
-    return PosteriorInformation(
-        entropy=float(posterior.entropy().mean()),
-        variance=float(coefficients.var(0).flatten(1).sum(-1).mean()),
-        mutual_information=posterior.mutual_information(num_samples, generator),
-        effective_routings=float(torch.special.entr(probabilities.mean(0)).sum().exp()),
     )
 
 

@@ -2,7 +2,8 @@ r"""Is this support unlike anything that the router was trained on?
 
 A posterior is as good as the episodes it was amortised over. The score is the Mahalanobis distance of a summary of the
 support from those of training supports, with a covariance shrunk towards its diagonal (Ledoit and Wolf 2004); its
-p-value is conformal: the share of reference supports that are as far away, valid whatever the distribution.
+p-value is conformal: the share of reference supports that are as far away, valid whatever the distribution. As an
+uncertainty score, fitted and saved with the router: ``score = "novelty"``, over scores instead of the encoding.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import torch
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import RoutingGuide
+from pyro_smat.inference.decision.scores.novelty import centre_and_precision, distance
 from pyro_smat.metrics.arrays import FloatArray
-
-SHRINKAGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,12 @@ class SupportNovelty:
             raise ValueError("summaries hold NaN or infinite values; expected finite numbers")
         order = np.random.default_rng(seed).permutation(len(summaries))
         first, second = summaries[order[: len(order) // 2]], summaries[order[len(order) // 2 :]]
-        covariance = np.atleast_2d(np.cov(first.T))
-        diagonal = np.diag(np.clip(np.diag(covariance), 1e-12, None))
-        precision = np.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal)
-        fitted = cls(first.mean(0), precision, np.empty(0))
-        return cls(fitted.mean, precision, np.sort(fitted.score(second)))
+        mean, precision = centre_and_precision(first)
+        return cls(mean, precision, np.sort(distance(second, mean, precision)))
 
     def score(self, summaries: FloatArray) -> FloatArray:
         """Squared distance ``(B,)`` of summaries ``(B, D)``; larger is stranger."""
-        off = np.asarray(summaries, dtype=np.float64) - self.mean
-        return np.einsum("bd,de,be->b", off, self.precision, off)
+        return distance(np.asarray(summaries, dtype=np.float64), self.mean, self.precision)
 
     def p_value(self, summaries: FloatArray) -> FloatArray:
         """``(B,)``: uniform or larger for supports like those of training, small for strange ones."""

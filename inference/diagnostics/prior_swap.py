@@ -141,6 +141,54 @@ def _log_predictive(weights: FloatArray, log_likelihood: FloatArray) -> FloatArr
 
 
 @dataclass(frozen=True)
+class PriorComparison:
+    """One other prior beside the router's own, without retraining.
+
+    Attributes:
+        name: of the prior.
+        loss, new_loss: mean negative log predictive density, in nats per query, over episodes that are not refused.
+        difference, difference_se: new minus old and its standard error over episodes.
+        weights, new_weights: ``(C,)`` mean coefficients, mean over blocks.
+        refused: share of episodes that importance weights cannot reach.
+    """
+
+    name: str
+    loss: float
+    new_loss: float
+    difference: float
+    difference_se: float
+    weights: FloatArray
+    new_weights: FloatArray
+    refused: float
+
+
+def compare_prior(draws: RoutingDraws, new_prior: RoutingPrior, name: str = "new prior") -> PriorComparison:
+    """What the posterior under another prior would say and lose; errors as in :func:`swap_prior`."""
+    found = swap_prior(draws, new_prior)
+    if draws.probabilities is not None and draws.routing_log_likelihood is not None:
+        old = _log_predictive(draws.probabilities.T, draws.routing_log_likelihood)
+    else:
+        old = _log_predictive(np.full(draws.log_q.shape, 1 / draws.num_draws), draws.log_likelihood)
+    kept = ~found.refused
+    queries = (draws.labels >= 0).sum(1)[kept]
+    losses, new_losses = -old[kept] / queries, -found.log_predictive[kept] / queries
+    change = new_losses - losses
+    weights = draws.coefficients.mean(0)[kept]
+    means = [np.atleast_2d(part.mean(0) if kept.any() else part.sum(0)).mean(0) for part in (weights, found.mean[kept])]
+    some = kept.any()
+    return PriorComparison(
+        name=name,
+        loss=float(losses.mean()) if some else float("nan"),
+        new_loss=float(new_losses.mean()) if some else float("nan"),
+        difference=float(change.mean()) if some else float("nan"),
+        difference_se=float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else float("nan"),
+        weights=means[0],
+        new_weights=means[1],
+        refused=float(found.refused.mean()),
+    )
+
+
+@dataclass(frozen=True)
 class PriorPath:
     r"""Expected cost against loss along :math:`p_\beta \propto p\, e^{-\beta\,\mathrm{cost}}`, without retraining.
 

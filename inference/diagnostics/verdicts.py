@@ -17,6 +17,7 @@ from pyro_smat.inference.diagnostics.information import NegativeControl, Routing
 from pyro_smat.inference.diagnostics.pareto import CatalogDiscrepancy
 from pyro_smat.inference.diagnostics.power_scaling import SENSITIVE, PowerScaling
 from pyro_smat.inference.diagnostics.predictive import PredictiveComparison
+from pyro_smat.inference.diagnostics.prior_swap import PriorComparison
 from pyro_smat.metrics.arrays import FloatArray
 
 Answer = Literal["ok", "look", "cannot tell"]
@@ -144,6 +145,19 @@ def of_power_scaling(found: PowerScaling) -> Verdict:
         + (f", {refused} refused" if refused else ""),
         "a prior that everything else agrees with; leaning on it is no fault where supports are small",
     )
+
+
+def of_prior_comparison(found: PriorComparison) -> Verdict:
+    """Clearly more lost under the other prior: look."""
+    question, blind = f"What would the prior {found.name} change?", "what training under that prior would have learned"
+    if found.refused > 0.5:
+        text = f"importance weights do not reach it in {100 * found.refused:.0f}% of the episodes; retrain"
+        return Verdict(question, "cannot tell", text, blind)
+    text = (
+        f"loss {found.loss:.4f} to {found.new_loss:.4f} nats per query, {found.difference:+.4f} +- "
+        f"{found.difference_se:.4f}; mean weights move by {0.5 * np.abs(found.weights - found.new_weights).sum():.3f}"
+    ) + (f"; {100 * found.refused:.0f}% of episodes refused" if found.refused else "")
+    return Verdict(question, "look" if found.difference > 2 * found.difference_se else "ok", text, blind)
 
 
 def of_comparison(name: str, found: PredictiveComparison) -> Verdict:

@@ -74,6 +74,16 @@ def evaluate(
 
     Raises:
         ValueError: for methods of the same name, or a baseline that asks for what is not there.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package, not trained
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 1)
+        >>> evaluation = evaluate(router.model, router.guide, sampler, router.features(), episodes=4)
+        >>> evaluation.accuracy("best source by support loss").shape
+        (4,)
     """
     model.eval()
     guide.eval()

@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.files import load_state, save_state
+from pyro_smat.guides.information import posterior_information
 from pyro_smat.guides.router import RoutingGuide
 from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
 from pyro_smat.inference.objective.outcome import run_routings
 from pyro_smat.inference.objective.terms import ELBOTerms
 from pyro_smat.inference.training.annealing import KLSchedule
-from pyro_smat.inference.training.posterior_collapse import posterior_spread
 from pyro_smat.inference.training.random_state import random_state, set_random_state
 from pyro_smat.inference.training.schedule import warmup_then_cosine
 from pyro_smat.inference.training.settings import TrainingSettings
@@ -52,9 +52,23 @@ class MetaTrainer:
 
     Attributes:
         history: one dict a step: step, loss, episode_loss, cvar, threshold, kl, negative_elbo (the plain one, of an
-            episode), spread of the posterior (entropy, variance, mutual_information), sparsity, images_per_second,
-            optional terms of the ELBO by name; at validations also validation_accuracy, validation_loss and
-            validation_cvar.
+            episode), information of the posterior (entropy, variance, mutual_information, effective_routings),
+            sparsity, images_per_second, optional terms of the ELBO by name; at validations also validation_accuracy,
+            validation_loss and validation_cvar.
+
+    Example:
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package, not trained
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 1)
+        >>> trainer = MetaTrainer(
+        ...     router.model, router.guide, elbo=CVaR_ELBO(rho=1.0), sampler=sampler, features=router.features(),
+        ...     settings=TrainingSettings(steps=2, episodes=2),
+        ... )
+        >>> history = trainer.fit(progress=False)
+        >>> history["step"].tolist()
+        [1, 2]
     """
 
     def __init__(
@@ -226,7 +240,7 @@ class MetaTrainer:
     def _row(self, terms: ELBOTerms, loss: Tensor, batch: EpisodeBatch, images_per_second: float) -> dict[str, float]:
         with torch.no_grad():
             generator = torch.Generator(self.device).manual_seed(self.step)
-            spread = posterior_spread(self.guide.posterior(batch), generator=generator)
+            found = posterior_information(self.guide.posterior(batch), generator=generator)
         row = {
             "step": self.step,
             "loss": loss.item(),
@@ -235,7 +249,7 @@ class MetaTrainer:
             "threshold": terms.threshold.item(),
             "kl": terms.kl.item(),
             "negative_elbo": terms.negative_elbo.item() / len(batch),
-            **asdict(spread),
+            **asdict(found),
             "images_per_second": images_per_second,
         }
         row |= {name: value.item() for name, value in terms.penalties.items()}

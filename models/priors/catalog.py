@@ -26,6 +26,13 @@ class CatalogPrior(RoutingPrior):
 
     Raises:
         ValueError: for logits of another shape or that make no distribution.
+
+    Example:
+        >>> from pyro_smat.routing import Catalog
+        >>> catalog = Catalog.k_hot(("a", "b", "c"), max_sources=2)
+        >>> prior = CatalogPrior(catalog, logits=[2.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+        >>> prior.base_logits().exp()[0]
+        tensor(0.5964)
     """
 
     raw_logits: Tensor

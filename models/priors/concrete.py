@@ -25,6 +25,11 @@ class ConcretePrior(SimplexPrior):
 
     Raises:
         ValueError: for shapes, logits or a temperature that make no distribution.
+
+    Example:
+        >>> prior = ConcretePrior(3, temperature=0.5)
+        >>> prior().sum()
+        tensor(1.)
     """
 
     logits: Tensor

@@ -3,6 +3,7 @@ r"""CostAwareCatalogPrior: p(A) \propto exp(-beta cost(A)) over a catalog of rou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -28,8 +29,16 @@ class CostAwareCatalogPrior(CatalogPrior):
     Raises:
         ValueError: for costs or a beta that make no distribution, a target that no beta >= 0
             attains (naming the range that is attained), or a hyperprior on a fixed beta.
+
+    Example:
+        >>> from pyro_smat.routing import Catalog
+        >>> catalog = Catalog.k_hot(("a", "b", "c"), max_sources=2)
+        >>> prior = CostAwareCatalogPrior(catalog, costs=[0.0, 1.0, 1.0], target_cost=0.5)
+        >>> round(float(prior.expected_cost()), 4)
+        0.5
     """
 
+    registered_as: ClassVar[str] = "cost_aware"
     costs_of_routings: Tensor
 
     def __init__(

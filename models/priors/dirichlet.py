@@ -23,6 +23,10 @@ class DirichletPrior(SimplexPrior):
 
     Raises:
         ValueError: for shapes or a concentration that make no distribution.
+
+    Example:
+        >>> DirichletPrior(3, concentration=[2.0, 1.0, 1.0]).base_logits().exp()
+        tensor([0.5000, 0.2500, 0.2500])
     """
 
     concentration: Tensor

@@ -29,6 +29,13 @@ class HierarchicalPrior(CatalogPrior):
     Raises:
         ValueError: for another number of families than of routings, a number left out, or logits that make no
             distribution.
+
+    Example:
+        >>> from pyro_smat.routing import Catalog
+        >>> catalog = Catalog.k_hot(("a", "b"), experts=3)  # a family is a source, its members the three experts
+        >>> prior = HierarchicalPrior(catalog, family_logits=torch.tensor([1.0, 0.0]))
+        >>> prior.base_logits().exp()
+        tensor([0.2437, 0.2437, 0.2437, 0.0896, 0.0896, 0.0896])
     """
 
     family_logits: Tensor

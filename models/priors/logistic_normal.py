@@ -26,6 +26,10 @@ class LogisticNormalPrior(SimplexPrior):
 
     Raises:
         ValueError: for shapes or a scale that make no distribution.
+
+    Example:
+        >>> LogisticNormalPrior.cost_aware(3, costs=[0.0, 1.0, 1.0], beta=2.0).loc
+        tensor([-0., -2., -2.])
     """
 
     loc: Tensor

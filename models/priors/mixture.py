@@ -42,6 +42,12 @@ class MixturePrior(RoutingPrior):
 
     Raises:
         ValueError: for components or weights that make no mixture, or a hyperprior on fixed weights.
+
+    Example:
+        >>> from pyro_smat.models.priors import DirichletPrior
+        >>> prior = MixturePrior([DirichletPrior(3), DirichletPrior(3, concentration=0.1)], weights=[0.5, 0.5])
+        >>> prior.site_names
+        ('source_ilr',)
     """
 
     raw_log_weights: Tensor

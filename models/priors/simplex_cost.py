@@ -33,6 +33,11 @@ class SimplexCostPrior(SimplexPrior):
     Raises:
         ValueError: for shapes, costs or a beta that make no distribution, a target that no beta >= 0
             attains (naming the range that is attained), or a hyperprior on a fixed beta.
+
+    Example:
+        >>> prior = SimplexCostPrior(3, costs=[0.0, 1.0, 1.0], beta=2.0)
+        >>> bool(prior.base_logits()[0] > prior.base_logits()[1])
+        True
     """
 
     costs: Tensor

@@ -14,6 +14,7 @@ from pyro_smat import __version__
 from pyro_smat.cli.adapt import adapt, predict
 from pyro_smat.cli.certify import certify
 from pyro_smat.cli.cost import cost
+from pyro_smat.cli.diagnose import diagnose
 from pyro_smat.cli.evaluate import evaluate
 from pyro_smat.cli.monitor import monitor
 from pyro_smat.cli.options import commands_of
@@ -43,7 +44,7 @@ def _root(
     """Options of the program itself."""
 
 
-for _function in (quickstart, train, evaluate, certify, adapt, predict, monitor, cost):
+for _function in (quickstart, train, evaluate, certify, adapt, predict, monitor, diagnose, cost):
     commands_of(app)(_function)
 app.add_typer(sources_app, name="sources")
 

@@ -32,7 +32,7 @@ def certify(
     split: Split = None,
     data: Data = None,
     allow_outside: AllowOutside = False,
-    episodes: Annotated[int, typer.Option(help="Number of fresh episodes, N.")] = 1000,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of fresh episodes, N.")] = 1000,
     label_noise: LabelNoise = 0.0,
     confounding: Confounding = 0.0,
     output: Annotated[Path | None, typer.Option(help="Where results go; default: RUN/certificates/NAME.")] = None,

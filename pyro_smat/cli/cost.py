@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def cost(
     run: RunFolder,
-    images: Annotated[int, typer.Option(help="Images of a task, support and queries.")] = 25,
-    repeats: Annotated[int, typer.Option(help="Measurements of each time.")] = 30,
+    images: Annotated[int, typer.Option(min=1, help="Images of a task, support and queries.")] = 25,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each time.")] = 30,
     output: Annotated[Path | None, typer.Option(help="JSON file; default: RUN/cost.json.")] = None,
     model: OwnModel = None,
     guide: OwnGuide = None,

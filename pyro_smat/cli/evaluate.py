@@ -38,7 +38,7 @@ def evaluate(
     split: Split = None,
     data: Data = None,
     allow_outside: AllowOutside = False,
-    episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 600,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 600,
     label_noise: LabelNoise = 0.0,
     confounding: Confounding = 0.0,
     corrupt: Corrupted = None,
@@ -63,6 +63,7 @@ def evaluate(
 ) -> None:
     """Evaluate a router: accuracy, tails, calibration, regret, abstention; writes a report."""
     import dataclasses
+    import re
 
     if abstain_risk is not None and not 0 < abstain_risk < 1:
         raise ValueError(f"--abstain-risk is {abstain_risk}; expected a risk in (0, 1)")
@@ -96,7 +97,7 @@ def evaluate(
         classifier = RoutedClassifier(classifier.router, found.deployment)
         typer.echo(str(found))
     name += f"-noise{label_noise:g}" * (label_noise > 0) + f"-confounded{confounding:g}" * (confounding > 0)
-    name += "".join(f"-{text.replace(':', '-')}" for text in corrupt or [])
+    name += "".join("-" + re.sub(r"[^\w.=]+", "-", text) for text in corrupt or [])
     folder = output or run / "evaluations" / name
     with locked(folder, wait=wait):
         evaluation = evaluate_router(
@@ -146,7 +147,7 @@ def corruptions_of(label_noise: float, confounding: float, more: list[str] | Non
         wanted.append({"kind": "confounding", "probability": confounding})
     if label_noise:
         wanted.append({"kind": "label_noise", "fraction": label_noise})
-    return [build(choose("corruption", value)) for value in [*wanted, *map(parse, more or [])]]
+    return [build(choose("corruption", value, run_files=True)) for value in [*wanted, *map(parse, more or [])]]
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -79,8 +79,7 @@ def open_router(run: Path, device: str, own: Mapping[str, str]) -> Any:
     for kind, name in own.items():
         typer.echo(f"running {name} for the {kind}", err=True)
         made[kind] = load_file(name)
-    network = made.pop("network")() if "network" in made else None
-    return RoutedClassifier.load(router_folder(run), device=device, own=made, network=network)
+    return RoutedClassifier.load(router_folder(run), device=device, own=made)
 
 
 def _one_line(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:

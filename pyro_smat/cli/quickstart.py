@@ -16,7 +16,7 @@ def quickstart(
     from_scratch: Annotated[
         bool, typer.Option(help="Make the source checkpoints too (17 minutes of one core).")
     ] = False,
-    episodes: Annotated[int, typer.Option(help="Test episodes per condition.")] = 100,
+    episodes: Annotated[int, typer.Option(min=1, help="Test episodes per condition.")] = 100,
     set_: Overrides = None,
     seed: Seed = None,
     device: Device = "auto",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, model_validator
 from torch import Tensor, nn
 
 from pyro_smat.cost.active import compose_active
@@ -113,11 +113,11 @@ class Calibration:
                 f"{1e3 * line.error:>7.2f}  {residual:>16}  {1e-3 * size:>9.1f}  {rate:>6}"
             )
         where = self.machine
+        share = 100 * sum(self.latency.mix) / self.latency.fixed if self.latency.fixed else math.inf
         lines += [
             f"fixed {self.latency.fixed:.3f} ms, of which the forward pass of {self.images} images "
             f"{self.forward:.3f} ms",
-            f"one more source in every block: {sum(self.latency.mix):.4f} ms, "
-            f"{100 * sum(self.latency.mix) / self.latency.fixed:.2f}% of that",
+            f"one more source in every block: {sum(self.latency.mix):.4f} ms, {share:.2f}% of that",
             f"{where.processor}, {where.device}, {where.threads} thread(s), torch {where.torch}",
         ]
         return "\n".join(lines)
@@ -231,6 +231,12 @@ class _Saved(BaseModel):
     forward: float
     images: int
     machine: Machine
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> _Saved:
+        if not len(self.blocks) == len(self.latency.mix) == len(self.traffic.mix):
+            raise ValueError(f"blocks are {len(self.blocks)}; expected one for each of {len(self.latency.mix)} prices")
+        return self
 
     def restored(self) -> Calibration:
         blocks = tuple(block.restored() for block in self.blocks)

@@ -29,6 +29,7 @@ EVIDENCE = (
     "similarity of the nearest neighbour",
 )
 SCALE = 10.0
+USUAL_SHOTS = 25.0  # brings sums over the shots of a support to the size of means
 TIE = 1e-6  # similarities closer than this are equal: rounding must not break ties
 
 
@@ -112,17 +113,28 @@ class EvidenceEncoder(SupportEncoder):
     Args:
         hidden: h.
         trust: initial weight of the leave-one-out loss, in logits per unit of the loss over log way; learned.
+        total: also look at the sum of the leave-one-out losses over shots, which grows with the support as a
+            log-likelihood does, where all other numbers are means; its weight in the score is learned from 0.
     """
 
-    def __init__(self, hidden: int = 64, trust: float = 8.0) -> None:
+    def __init__(self, hidden: int = 64, trust: float = 8.0, total: bool = False) -> None:
         super().__init__(hidden)
-        self.embed = nn.Sequential(nn.Linear(len(EVIDENCE) + 1, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        inputs = len(EVIDENCE) + 1 + total
+        self.embed = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.context = SourceContext(hidden)
         self.trust = nn.Parameter(torch.tensor(float(trust)))
+        self.total = total
+        if total:
+            self.trust_in_total = nn.Parameter(torch.tensor(0.0))
 
     def encode_alone(self, features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor) -> Encoding:
         """Arguments as in :func:`source_evidence`."""
         evidence = source_evidence(features, labels, mask, class_mask)
-        size = shot_sizes(mask.sum(-1).to(evidence.dtype)).view(-1, 1, 1).expand(*evidence.shape[:-1], 1)
-        embedding = self.embed(torch.cat([evidence, size], dim=-1))
-        return Encoding(embedding, score=-self.trust * evidence[..., 0])
+        shots = mask.sum(-1).to(evidence.dtype).view(-1, 1, 1)
+        size = shot_sizes(shots).expand(*evidence.shape[:-1], 1)
+        inputs, score = [evidence, size], -self.trust * evidence[..., 0]
+        if self.total:
+            total = shots * evidence[..., :1]  # (B, R, 1)
+            inputs.append(total / USUAL_SHOTS)
+            score = score - self.trust_in_total * total.squeeze(-1)
+        return Encoding(self.embed(torch.cat(inputs, dim=-1)), score)

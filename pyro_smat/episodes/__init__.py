@@ -20,7 +20,7 @@ from pyro_smat.episodes.pool import ImagePool
 
 if TYPE_CHECKING:
     from pyro_smat.episodes.readers.dataset import read_dataset
-    from pyro_smat.episodes.readers.folders import read_folder
+    from pyro_smat.episodes.readers.folders import read_folder, write_folder
     from pyro_smat.episodes.readers.glyphs import glyph_pool
     from pyro_smat.episodes.readers.table import read_csv
     from pyro_smat.episodes.sampler import EpisodeSampler
@@ -39,6 +39,7 @@ __all__ = [
     "read_csv",
     "read_dataset",
     "read_folder",
+    "write_folder",
 ]
 
 _HOMES = {
@@ -48,6 +49,7 @@ _HOMES = {
     "read_csv": "readers.table",
     "read_dataset": "readers.dataset",
     "read_folder": "readers.folders",
+    "write_folder": "readers.folders",
 }
 
 

@@ -26,6 +26,14 @@ class SourceFeatures:
         pool: when given, all its images are embedded at the first use and looked up afterwards (memory: images x R x f
             values in the dtype of the basis). Always in the same batches, so a resumed run sees the same bits.
         progress: show a bar while the pool is embedded.
+
+    Example:
+        >>> from pyro_smat.networks import ParameterSpace
+        >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> space = ParameterSpace.from_module(module)
+        >>> features = SourceFeatures(TaskNetwork(module, space), torch.rand(2, space.dim))
+        >>> features(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 2, 3])
     """
 
     def __init__(

@@ -42,6 +42,11 @@ class ParameterSpace:
     Attributes:
         entries: the tensors in the order of the flat vector; entries of one block are neighbours.
         block_names: names of the L blocks of blockwise mixing; ``("all",)`` when there is one.
+
+    Example:
+        >>> space = ParameterSpace.from_module(nn.Linear(3, 2), {"weights": "weight", "rest": ".*"})
+        >>> space.dim, space.block_names
+        (8, ('weights', 'rest'))
     """
 
     entries: tuple[Entry, ...]

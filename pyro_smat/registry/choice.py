@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,7 +160,10 @@ def build(choice: Choice, supplied: Mapping[str, Any] = MappingProxyType({})) ->
     if kind.call and set(kind.call) <= set(parameters):  # the function itself, not what makes it
         options = {name: _built(value, supplied) for name, value in choice.options.items()}
         return update_wrapper(partial(factory, **options), factory)
+    own = inspect.signature(factory).parameters
     for name, parameter in parameters.items():
+        if name in choice.options and name not in own and choice.options[name] == parameter.default:
+            continue  # it would go on to a base, which has it anyway; the class may have its own for it
         if name in choice.options:
             given = name in supplied and isinstance(choice.options[name], Choice)  # made already, for all who ask
             arguments[name] = supplied[name] if given else _built(choice.options[name], supplied)

@@ -50,6 +50,11 @@ class Supply(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self._makers
 
+    def but(self, **values: Any) -> Supply:
+        """The same with other values."""
+        kept = {name: partial(self.__getitem__, name) for name in self if name not in values}
+        return Supply(**kept, **{name: partial(lambda value: value, value) for name, value in values.items()})
+
 
 def parameters_of(factory: Factory) -> dict[str, inspect.Parameter]:
     """Parameters of a function or constructor, annotations resolved; those of bases too, where ``**options`` go on."""

@@ -28,9 +28,11 @@ class Remembered:
 
         @functools.wraps(construct)
         def remember(self: Any, *args: Any, **kwargs: Any) -> None:
+            given, unnamed = _arguments(construct, self, *args, **kwargs)
             if "_constructed_with" not in vars(self):  # the outermost constructor runs first
-                bound = inspect.signature(construct).bind(self, *args, **kwargs)
-                vars(self)["_constructed_with"] = dict(list(bound.arguments.items())[1:])
+                vars(self).update(_constructed_with=given, _unnamed=unnamed)
+            passed_on = {k: v for k, v in given.items() if any(v is one for one in vars(self)["_unnamed"])}
+            vars(self)["_constructed_with"] = passed_on | vars(self)["_constructed_with"]  # a base has names for *args
             construct(self, *args, **kwargs)
 
         cls.__init__ = remember  # type: ignore[method-assign]
@@ -43,12 +45,15 @@ class Remembered:
         return vars(self).get("_constructed_with", {})
 
 
-def describe(kind: str, made: Any) -> Choice:
-    """The choice that makes such an object again; tensors among its arguments are left to its state dict.
+def describe(kind: str, made: Any, **known: Any) -> Choice:
+    """The choice that makes such an object again; matrices among its arguments are left to its state dict.
+
+    A class that a registered function makes says so: ``registered_as = "cost_aware"``.
 
     Args:
         kind: a key of :data:`~pyro_smat.registry.kinds.KINDS`.
         made: an object of a registered class, or of one of the user's own, which is named by its class.
+        known: options that are known already.
 
     Raises:
         ValueError: for an object that does not remember how it was constructed, or an argument that JSON cannot say.
@@ -63,9 +68,11 @@ def describe(kind: str, made: Any) -> Choice:
         raise ValueError(
             f"{kind} {factory.__name__} does not say how it was made; expected a subclass of the library's"
         )
-    options: dict[str, Any] = {}
+    name_of_function = vars(factory).get("registered_as")
+    registered = factory if name_of_function is None else find(kind, name_of_function)
+    options: dict[str, Any] = dict(known)
     for name, parameter in parameters_of(factory).items():
-        if name in KINDS[kind].supplied or name not in options_of(kind, factory).model_fields:
+        if name in known or name in KINDS[kind].supplied or name not in options_of(kind, registered).model_fields:
             continue
         value = _described(made.constructed_with.get(name, parameter.default))
         if is_plain(value):
@@ -75,11 +82,26 @@ def describe(kind: str, made: Any) -> Choice:
                 f"{kind} {factory.__name__} was made with {name}={value!r}, which a saved router cannot say; expected "
                 "numbers, strings, lists of these, tensors, or registered things"
             )
-    return Choice(kind, name_of(kind, factory) or _place(type(made)), options, factory)
+    return Choice(kind, name_of(kind, registered) or _place(type(made)), options, registered)
+
+
+def _arguments(construct: Any, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Arguments of a constructor by name, those of ``**options`` by their own, and those of ``*args``."""
+    signature = inspect.signature(construct)
+    found = dict(list(signature.bind(*args, **kwargs).arguments.items())[1:])
+    unnamed: tuple[Any, ...] = ()
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(name, {})
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            unnamed = found.pop(name, ())
+    return found, unnamed
 
 
 def _described(value: Any) -> Any:
-    """Registered things as choices, also inside tuples; everything else as it is."""
+    """Registered things as choices, also inside tuples; vectors as numbers; everything else as it is."""
+    if isinstance(value, Tensor) and value.ndim < 2:
+        value = value.tolist()
     if isinstance(value, tuple | list):
         return tuple(map(_described, value))
     kind = next((of for of in KINDS if _is_of(value, of)), None)

@@ -115,6 +115,23 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Words:
+    """A table of words: a section of its own above the numbers.
+
+    Attributes:
+        title: of the section.
+        note: one sentence on how to read it.
+        columns: names.
+        rows: one string per column; the first names the row.
+    """
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything on the page, top to bottom.
 
@@ -123,7 +140,8 @@ class Report:
         subtitle: one line: which run, which data.
         summary: headline sentences, the most important first.
         tables: as they should appear.
-        losses: plain sentences on what it lost; :func:`losing_sentences` makes them.
+        words: tables of words, as they should appear.
+        losses: plain sentences on what it lost; :func:`losing_sentences` makes them. None: nothing competes here.
         figures: (caption, figure); the first sentence of a caption is its title.
         settings: name -> value, for the table at the end.
         command: what makes this report again.
@@ -134,7 +152,8 @@ class Report:
     summary: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: tuple[tuple[str, Figure], ...] = ()
-    losses: tuple[str, ...] = ()
+    losses: tuple[str, ...] | None = ()
+    words: tuple[Words, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
 

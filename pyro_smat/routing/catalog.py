@@ -25,6 +25,13 @@ class Catalog:
 
     Raises:
         ValueError: for coefficients that are no list of such mixtures.
+
+    Example:
+        >>> catalog = Catalog.k_hot(("a", "b", "c"), max_sources=2)
+        >>> catalog.names
+        ('a', 'b', 'c', 'a+b', 'a+c', 'b+c')
+        >>> catalog.coefficients[3]
+        tensor([0.5000, 0.5000, 0.0000])
     """
 
     coefficients: Tensor

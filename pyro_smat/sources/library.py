@@ -38,6 +38,14 @@ class SourceLibrary:
 
     Raises:
         ValueError: for a basis of another shape, names that repeat, or checkpoints that do not fit.
+
+    Example:
+        >>> from pyro_smat.sources.pretraining import glyph_network, shipped_glyph_sources
+        >>> library = SourceLibrary.from_files(glyph_network(), shipped_glyph_sources())
+        >>> library.names
+        ('generalist', 'letter', 'face', 'rotation', 'style')
+        >>> tuple(library.basis.shape) == (5, library.space.dim)
+        True
     """
 
     def __init__(

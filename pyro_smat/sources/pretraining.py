@@ -91,6 +91,12 @@ def pretrain[M: nn.Module](
 
     Raises:
         ValueError: for non-positive steps, or when the loss becomes NaN or infinite.
+
+    Example:
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 2)
+        >>> source = pretrain(build_network("conv4", channels=8), sampler, steps=2)
+        >>> sorted(source.state_dict())[0]
+        'blocks.0.0.bias'
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")

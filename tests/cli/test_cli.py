@@ -66,8 +66,8 @@ def test_train_with_a_searched_catalog_a_prior_and_a_teacher(world: Path, tmp_pa
     """What a config can say reaches the run: read back from the history and from the saved router."""
     run, overrides = tmp_path / "run", []
     for override in (
-        "guide={family='hierarchical', calibrate=true}",
-        "guide.catalog={kind='beam', max_sources=2, size=6, episodes=4}",
+        "guide={kind='hierarchical', catalog={kind='beam', max_sources=2, size=6, episodes=4}}",
+        "training.temperature_scaling=true",
         'prior = {kind = "cost_aware", beta = 2.0}',
         "objective.distillation.routing=0.1",
         "objective.threshold=queue",
@@ -253,14 +253,14 @@ def test_refinement_and_cost(world: Path, run: Path, tmp_path: Path) -> None:
         ("objective.rho=0", ["rho", "(0, 1]"]),
         ("episodes.way=9", ["way 9", "5 classes"]),
         ("episodes.shot=50", ["class", "50"]),
-        ('sources.network="resnet18"', ["options"]),
+        ('sources.network="resnet18"', ["base.safetensors", "fit"]),
         ('data.path="nowhere"', ["nowhere"]),
         ("nonsense", ["key=value"]),
-        ("prior={kind='cost_aware', costs=[1.0]}", ["costs", "4"]),
-        ("prior.costs=[1.0]", ["kind 'uniform' does not use costs"]),
-        ("guide.calibrate=true", ["calibrate", "'hierarchical'"]),
+        ("prior={kind='cost_aware', costs=[1.0]}", ["costs", "(4,)"]),
+        ("prior.costs=[1.0]", ["'uniform' has no option 'costs'"]),
+        ("training.temperature_scaling=true", ["temperature_scaling", "hierarchical"]),
         ("prior.kind=hierarchical", ["hierarchical", "logistic_normal"]),
-        ("custom.model=absent.py:Mine", ["absent.py", "Mine"]),
+        ("model.kind=absent.py:Mine", ["absent.py", "Mine"]),
     ],
 )
 def test_bad_config_is_a_message(world: Path, tmp_path: Path, override: str, words: list[str]) -> None:

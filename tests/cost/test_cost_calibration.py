@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from pyro_smat.cli.cost import calibrate_files
+from pyro_smat.cli.app import app
+from pyro_smat.cli.cost import calibrate_router
 from pyro_smat.cost import Calibration, CostModel, calibrate, calibration
 from pyro_smat.cost.timing import fit_line, median_times
 from pyro_smat.files import content_digest
@@ -187,8 +189,11 @@ def test_calls_take_turns() -> None:
 
 def test_the_command_prints_a_table_and_a_price_list(tmp_path: Path) -> None:
     config = load_config(None, ["experts.count=2"])
-    RoutedClassifier(build_router(config, CPU)).save(tmp_path / "router")
-    text = calibrate_files(tmp_path, device="cpu", images=2, repeats=1)
+    classifier = RoutedClassifier(build_router(config, CPU))
+    classifier.save(tmp_path / "router")
+    done = CliRunner().invoke(app, ["cost", str(tmp_path), "--device", "cpu", "--images", "2", "--repeats", "1"])
+    assert done.exit_code == 0, done.output
+    text = done.stdout
     saved = Calibration.load(tmp_path / "cost.json")
     assert str(saved) in text
     assert saved.images == 2
@@ -198,6 +203,7 @@ def test_the_command_prints_a_table_and_a_price_list(tmp_path: Path) -> None:
     again = load_config(None, ["prior.kind=cost_aware", "experts.count=2", f"prior.costs=[{', '.join(listed)}]"])
     assert len(again.prior.costs or ()) == 7
     with pytest.raises(ValueError, match="images is 0; expected at least 1"):
-        calibrate_files(tmp_path, device="cpu", images=0)
-    with pytest.raises(ValueError, match="no such file"):
-        calibrate_files(tmp_path / "nothing", device="cpu")
+        calibrate_router(classifier, images=0)
+    missing = CliRunner().invoke(app, ["cost", str(tmp_path / "nothing"), "--device", "cpu"])
+    assert missing.exit_code == 2
+    assert "no such file" in missing.stderr

@@ -133,7 +133,10 @@ def flags():
 
 before, state, threads = dict(pyro.settings.get()), torch.get_rng_state(), torch.get_num_threads()
 expected = flags()
-import pyro_smat, pyro_smat.cli, pyro_smat.cli.quickstart, pyro_smat.inference.runs.run, pyro_smat.inference.runs.custom
+import pyro_smat.cli.app, pyro_smat.cli.quickstart_run, pyro_smat.inference.runs.train
+from pyro_smat.registry import KINDS, names
+found = {kind: names(kind) for kind in KINDS}  # every file of every room
+assert all(found.values())
 assert dict(pyro.settings.get()) == before
 assert torch.equal(torch.get_rng_state(), state)
 assert flags() == expected

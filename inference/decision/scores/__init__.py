@@ -19,6 +19,7 @@ from pyro_smat.inference.decision.scores.entropy import Entropy
 from pyro_smat.inference.decision.scores.kl_to_prior import KLToPrior
 from pyro_smat.inference.decision.scores.learned import LearnedRisk
 from pyro_smat.inference.decision.scores.least_confidence import LeastConfidence
+from pyro_smat.inference.decision.scores.novelty import Novelty
 from pyro_smat.inference.decision.scores.predictive_entropy import PredictiveEntropy
 from pyro_smat.inference.decision.scores.score import FittedScore, UncertaintyScore
 from pyro_smat.inference.decision.scores.support_loss import SupportLoss
@@ -34,6 +35,7 @@ __all__ = [
     "KLToPrior",
     "LearnedRisk",
     "LeastConfidence",
+    "Novelty",
     "PredictiveEntropy",
     "SupportLoss",
     "UncertaintyScore",

@@ -16,7 +16,7 @@ ORDER = (  # in which they draw from a generator
     "predictive_entropy",
     "disagreement",
 )
-FITTED = ("auto", "learned")  # made of the others
+FITTED = ("auto", "learned", "novelty")  # made of the others
 
 
 def score_names() -> tuple[str, ...]:

@@ -1,12 +1,14 @@
-"""Folders of images to an ImagePool: ``root/<class>/``, ``root/<split>/<class>/`` and ``root/<domain>/<class>/``."""
+"""Folders of images to an ImagePool and back: ``root/[<split>/ or <domain>/]<class>/``."""
 
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.decode import MAX_PIXELS, decode_files
@@ -58,6 +60,13 @@ def read_folder(
     Warns:
         LeftOutWarning: of files that were not read, with the reasons.
         DuplicateWarning: of images that are there more than once.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_smat.episodes import glyph_pool
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_folder(write_folder(glyph_pool("validation"), folder, attribute="style", each=4), size=16)
+        ImagePool(28 images 3x16x16, class: 7 classes)
     """
     root = Path(root)
     if not root.is_dir():
@@ -84,6 +93,46 @@ def read_folder(
         domain=torch.tensor(domain),
         domain_names=tuple(domains),
     )
+
+
+def write_folder(
+    pool: ImagePool, root: str | os.PathLike[str], *, attribute: str | None = None, each: int | None = None
+) -> Path:
+    """Write a pool as class folders of PNG files, ``root/<class>/`` (``root/<domain>/<class>/`` where it has domains).
+
+    Args:
+        pool: the images.
+        root: the folder; made where it is missing.
+        attribute: whose classes the folders are; default: the first.
+        each: images of a class, evenly spaced in the order of the pool; default: all.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: for an attribute that the pool does not have.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_smat.episodes import glyph_pool
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_folder(write_folder(glyph_pool("validation"), folder, attribute="face", each=5), channels=1)
+        ImagePool(35 images 1x32x32, class: 7 classes)
+    """
+    attribute = pool.attributes[0] if attribute is None else attribute
+    if attribute not in pool.attributes:
+        raise ValueError(f"the pool has no attribute {attribute!r}; expected one of {', '.join(pool.attributes)}")
+    column, root = pool.attributes.index(attribute), Path(root)
+    for d, domain in enumerate(pool.domain_names):
+        place = root / domain if len(pool.domain_names) > 1 else root
+        for label, name in enumerate(pool.class_names[column]):
+            rows = ((pool.labels[:, column] == label) & (pool.domain == d)).nonzero().flatten().tolist()
+            folder = place / re.sub(r'[<>:"/\\|?*]', "-", name)  # what some system does not allow in a name
+            folder.mkdir(parents=True, exist_ok=True)
+            for row in rows[:: max(1, len(rows) // (each or len(rows) or 1))][:each]:
+                pixels = pool.images[row].movedim(0, -1).squeeze(-1).numpy()
+                Image.fromarray(pixels).save(folder / f"{row}.png")
+    return root
 
 
 def canonical_split(name: str) -> str:

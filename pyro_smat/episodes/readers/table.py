@@ -93,6 +93,16 @@ def read_csv(
 
     Warns:
         DuplicateWarning: of images that are there more than once.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_smat.episodes import glyph_pool, write_folder
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = write_folder(glyph_pool("validation"), name, attribute="style", each=4)
+        ...     lines = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.glob("*/*.png"))]
+        ...     _ = (folder / "images.csv").write_text(chr(10).join(["path,label", *lines]))
+        ...     read_csv(folder / "images.csv", channels=1)
+        ImagePool(28 images 1x32x32, class: 7 classes)
     """
     path = Path(path)
     if not path.is_file():

@@ -22,7 +22,9 @@ def test_file_then_overrides(tmp_path: Path) -> None:
 
 
 def test_a_config_is_frozen_and_survives_json() -> None:
-    config = load_config(None, ["episodes.corruptions=[{kind='label_noise', fraction=[0.0, 0.5]}, {kind='confounding'}]"])
+    config = load_config(
+        None, ["episodes.corruptions=[{kind='label_noise', fraction=[0.0, 0.5]}, {kind='confounding'}]"]
+    )
     dumped = json.loads(json.dumps(config.model_dump(mode="json")))
     assert build_config(dumped) == config
     assert [choice.kind for choice in config.episodes.corruptions] == ["label_noise", "confounding"]
@@ -63,8 +65,14 @@ def test_sections_are_replaced_whole_or_in_part() -> None:
         ("trainig.steps=3", r"unknown key 'trainig'; did you mean 'training'\?"),
         ("training.stepz=3", r"unknown key 'training.stepz'; did you mean 'steps'\?"),
         ("episodes.corruption.noise=1", r"unknown key 'episodes.corruption'; did you mean 'corruptions'\?"),
-        ("episodes.corruptions=[{kind='label_noise', fractoin=0.2}]", r"corruptions.0: 'label_noise' has no option 'fra"),
-        ("episodes.corruptions=['label_noise', 'confound']", r"corruptions.1: .*'confound'; did you mean 'confounding'"),
+        (
+            "episodes.corruptions=[{kind='label_noise', fractoin=0.2}]",
+            r"corruptions.0: 'label_noise' has no option 'fra",
+        ),
+        (
+            "episodes.corruptions=['label_noise', 'confound']",
+            r"corruptions.1: .*'confound'; did you mean 'confounding'",
+        ),
         ("training.steps=many", r"training.steps.*'many'"),
         ("training.steps=-1", r"training.steps.*greater than or equal to 0"),
         ("objective.rho=1.5", r"rho is 1.5; expected a tail fraction in \(0, 1\]"),
@@ -80,7 +88,10 @@ def test_sections_are_replaced_whole_or_in_part() -> None:
         ("prior={kind='cost_aware', costs='dear'}", r"prior: costs: .*found 'dear'"),
         ("training.temperature_scaling=true", r"guides over a catalog \(catalog, hierarchical\); found guide 'logis"),
         ("guide={kind='catalog', straight_through=true}", r"'catalog' has no option 'straight_through'"),
-        ("guide.encoder=prototype_moment", r"guide: encoder: there is no encoder 'prototype_moment'; did you mean 'prototype_moments'"),
+        (
+            "guide.encoder=prototype_moment",
+            r"guide: encoder: there is no encoder 'prototype_moment'; did you mean 'prototype_moments'",
+        ),
         ("guide.encoder={kind='evidence', hiden=3}", r"guide: encoder: 'evidence' has no option 'hiden'; .* 'hidden'"),
         ("guide={kind='catalog', catalog={sizes=3}}", r"guide: catalog: 'k_hot' has no option 'sizes'; it has max_sou"),
         ("objective.distillation.routin=1", r"unknown key 'objective.distillation.routin'; did you mean 'routing'\?"),

@@ -43,7 +43,9 @@ def test_every_guide_with_every_prior_trains_or_is_refused(guide: str, prior: st
     if prior in known:
         assert any(moved(overrides).values())
         return
-    with pytest.raises(ValueError, match=rf"prior '{prior}' does not go with guide '{guide}'; expected one of ") as told:
+    with pytest.raises(
+        ValueError, match=rf"prior '{prior}' does not go with guide '{guide}'; expected one of "
+    ) as told:
         tiny_router(tiny_config(overrides))
     assert set(str(told.value).rpartition("expected one of ")[2].split(", ")) == known
 
@@ -54,7 +56,9 @@ def test_priors_of_ones_own_are_asked_like_all_others(tmp_path: Path) -> None:
     )
     mine = f"prior.kind={tmp_path / 'own.py'}:Mine"
     assert type(tiny_router(tiny_config(["guide.kind=catalog", mine])).model.prior).__name__ == "Mine"
-    with pytest.raises(ValueError, match=r"own.py:Mine' does not go with guide 'point'; expected one of concrete, cost"):
+    with pytest.raises(
+        ValueError, match=r"own.py:Mine' does not go with guide 'point'; expected one of concrete, cost"
+    ):
         tiny_router(tiny_config(["guide.kind=point", mine]))
     assert not goes_with(find("prior", "hierarchical"), over_catalog=False)
 
@@ -158,11 +162,17 @@ def test_learned_hyperparameters_move_and_feel_their_hyperprior(overrides: list[
         (["prior={kind='cost_aware', costs=[1.0, 2.0]}"], r"costs: shape \(2,\); expected \(5,\)"),
         (
             ["prior={kind='cost_aware', learn=true, hyperprior=[1.0, 2.0]}"],
-            r"prior.learn, prior.hyperprior does nothing for kind 'cost_aware' with LogisticNormalGuide; it uses beta, ",
+            r"prior.learn, prior.hyperprior does nothing for kind 'cost_aware' with LogisticNormalGuide; it uses beta",
         ),
-        (["prior={kind='cost_aware', target_cost=1.5}"], r"prior.target_cost does nothing .*; it uses beta, costs, scale"),
+        (
+            ["prior={kind='cost_aware', target_cost=1.5}"],
+            r"prior.target_cost does nothing .*; it uses beta, costs, scale",
+        ),
         (["guide.kind=catalog", "prior={kind='uniform', scale=1.0}"], r"prior.scale does nothing .* with CatalogGuide"),
-        (["guide.kind=dirichlet", "prior={kind='uniform', scale=1.0}"], r"scale does nothing .*; it uses concentration"),
+        (
+            ["guide.kind=dirichlet", "prior={kind='uniform', scale=1.0}"],
+            r"scale does nothing .*; it uses concentration",
+        ),
         (
             ["guide.kind=catalog", "prior={kind='cost_aware', learn=true, hyperprior=[1.0]}"],
             r"hyperprior .*\[?1.0.*; expected .*shape, rate",

@@ -1,4 +1,4 @@
-"""The probability of misrouting: two numbers that are recovered, and a posterior left alone where it is right."""
+"""The probability of misrouting: two numbers are recovered, and a posterior that is right is left alone."""
 
 from __future__ import annotations
 

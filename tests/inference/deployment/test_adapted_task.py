@@ -103,7 +103,11 @@ def test_nothing_is_scored_that_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
 def test_equal_draws_are_one_network() -> None:
     rule = {"kind": "posterior_predictive", "num_samples": 40}
     overrides = (
-        *("guide.kind=catalog", "guide.catalog.max_sources=3", "experts.count=40"),  # 280 routings: no exact sum
+        *(
+            "guide.kind=catalog",
+            "guide.catalog={kind='k_hot', max_sources=3}",
+            "experts.count=40",
+        ),  # 280 routings: no exact sum
         "guide.estimator=score_function",
     )
     router = tiny_router(tiny_config(overrides))

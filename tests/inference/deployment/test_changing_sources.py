@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -12,15 +11,15 @@ from torch import Tensor
 
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.guides import RoutingPosterior
-from pyro_smat.inference.assembly.config import Family
 from pyro_smat.inference.assembly.router import build_router
 from pyro_smat.inference.deployment.changing_sources import add_source, remove_source
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.runs.train import train_router
 from pyro_smat.inference.training.catalogs import CatalogSearch, greedy_catalog
+from pyro_smat.registry import names
 from pyro_smat.sources import SourceLibrary
 
-FAMILIES: tuple[str, ...] = get_args(Family)
+GUIDES = names("guide")
 BLOCKS = 'sources.blocks={weight=".*weight", bias=".*bias"}'
 pytestmark = pytest.mark.filterwarnings("ignore:rho x B")
 
@@ -40,9 +39,9 @@ def trained(overrides: tuple[str, ...] = (), steps: int = 3) -> RoutedClassifier
     network, library = tiny_sources(config, 2)
     basis = torch.cat([0.001 * library.basis[:, :320], torch.ones(2, 5)], dim=1)
     poor = SourceLibrary(library.names, basis, library.space)
-    router = build_router(config, torch.device("cpu"), (network, poor))
+    router = build_router(config, opened=(network, poor))
     features = {name: router.features(tiny_pool(seed)) for seed, name in enumerate(("train", "validation"))}
-    return train_router(config, torch.device("cpu"), router=router, features=features, progress=False)[0]
+    return train_router(config, router=router, features=features, progress=False)[0]
 
 
 def posterior(classifier: RoutedClassifier) -> RoutingPosterior:
@@ -57,10 +56,10 @@ def weights(classifier: RoutedClassifier) -> Tensor:
     return mean.mean(1) if mean.ndim == 3 else mean  # over blocks
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("options", [(), ("experts.count=0",), (BLOCKS, "experts.count=0")])
-def test_a_new_source_gets_weight_without_training(family: str, options: tuple[str, ...]) -> None:
-    classifier = trained((f"guide.kind={family}", *options))
+def test_a_new_source_gets_weight_without_training(guide: str, options: tuple[str, ...]) -> None:
+    classifier = trained((f"guide.kind={guide}", *options))
     before = weights(classifier)
     more = add_source(classifier, "new", good_source())
     after = weights(more)
@@ -72,9 +71,9 @@ def test_a_new_source_gets_weight_without_training(family: str, options: tuple[s
     assert torch.equal(weights(classifier), before)  # the old router is left as it is
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_removing_what_was_added_gives_the_old_router_back(family: str, tmp_path: Path) -> None:
-    classifier = trained((f"guide.kind={family}",))
+@pytest.mark.parametrize("guide", GUIDES)
+def test_removing_what_was_added_gives_the_old_router_back(guide: str, tmp_path: Path) -> None:
+    classifier = trained((f"guide.kind={guide}",))
     more = add_source(classifier, "new", good_source())
     torch.testing.assert_close(weights(remove_source(more, "new")), weights(classifier))
     less = remove_source(more, "b")
@@ -95,11 +94,11 @@ def test_a_searched_catalog_gets_the_source_alone_and_loses_what_opens_it() -> N
     config = tiny_config(["training.steps=1", "training.episodes=4", *options])
     network, library = tiny_sources(config, 3)
     stand_in = tiny_config(["experts.count=0"])
-    features = build_router(stand_in, torch.device("cpu"), (network, library)).features(tiny_pool())
+    features = build_router(stand_in, opened=(network, library)).features(tiny_pool())
     batches = [features.attach(EpisodeSampler(tiny_pool(), 3, 2, 2, seed=0).sample(4))]
-    model = build_router(stand_in, torch.device("cpu"), (network, library)).model
+    model = build_router(stand_in, opened=(network, library)).model
     catalog = greedy_catalog(CatalogSearch(model, lambda episodes: batches), size=2, max_sources=2)
-    router = build_router(config, torch.device("cpu"), (network, library), catalog=catalog)
+    router = build_router(config, opened=(network, library), catalog=catalog)
     more = add_source(RoutedClassifier(router), "new", good_source())
     assert more.router.catalog is not None
     assert more.router.catalog.names == (*catalog.names, "new")

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tiny_run import tiny_config, tiny_router
 from torch import Tensor
 
 from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
-from pyro_smat.guides import LogisticNormalGuide
 from pyro_smat.inference.assembly.config import RunConfig, load_config
 from pyro_smat.inference.assembly.router import build_router, open_library
 from pyro_smat.inference.decision import Deployment, predict
-from pyro_smat.inference.deployment.changing_sources import add_source
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.refinement import DirichletRefinement, FrankWolfe, SupportObjective
-from pyro_smat.models import RoutedModel
 from pyro_smat.registry import names
-from pyro_smat.sources import SourceLibrary, compress
 
 FAMILIES = ("logistic_normal", "catalog", "concrete")
 
@@ -44,50 +37,11 @@ def support() -> tuple[Tensor, list[str]]:
 @pytest.fixture(scope="module", params=FAMILIES)
 def classifier(request: pytest.FixtureRequest) -> RoutedClassifier:
     config = config_of(request.param)
-    router = build_router(config, torch.device("cpu"), open_library(config))
+    router = build_router(config, opened=open_library(config))
     torch.manual_seed(1)
     for parameter in (*router.model.parameters(), *router.guide.parameters()):  # as if trained
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     return RoutedClassifier(router, Deployment(rule=config.decision.rule, threshold=10.0, coverage=0.9))
-
-
-def test_a_saved_router_predicts_the_same_bits(classifier: RoutedClassifier, tmp_path: Path) -> None:
-    classifier.save(tmp_path)
-    again = RoutedClassifier.load(tmp_path)
-    images, labels = support()
-    queries = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(2))
-    before, after = classifier.adapt(images, labels), again.adapt(images, labels)
-    assert torch.equal(before.predict_proba(queries), after.predict_proba(queries))
-    assert torch.equal(before.posterior.mean, after.posterior.mean)
-    assert again.deployment == classifier.deployment
-    assert str(before.explain()) == str(after.explain())
-
-
-class MyModel(RoutedModel):
-    """The library's, with a flatter likelihood."""
-
-    def logits(self, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor | None = None) -> Tensor:
-        return super().logits(coefficients, batch, basis) / 4
-
-
-class MyGuide(LogisticNormalGuide):
-    pass
-
-
-@pytest.mark.parametrize(("what", "given"), [("model", MyModel), ("guide", MyGuide)])
-def test_a_router_that_was_given_a_class_asks_for_it_at_load(what: str, given: type, tmp_path: Path) -> None:
-    """The config does not name it, so the folder has to: the library's class would fit its tensors, and be another."""
-    config = config_of("logistic_normal")
-    classes: dict[str, Any] = {f"{what}_class": given}
-    classifier = RoutedClassifier(build_router(config, torch.device("cpu"), open_library(config), **classes))
-    classifier.save(tmp_path)
-    with pytest.raises(ValueError, match=rf"with a {what} of your own, {given.__name__}; pass {what}_class= that cl"):
-        RoutedClassifier.load(tmp_path)
-    again = RoutedClassifier.load(tmp_path, **classes)
-    assert type(getattr(again.router, what)) is given
-    queries = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(2))
-    found, expected = (c.adapt(*support()).predict_proba(queries) for c in (again, classifier))
-    assert torch.equal(found, expected)
 
 
 def test_predictions_are_those_of_the_model(classifier: RoutedClassifier) -> None:
@@ -158,29 +112,6 @@ def test_bad_supports_and_queries(classifier: RoutedClassifier) -> None:
     task = classifier.adapt(images, labels)
     with pytest.raises(ValueError, match=r"\(1, 16, 16\)"):
         task.predict_proba(torch.rand(1, 1, 16, 16))
-
-
-def test_damaged_folders(classifier: RoutedClassifier, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"router\.json"):
-        RoutedClassifier.load(tmp_path)
-    classifier.save(tmp_path)
-    description = json.loads((tmp_path / "router.json").read_text())
-    (tmp_path / "router.json").write_text(json.dumps(description | {"format": 99}))
-    with pytest.raises(ValueError, match="format is 99"):
-        RoutedClassifier.load(tmp_path)
-    (tmp_path / "router.json").write_text(json.dumps(description))
-    tensors = load_file(tmp_path / "router.safetensors")
-    lacking = {k: v for k, v in tensors.items() if not k.startswith("guide.")}
-    save_file(lacking, tmp_path / "router.safetensors")
-    with pytest.raises(ValueError, match="guide does not fit"):
-        RoutedClassifier.load(tmp_path)
-    save_file({k: v for k, v in tensors.items() if k != "sources"}, tmp_path / "router.safetensors")
-    with pytest.raises(ValueError, match="sources are missing"):
-        RoutedClassifier.load(tmp_path)
-    if "catalog" in tensors:
-        save_file({k: v for k, v in tensors.items() if k != "catalog"}, tmp_path / "router.safetensors")
-        with pytest.raises(ValueError, match="the catalog of 10 routings is missing"):
-            RoutedClassifier.load(tmp_path)
 
 
 MODES = ("frank_wolfe:steps=3", "gradient:steps=4,learning_rate=0.5", "risk_averse:steps=2", "dirichlet:draws=4")
@@ -334,35 +265,3 @@ def test_refinements_that_cannot_be() -> None:
             classifier.adapt(*tiny_support(), refine="gradient")
     with pytest.raises(ValueError, match="'refined' and the task was not refined"):
         classifier.adapt(*tiny_support()).predict_proba(torch.rand(1, 1, 8, 8), "refined")
-
-
-def test_a_head_that_is_left_out_and_the_descriptors_are_saved_with_the_router(tmp_path: Path) -> None:
-    config = tiny_config(["sources.head=['3.*']"])
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4), torch.nn.Tanh()
-    )
-    states = {name: {"1.weight": torch.randn(5, 64), "1.bias": torch.randn(5)} for name in "ab"}
-    library = SourceLibrary.from_files(network, states, head=config.sources.head)
-    router = build_router(config, torch.device("cpu"), (network, library))
-    folder = RoutedClassifier(router).save(tmp_path / "router")
-    other = copy.deepcopy(network)
-    with torch.no_grad():
-        other[3].weight.zero_()
-    loaded = RoutedClassifier.load(folder, network=other)
-    assert not other[3].weight.any()  # the template that was passed is left as it is
-    assert torch.equal(loaded.router.network.state_dict()["3.weight"], network[3].weight)
-    assert torch.equal(loaded.router.descriptors, router.descriptors)
-    x, y = torch.rand(6, 1, 8, 8), torch.tensor([0, 0, 1, 1, 2, 2])
-    torch.testing.assert_close(
-        loaded.adapt(x, y).predict_proba(x), RoutedClassifier(router).adapt(x, y).predict_proba(x)
-    )
-    whole = {name: torch.randn_like(tensor) for name, tensor in network.state_dict().items()}
-    assert add_source(loaded, "c", whole).source_names == ("a", "b", "c")  # its head is not looked at
-
-    base = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
-    small = compress(base | {"1.bias": whole["1.bias"]}, tmp_path / "small.safetensors", base).path
-    with pytest.raises(ValueError, match=r"row 'a' of a basis is not: tensor '3\.weight' is missing there"):
-        add_source(loaded, "c", small)
-    added = add_source(loaded, "c", small, base=base).router.library
-    assert torch.equal(added.basis[2], torch.cat([torch.zeros(320), whole["1.bias"]]))

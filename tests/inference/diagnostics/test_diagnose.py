@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.inference.diagnostics import Diagnosis, concentration, diagnose
+from pyro_smat.inference.diagnostics import Diagnosis, RoutingDraws, concentration, diagnose
 from pyro_smat.inference.diagnostics.figures import concentration_picture, khat_picture, prior_path_picture
 from pyro_smat.inference.diagnostics.prior_swap import PriorPath
 from pyro_smat.inference.diagnostics.shots import concentration_over_shots, source_probabilities
@@ -47,14 +47,15 @@ def verdict(found: Diagnosis, question: str) -> str:
 
 def test_a_calibrated_router(catalog_router, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     router = catalog_router
+    batches = batches_with_routes(router)
     found = diagnose(
         router.model,
         router.guide,
-        batches_with_routes(router),
+        batches,
         source_of_route=(0, 1, 2),
         costs=np.arange(3.0),
         num_samples=40,
-        against={"same": (router.model, router.guide)},
+        against={"same": RoutingDraws.collect(router.model, router.guide, batches, num_samples=40)},
     )
     assert found.results["route_calibration"].overall.p_value > 0.05
     assert verdict(found, "Is q(route)") in ("ok", "cannot tell")

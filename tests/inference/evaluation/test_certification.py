@@ -11,7 +11,6 @@ import pytest
 from tiny_run import tiny_config, tiny_pool, tiny_router
 
 from pyro_smat.certificates import Certificate, cvar_upper_bound, mean_upper_bound
-from pyro_smat.episodes.corruption import SupportCorruption
 from pyro_smat.inference.decision import Deployment
 from pyro_smat.inference.decision.scores import LearnedRisk
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
@@ -73,13 +72,13 @@ def test_other_losses_corruptions_and_seeds(classifier: RoutedClassifier, certif
         episodes=20,
         seed=5,
         clip=2.0,
-        corruption=SupportCorruption(label_noise=0.3, confounding=0.5),
+        corruptions=[{"kind": "confounding", "probability": 0.5}, {"kind": "label_noise", "fraction": 0.3}],
         progress=False,
     )
     certificate = noisy.certificates[0]
     assert certificate.loss == "NLL up to 2 nats / 2"
     assert "pool 'ood'" in certificate.population
-    assert "label noise 0.3 in 100% of the supports, 50% of the supports confounded" in certificate.population
+    assert "confounding in 50% of the episodes, label noise 0.3" in certificate.population
     assert (noisy.evaluation.corrupted_labels > 0).any()
     with pytest.raises(ValueError, match="delta is 1"):
         certify_run(classifier, tiny_pool(), split="test", delta=1, progress=False)

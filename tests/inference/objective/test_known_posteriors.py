@@ -16,8 +16,8 @@ from pyro_smat.encoders import Encoding, SupportEncoder
 from pyro_smat.encoders.encoder import SourceContext
 from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.guides import CatalogGuide, HierarchicalGuide, LogisticNormalGuide, RoutingGuide
+from pyro_smat.guides.information import posterior_information
 from pyro_smat.inference import CVaR_ELBO
-from pyro_smat.inference.training.posterior_collapse import posterior_spread
 from pyro_smat.models.finite_routes import FiniteRoutes
 from pyro_smat.models.priors import CatalogPrior, LogisticNormalPrior
 from pyro_smat.routing import Catalog, ilr_basis
@@ -166,7 +166,7 @@ def test_catalog_posterior_is_bayes_rule(cls: type[CatalogGuide]) -> None:
         posterior = guide.posterior(data.batch)
         q, p = posterior.routing_probabilities(), bayes(data)
         distance = 0.5 * (q - p).abs().sum(-1)
-        spread = posterior_spread(posterior, draws=4)
+        spread = posterior_information(posterior, num_samples=4)
     assert distance.mean() < 0.03, distance.mean()
     # Neither a point nor the prior: the doubt and the information that there are.
     doubt = torch.special.entr(p).sum(-1).mean().item()
@@ -220,7 +220,7 @@ def test_logistic_normal_posterior_is_bayes_rule(covariance: str) -> None:
         found = posterior.sites()["source_ilr"].expand((2000, 1))
         wide = torch.distributions.MultivariateNormal(exact.mean.unsqueeze(1), exact.covariance_matrix.unsqueeze(1))
         gap = torch.distributions.kl_divergence(found, wide).mean()
-        spread = posterior_spread(posterior, draws=8)
+        spread = posterior_information(posterior, num_samples=8)
     assert gap < 0.03, gap  # nats; the KL between posterior and prior is a hundred times that
     assert posterior.kl(MixtureModel().prior).mean() > 1.0
     share = (found.covariance_matrix.diagonal(dim1=-2, dim2=-1).mean(-1).squeeze() * precision).mean()

@@ -16,7 +16,7 @@ from pyro_smat.guides import (
     PointPosterior,
     RoutingPosterior,
 )
-from pyro_smat.inference.training.posterior_collapse import posterior_spread
+from pyro_smat.guides.information import posterior_information
 from pyro_smat.routing import Catalog
 
 SOURCES = 4
@@ -50,13 +50,13 @@ def same_for_all(row: Tensor, episodes: int = 5) -> Tensor:
     ids=lambda p: type(p).__name__ + " hard" * getattr(p, "hard", False),
 )
 def test_the_same_posterior_for_every_episode_has_no_information(posterior: RoutingPosterior) -> None:
-    assert posterior_spread(posterior, 16, seeded()).mutual_information == pytest.approx(0, abs=1e-9)
+    assert posterior_information(posterior, 16, seeded()).mutual_information == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("episodes", [2, 4])
 def test_one_certain_routing_an_episode_is_log_b(episodes: int) -> None:
     certain = CatalogPosterior(60.0 * torch.eye(SOURCES, dtype=torch.float64)[:episodes], ALONE, num_sources=SOURCES)
-    spread = posterior_spread(certain, 16, seeded())
+    spread = posterior_information(certain, 16, seeded())
     assert spread.mutual_information == pytest.approx(math.log(episodes))
     assert spread.entropy == pytest.approx(0, abs=1e-9)
     assert spread.variance == 0
@@ -65,7 +65,7 @@ def test_one_certain_routing_an_episode_is_log_b(episodes: int) -> None:
 def test_narrow_gaussians_apart_are_log_b() -> None:
     location = 8.0 * torch.eye(SOURCES, dtype=torch.float64)
     narrow = LogisticNormalPosterior(location, torch.full_like(location, 0.1), num_sources=SOURCES)
-    assert posterior_spread(narrow, 64, seeded()).mutual_information == pytest.approx(math.log(SOURCES))
+    assert posterior_information(narrow, 64, seeded()).mutual_information == pytest.approx(math.log(SOURCES))
 
 
 def test_information_of_categoricals_is_the_exact_sum() -> None:
@@ -74,7 +74,7 @@ def test_information_of_categoricals_is_the_exact_sum() -> None:
     q = posterior.logits.softmax(-1)
     entropies = torch.special.entr(q).sum(-1)
     exact = torch.special.entr(q.mean(0)).sum() - entropies.mean()
-    spread = posterior_spread(posterior, 20_000, seeded())
+    spread = posterior_information(posterior, 20_000, seeded())
     assert 0.2 < exact < math.log(6)
     assert spread.mutual_information == pytest.approx(exact.item())
     assert spread.entropy == pytest.approx(entropies.mean().item())
@@ -86,11 +86,11 @@ def test_variance_of_mixtures_by_hand() -> None:
     q = posterior.logits.softmax(-1).unsqueeze(-1)  # (B, J, 1)
     mean = (q * MIXED.coefficients).sum(1)
     variance = (q * (MIXED.coefficients - mean.unsqueeze(1)).square()).sum((1, 2)).mean()
-    assert posterior_spread(posterior, 20_000, seeded()).variance == pytest.approx(variance.item(), abs=0.01)
+    assert posterior_information(posterior, 20_000, seeded()).variance == pytest.approx(variance.item(), abs=0.01)
 
 
 def test_a_point_has_no_variance_and_no_density() -> None:
-    spread = posterior_spread(PointPosterior(logits(3, seed=3), SOURCES), 8, seeded())
+    spread = posterior_information(PointPosterior(logits(3, seed=3), SOURCES), 8, seeded())
     assert spread.variance == 0
     assert math.isnan(spread.mutual_information)
     weights = logits(3, seed=3).softmax(-1)
@@ -167,7 +167,7 @@ def test_information_of_gaussians_by_quadrature() -> None:
     density = torch.distributions.Normal(means.unsqueeze(-1), 1.0).log_prob(grid).exp()
     entropy = torch.trapezoid(torch.special.entr(density), grid)
     exact = torch.trapezoid(torch.special.entr(density.mean(0)), grid) - entropy.mean()
-    found = posterior_spread(posterior, 20_000, seeded()).mutual_information
+    found = posterior_information(posterior, 20_000, seeded()).mutual_information
     assert found == pytest.approx(exact.item(), abs=0.01)
 
 
@@ -179,10 +179,10 @@ def test_blocks_and_experts_count_together() -> None:
     both = CatalogPosterior(
         torch.stack([(a[:, None] + b).flatten() for a in rows for b in rows]), product, num_sources=2
     )
-    assert posterior_spread(both, 8, seeded()).mutual_information == pytest.approx(2 * math.log(2))
+    assert posterior_information(both, 8, seeded()).mutual_information == pytest.approx(2 * math.log(2))
     location = logits(3)
     experts = LogisticNormalPosterior(location, torch.full_like(location, 0.5), num_sources=2)  # 2 sources, 2 experts
-    assert posterior_spread(experts, 8, seeded()).mutual_information <= math.log(3)
+    assert posterior_information(experts, 8, seeded()).mutual_information <= math.log(3)
 
 
 @pytest.mark.parametrize("family", ["catalog", "concrete", "dirichlet", "logistic_normal"])
@@ -195,6 +195,6 @@ def test_a_generator_leaves_the_global_one_alone(family: str) -> None:
         "logistic_normal": LogisticNormalPosterior(values, torch.ones_like(values), num_sources=SOURCES),
     }[family]
     state = torch.get_rng_state()
-    first, again = posterior_spread(posterior, 8, seeded()), posterior_spread(posterior, 8, seeded())
+    first, again = posterior_information(posterior, 8, seeded()), posterior_information(posterior, 8, seeded())
     assert first == again
     assert torch.equal(torch.get_rng_state(), state)

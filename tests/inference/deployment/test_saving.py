@@ -1,0 +1,225 @@
+"""A saved router is the router; damaged, foreign and incomplete folders are refused, and say what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from router_files import read_description, write_description, write_tensors
+from safetensors.torch import load_file
+from tiny_run import predictions, quick_config, reopened, tiny_config, tiny_router, trained
+from torch import Tensor
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.guides import LogisticNormalGuide
+from pyro_smat.inference.assembly.config import build_config
+from pyro_smat.inference.assembly.router import build_router
+from pyro_smat.inference.decision import Deployment
+from pyro_smat.inference.deployment.changing_sources import add_source
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.models import RoutedModel
+from pyro_smat.models.priors import LogisticNormalPrior
+from pyro_smat.registry import names
+from pyro_smat.sources import SourceLibrary, compress
+
+CATALOG_GUIDES = ("catalog", "hierarchical")
+MIXTURES = {
+    True: '{kind="mixture", components=[{kind="uniform"}, {kind="cost_aware", beta=3.0}]}',
+    False: '{kind="mixture", components=[{kind="dirichlet", concentration=2.0}, {kind="simplex_cost", beta=3.0}]}',
+}
+
+
+def tiny_classifier(*overrides: str) -> RoutedClassifier:
+    router = tiny_router(tiny_config(overrides))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in (*router.model.parameters(), *router.guide.parameters()):  # as if trained
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return RoutedClassifier(router, Deployment(rule={"kind": "posterior_predictive", "num_samples": 3}, threshold=0.1))
+
+
+@pytest.mark.parametrize("blocks", [[], ['sources.blocks={weight=".*weight", bias=".*bias"}']])
+@pytest.mark.parametrize("guide", names("guide"))
+def test_every_guide_is_saved_and_predicts_the_same_bits(guide: str, blocks: list[str], tmp_path: Path) -> None:
+    prior = f"prior={MIXTURES[guide in CATALOG_GUIDES]}"
+    classifier = tiny_classifier(f"guide.kind={guide}", prior, *blocks)
+    again = reopened(classifier, tmp_path)
+    for rule in (None, *names("decision_rule")):
+        assert torch.equal(predictions(again, rule), predictions(classifier, rule)), rule
+    assert again.deployment == classifier.deployment
+    assert again.router.config == classifier.router.config
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert str(again.adapt(images, ["a", "b"] * 3).explain()) == str(classifier.adapt(images, ["a", "b"] * 3).explain())
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"router\.json: no such file; expected a folder that RoutedClassifier.save"):
+        RoutedClassifier.load(tmp_path)
+    classifier = tiny_classifier()
+    classifier.save(tmp_path)
+    (tmp_path / "router.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"router\.safetensors: no such file"):
+        RoutedClassifier.load(tmp_path, network=classifier.router.network)
+
+
+def test_tensors_that_are_missing_are_named(tmp_path: Path) -> None:
+    classifier = tiny_classifier("guide.kind=catalog", "guide.catalog={kind='k_hot', max_sources=2}")
+    classifier.save(tmp_path)
+    tensors = load_file(tmp_path / "router.safetensors")
+
+    def load_without(start: str) -> RoutedClassifier:
+        write_tensors(tmp_path, {k: v for k, v in tensors.items() if not k.startswith(start)})
+        return RoutedClassifier.load(tmp_path, network=classifier.router.network)
+
+    with pytest.raises(ValueError, match="the saved guide does not fit its config"):
+        load_without("guide.")
+    with pytest.raises(ValueError, match=r"router.safetensors: sources are missing; expected \(3, 325\)"):
+        load_without("sources")
+    with pytest.raises(ValueError, match="the catalog of 12 routings is missing"):
+        load_without("catalog")
+    assert torch.equal(predictions(load_without("nothing")), predictions(classifier))
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """In each tensor of the weights, in their header, and in the description."""
+    classifier = tiny_classifier()
+    classifier.save(tmp_path)
+    path = tmp_path / "router.safetensors"
+    raw = path.read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + size])
+    starts = [8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"]
+    for place in (3, 20, *(start + 3 for start in starts)):
+        damaged = bytearray(raw)
+        damaged[place] ^= 0x40
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(ValueError, match=r"router\.safetensors: is damaged, or of another router"):
+            RoutedClassifier.load(tmp_path, network=classifier.router.network)
+    path.write_bytes(raw)
+    description = tmp_path / "router.json"
+    text = description.read_bytes()
+    changes = [bytearray(text) for _ in range(0, len(text), 37)]
+    for number, damaged in enumerate(changes):
+        damaged[37 * number] ^= 0x02
+    for damaged in changes:
+        if _same_json(bytes(damaged), text):  # one white space for another
+            continue
+        description.write_bytes(bytes(damaged))
+        with pytest.raises(ValueError, match=r"router\.json: "):
+            RoutedClassifier.load(tmp_path, network=classifier.router.network)
+
+
+def _same_json(one: bytes, other: bytes) -> bool:
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, r"router\.json: format is 99; this version reads formats 3 and 4: save the router again"),
+        ({"format": 2}, r"format is 2; this version reads"),
+        ({"wieghts": "x"}, r"router\.json: wieghts: Extra inputs are not permitted"),
+        ({"source_names": 3}, r"router\.json: source_names: .*found 3"),
+        ({"deployment": {"rule": "bset"}}, r"deployment: .*there is no decision_rule 'bset'"),
+        ({"config": {"gude": {}}}, r"unknown key 'gude'; did you mean 'guide'"),
+    ],
+)
+def test_descriptions_that_say_something_else(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    classifier = tiny_classifier()
+    classifier.save(tmp_path)
+    write_description(tmp_path, read_description(tmp_path) | change)
+    with pytest.raises(ValueError, match=message):
+        RoutedClassifier.load(tmp_path, network=classifier.router.network)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "not json", '{"format": 4}', "\udcff"])
+def test_descriptions_that_are_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "router.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"router\.json: "):
+        RoutedClassifier.load(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match="file"):
+        tiny_classifier().save(tmp_path / "file" / "router")
+
+
+class MyModel(RoutedModel):
+    """The library's, with a flatter likelihood."""
+
+    def logits(self, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor | None = None) -> Tensor:
+        return super().logits(coefficients, batch, basis) / 4
+
+
+class MyGuide(LogisticNormalGuide):
+    pass
+
+
+class MyPrior(LogisticNormalPrior):
+    pass
+
+
+@pytest.mark.parametrize(("what", "given"), [("model", MyModel), ("guide", MyGuide), ("prior", MyPrior)])
+def test_a_router_with_a_class_of_ones_own_asks_for_it_at_load(what: str, given: type, tmp_path: Path) -> None:
+    """The library's class would fit its tensors, and be another."""
+    config = build_config(
+        quick_config().model_dump(mode="json") | {what: {"kind": f"my_{what}.py:{given.__name__}"}}, own={what: given}
+    )
+    classifier = trained(config, tiny_router(config))
+    classifier.save(tmp_path)
+    network = classifier.router.network
+    told = rf"with a {what} of your own, my_{what}.py:{given.__name__}; pass own={{'{what}': that class}} \(command"
+    with pytest.raises(ValueError, match=told):
+        RoutedClassifier.load(tmp_path, network=network)
+    again = RoutedClassifier.load(tmp_path, network=network, own={what: given})
+    found = again.router.model.prior if what == "prior" else getattr(again.router, what)
+    assert type(found) is given
+    assert torch.equal(predictions(again), predictions(classifier))
+
+
+def test_a_network_of_ones_own_is_asked_for(tmp_path: Path) -> None:
+    tiny_classifier().save(tmp_path)
+    with pytest.raises(ValueError, match=r"was made with a network of your own; pass network= .*--network file.py:bui"):
+        RoutedClassifier.load(tmp_path)
+    with pytest.raises(ValueError, match=r"sources are \(3, 325\); expected \(3, 650\)"):
+        RoutedClassifier.load(tmp_path, network=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+
+
+def test_a_head_that_is_left_out_and_the_descriptors_are_saved_with_the_router(tmp_path: Path) -> None:
+    config = tiny_config(["sources.head=['3.*']"])
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4), torch.nn.Tanh()
+    )
+    states = {name: {"1.weight": torch.randn(5, 64), "1.bias": torch.randn(5)} for name in "ab"}
+    library = SourceLibrary.from_files(network, states, head=config.sources.head)
+    router = build_router(config, opened=(network, library))
+    folder = RoutedClassifier(router).save(tmp_path / "router")
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other[3].weight.zero_()
+    loaded = RoutedClassifier.load(folder, network=other)
+    assert not other[3].weight.any()  # the template that was passed is left as it is
+    assert torch.equal(loaded.router.network.state_dict()["3.weight"], network[3].weight)
+    assert torch.equal(loaded.router.descriptors, router.descriptors)
+    x, y = torch.rand(6, 1, 8, 8), torch.tensor([0, 0, 1, 1, 2, 2])
+    torch.testing.assert_close(
+        loaded.adapt(x, y).predict_proba(x), RoutedClassifier(router).adapt(x, y).predict_proba(x)
+    )
+    whole = {name: torch.randn_like(tensor) for name, tensor in network.state_dict().items()}
+    assert add_source(loaded, "c", whole).source_names == ("a", "b", "c")  # its head is not looked at
+
+    base = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
+    small = compress(base | {"1.bias": whole["1.bias"]}, tmp_path / "small.safetensors", base).path
+    with pytest.raises(ValueError, match=r"row 'a' of a basis is not: tensor '3\.weight' is missing there"):
+        add_source(loaded, "c", small)
+    added = add_source(loaded, "c", small, base=base).router.library
+    assert torch.equal(added.basis[2], torch.cat([torch.zeros(320), whole["1.bias"]]))
