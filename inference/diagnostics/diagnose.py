@@ -201,6 +201,13 @@ class _Checks:
         if picture is not None:
             self.pictures[name] = picture
 
+    @property
+    def _few(self) -> str:
+        """Why importance weights of the draws are out of the question; empty where they are not."""
+        draws = self.draws
+        few = draws.probabilities is None and draws.num_draws < FEWEST_DRAWS
+        return f"{draws.num_draws} draws an episode; weights take {FEWEST_DRAWS}" if few else ""
+
     def routes(self, sources: FloatArray, truth: np.ndarray) -> None:
         question = "Is q(route) the frequency of true routes?"
         known = int((truth >= 0).sum())
@@ -272,20 +279,25 @@ class _Checks:
         self.pictures["label_calibration"] = figures.pit_picture(found)
 
     def prior(self, costs: FloatArray | None, betas: Sequence[float]) -> None:
-        draws = self.draws
+        draws, scaling = self.draws, None
         if draws.probabilities is not None and draws.prior_probabilities is not None:
             scaling = catalog_power_scaling(draws.probabilities, draws.prior_probabilities)
         elif np.isnan(draws.log_prior).any():
             self.left_out["power_scaling"] = "the prior has no density at the draws"
             return
+        elif self._few:
+            self.left_out["power_scaling"] = self._few
         else:
             flat = draws.coefficients.reshape(*draws.log_prior.shape, -1)
             scaling = power_scaling(flat, draws.log_prior)
-        self.add("power_scaling", scaling, verdicts.of_power_scaling(scaling))
+        if scaling is not None:
+            self.add("power_scaling", scaling, verdicts.of_power_scaling(scaling))
         if costs is None:
             self.left_out["prior_path"] = "no costs were given"
         elif np.isnan(draws.log_q).any():
             self.left_out["prior_path"] = "a point posterior cannot be reweighted"
+        elif self._few:
+            self.left_out["prior_path"] = self._few
         else:
             path = prior_path(draws, costs, betas)
             self.results["prior_path"] = path
@@ -294,6 +306,9 @@ class _Checks:
     def swap(self, name: str, prior: RoutingPrior) -> None:
         if np.isnan(self.draws.log_q).any():
             self.left_out["prior_swap"] = "a point posterior cannot be reweighted"
+            return
+        if self._few:
+            self.left_out["prior_swap"] = self._few
             return
         found = compare_prior(self.draws, prior, name)
         self.add("prior_swap", found, verdicts.of_prior_comparison(found))

@@ -38,7 +38,7 @@ def test_writes_tree_numbers_and_report(run: Path, tmp_path: Path) -> None:
     assert {v["answer"] for v in answers.values()} <= {"ok", "look", "cannot tell"}
     assert answers["Is q(route) the frequency of true routes?"]["answer"] == "cannot tell"
     assert all(v["cannot_see"] for name, v in answers.items() if "another run" not in name)
-    assert any("cost_aware:beta=0.5" in question for question in answers) or "prior_swap" in found["left_out"]
+    assert "weights take 100" in found["left_out"]["prior_swap"]  # the prior is on the simplex: 8 draws are too few
     # The same run as another seed and as a competitor: no disagreement, no difference.
     assert found["results"]["training_seeds"]["seeds"] == 2
     assert answers["Does another run predict better?"]["answer"] != "look"
