@@ -179,7 +179,12 @@ def test_descriptors_are_described(tmp_path: Path) -> None:
     again = same_after_loading(RoutedClassifier.from_trained(model, guide, image_shape=SHAPE), tmp_path)
     assert again.router.descriptors is not None
     assert torch.equal(again.router.descriptors, descriptors)
-    assert again.router.config.guide.encoder.to_dict() == {"kind": "evidence", "hidden": 8, "trust": 8.0}
+    assert again.router.config.guide.encoder.to_dict() == {
+        "kind": "evidence",
+        "hidden": 8,
+        "trust": 8.0,
+        "total": False,
+    }
 
 
 def test_a_head_of_the_networks_own_is_described(tmp_path: Path) -> None:

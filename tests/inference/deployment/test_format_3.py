@@ -78,7 +78,7 @@ def test_settings_of_format_3_are_kept() -> None:
     ]
     assert (config.training.orthogonality, config.model.gates, config.experts.count) == (0.25, "separate", 2)
     assert config.objective.episode_loss.kind == "predictive_nll"
-    assert config.decision.rule.to_dict() == {"kind": "posterior_predictive", "num_samples": 6}
+    assert config.decision.rule.to_dict() == {"kind": "posterior_predictive", "num_samples": 6, "mass": 0.99}
 
 
 @pytest.mark.parametrize(("old", "today"), [("never", math.inf), ("always", -math.inf), (0.25, 0.25)])
