@@ -39,6 +39,7 @@ CASES: dict[str, list[str]] = {
     "with the total": [TOTAL],
     "at 1 to 8 shots": ["episodes.shot=[1, 8]"],
     "at 1 to 8 shots, with the total": ["episodes.shot=[1, 8]", TOTAL],
+    "clean episodes": [CLEAN],
     "clean episodes, with the total": [CLEAN, TOTAL],
     "mean NLL, kl_weight .2": [CLEAN, TOTAL, *GIBBS, "objective.kl_weight=0.2"],
     "mean NLL, kl_weight .05": [CLEAN, TOTAL, *GIBBS, "objective.kl_weight=0.05"],

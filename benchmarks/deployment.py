@@ -2,8 +2,8 @@
 
     python benchmarks/deployment.py --router runs/quickstart/router [--tasks 1000]
 
-Without --router it trains a short quickstart router first. Every time is a median over tasks, and each is taken in
-turns with the plain forwards that it is compared with, so that a busy machine slows both.
+Without --router it trains the quickstart first. Times are CPU times of the one thread, so that other programs do not
+count; medians over tasks, each taken in turns with the plain forwards that it is compared with.
 
 - adapt: all R sources on the support, posterior, and the risk, against R plain forwards of the support;
 - first predict: the distinct networks on support and queries, against as many plain forwards of both;
@@ -18,19 +18,20 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from copy import deepcopy
 from pathlib import Path
 
 import pandas as pd
 import torch
+from doubt import trained
 from torch import Tensor, nn
 
-from benchmarks.doubt import trained
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.runs.pools import build_pool
 
 SEED = 5_000_011
+Row = dict[str, str | float]
 CONDITIONS: dict[str, list[object]] = {"clean": [], "confounded": ["confounding"]}
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.2f}"))
 
 
-def _one_by_one(classifier: RoutedClassifier, plain: list[nn.Module], condition: str, count: int) -> list[dict]:
+def _one_by_one(classifier: RoutedClassifier, plain: list[nn.Module], condition: str, count: int) -> list[Row]:
     """Rows "adapt", "first predict" and "later predict"."""
     batch = _episodes(classifier, condition, count)
     times: dict[str, list[float]] = {}
@@ -57,17 +58,17 @@ def _one_by_one(classifier: RoutedClassifier, plain: list[nn.Module], condition:
     for i in range(count):
         support, labels, query = batch.support.images[i], batch.support.labels[i], batch.query.images[i]
         both = torch.cat([support, query])
-        times.setdefault("R plain", []).append(_ms(partial(_each, plain, support)))
-        start = time.perf_counter()
+        times.setdefault("R plain", []).append(_ms(_forwards, plain, support))
+        start = time.thread_time()
         task = classifier.adapt(support, labels)
         _ = task.abstains
-        times.setdefault("adapt", []).append(1e3 * (time.perf_counter() - start))
-        times.setdefault("first", []).append(_ms(partial(task.predict_proba, query)))
+        times.setdefault("adapt", []).append(1e3 * (time.thread_time() - start))
+        times.setdefault("first", []).append(_ms(task.predict_proba, query))
         networks.append(task.explain().networks)
         used = plain[: networks[-1]]
-        times.setdefault("plain first", []).append(_ms(partial(_each, used, both)))
-        times.setdefault("later", []).append(_ms(partial(task.predict_proba, query)))
-        times.setdefault("plain later", []).append(_ms(partial(_each, used, query)))
+        times.setdefault("plain first", []).append(_ms(_forwards, used, both))
+        times.setdefault("later", []).append(_ms(task.predict_proba, query))
+        times.setdefault("plain later", []).append(_ms(_forwards, used, query))
     return [
         _row(f"adapt, {condition}", times["adapt"], times["R plain"], len(plain), "1.1 x + 3 ms"),
         _row(f"first predict, {condition}", times["first"], times["plain first"], statistics.mean(networks), "1.3 x"),
@@ -75,32 +76,27 @@ def _one_by_one(classifier: RoutedClassifier, plain: list[nn.Module], condition:
     ]
 
 
-def _each(networks: list[nn.Module], images: torch.Tensor) -> None:
-    for network in networks:
-        network(images)
-
-
-def _stream(classifier: RoutedClassifier, plain: nn.Module, count: int) -> dict:
+def _stream(classifier: RoutedClassifier, plain: nn.Module, count: int) -> Row:
     """Clean tasks from cached features to predictions, and the forwards of their networks on support and queries."""
     pool = build_pool(classifier.router.config, "test")
     features = classifier.router.features(pool)
     batch = _episodes(classifier, "clean", count)
     features.attach(batch[:1])  # the pool is embedded at the first use
-    start, networks, forwards = time.perf_counter(), 0, 0.0
+    start, networks, forwards = time.thread_time(), 0, 0.0
     tasks = classifier.adapt_many([batch], features=features)
     for i, task in enumerate(tasks):
         task.predict_proba(batch.query.images[i])
-        paused = time.perf_counter()
-        used = len(next(iter(task._composed.values())).theta)
+        paused = time.thread_time()
+        used = task.explain().networks
         both = torch.cat([batch.support.images[i], batch.query.images[i]])
-        forwards += sum(_ms(partial(plain, both)) for _ in range(used))
+        forwards += _ms(_forwards, [plain] * used, both)
         networks += used
-        start += time.perf_counter() - paused  # the forwards, taken in turns, are not the stream's
-    total = 1e3 * (time.perf_counter() - start)
+        start += time.thread_time() - paused  # the forwards, taken in turns, are not the stream's
+    total = 1e3 * (time.thread_time() - start)
     return _row(f"stream of {count:,} tasks, each", [total / count], [forwards / count], networks / count, "2 x")
 
 
-def _row(what: str, ours: list[float], plain: list[float], forwards: float, target: str) -> dict:
+def _row(what: str, ours: list[float], plain: list[float], forwards: float, target: str) -> Row:
     ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
     mine, theirs = statistics.median(ours), statistics.median(plain)
     return {
@@ -114,16 +110,19 @@ def _row(what: str, ours: list[float], plain: list[float], forwards: float, targ
 
 
 @torch.no_grad()
-def _ms(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
+def _ms(call: Callable[..., object], *arguments: object) -> float:
+    start = time.thread_time()
+    call(*arguments)
+    return 1e3 * (time.thread_time() - start)
+
+
+def _forwards(networks: list[nn.Module], images: Tensor) -> None:
+    for network in networks:
+        network(images)
 
 
 def _plain(classifier: RoutedClassifier, row: Tensor) -> nn.Module:
     """The network as its author has it, with the weights of a source."""
-    from copy import deepcopy
-
     network = deepcopy(classifier.router.network).eval()
     network.load_state_dict(classifier.router.library.space.unflatten(row), strict=False)
     return network

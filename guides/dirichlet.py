@@ -53,8 +53,8 @@ class DirichletGuide(RoutingGuide):
         >>> batch = EpisodeSampler(glyph_pool("validation"), 3, 2, 1).sample(4)
         >>> batch = batch.with_features(torch.rand(4, 5, 6, 8))  # (B, R, S, f); SourceFeatures gives real ones
         >>> guide = DirichletGuide(5)
-        >>> guide.posterior(batch).mean.sum(-1)
-        tensor([1.0000, 1.0000, 1.0000, 1.0000], grad_fn=<SumBackward1>)
+        >>> guide.posterior(batch).mean.shape
+        torch.Size([4, 5])
     """
 
     prior_family = DirichletPrior

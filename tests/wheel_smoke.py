@@ -17,14 +17,16 @@ from pathlib import Path
 PROGRAM = """
 import pyro_smat, torch
 from pathlib import Path
-from pyro_smat import ParameterSpace, RoutedClassifier, SourceLibrary
-from pyro_smat.models import RoutedModel
-from pyro_smat.guides import LogisticNormalGuide
-from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.assembly.router import open_library
+from pyro_smat.registry import KINDS, names
+
+for name in pyro_smat.__all__:
+    getattr(pyro_smat, name)
+for kind in KINDS:
+    assert names(kind), kind  # every file of its room is there
 from pyro_smat import certificates, cost, metrics, networks, solvers
-from pyro_smat.inference import baselines, certification, refinement
+from pyro_smat.inference import diagnostics
 from pyro_smat.solvers.residual import METHODS
 from pyro_smat.sources.codecs import sparse
 

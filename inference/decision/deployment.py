@@ -65,7 +65,7 @@ class Deployment(BaseModel):
     )
     threshold: float = math.inf
     fallback: str = SOURCE_0
-    gate_samples: int = Field(default=0, ge=0)
+    gate_samples: int = Field(default=0, ge=0, le=65_536)
     coverage: float = 1.0
     misrouting: MisroutingProbability | None = None
     reliability: Reliability | None = None

@@ -29,7 +29,7 @@ from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.inference.deployment.suggestion import RoutingView, Suggestion, reasons_of, suggestion_of
 from pyro_smat.networks.composition import TaskNetwork, compose
-from pyro_smat.networks.heads import leave_one_out_logits, prototype_logits
+from pyro_smat.networks.heads import leave_one_out_logits, prototypes, similarities
 from pyro_smat.networks.initial_weights import DrawsFrom
 
 if TYPE_CHECKING:
@@ -360,15 +360,8 @@ class AdaptedTask:
         model, batch, found = self._owner.router.model, self._batch, self._networks(rule, posterior)
         images = images.to(found.theta.device)
         queries = features_of(model.network, found.theta, images).float()
-        logits = prototype_logits(
-            found.support,
-            batch.support.labels,
-            batch.support.mask,
-            queries,
-            batch.class_mask,
-            model.scale,
-            model.metric,
-        )
+        logits = model.scale * similarities(queries, found.prototypes, model.metric)
+        logits = logits.masked_fill(~batch.class_mask, -1e4)
         probabilities = logits.softmax(-1).unflatten(0, (-1, len(found.weights))).mean(0)
         return found.weights, probabilities.unsqueeze(1)
 
@@ -405,10 +398,13 @@ class AdaptedTask:
             space = owner.router.library.space
             rows = mixture.coefficients[:, 0]
             theta = torch.cat([compose(rows, basis, space) for basis in bases])
+            known = self._batch.support
             support = self._support_features(rows.repeat(len(bases), *(1,) * (rows.ndim - 1)), theta)
+            labels, mask = (part.expand(len(theta), -1) for part in (known.labels, known.mask))
+            centres = prototypes(support, labels, mask, self._batch.max_way)
             return self._composed.setdefault(
                 key,
-                _Networks(theta, support, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])),
+                _Networks(theta, centres, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])),
             )
         return self._composed[key]
 
@@ -416,7 +412,7 @@ class AdaptedTask:
 @dataclass(frozen=True)
 class _Networks:
     theta: Tensor  # (m K, d), K for each of m samples of the gates
-    support: Tensor  # (m K, S, f)
+    prototypes: Tensor  # (m K, W, f)
     weights: Tensor  # (K, 1)
     mass: float | None  # of the posterior that they hold; None for draws
 

@@ -149,7 +149,10 @@ class RoutedClassifier:
         """
         where = choose_device(device) if isinstance(device, str) else device
         router, deployment = load_router(Path(folder), where, network=network, own=own)
-        return cls(router, deployment, cache_size=cache_size)
+        try:
+            return cls(router, deployment, cache_size=cache_size)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
 
     @own_defaults()
     def adapt(
@@ -228,8 +231,14 @@ class RoutedClassifier:
             ValueError: for a support that is not usable, or ``at_once`` below 1.
 
         Example:
-            >>> tasks = classifier.adapt_many((x, y) for x, y in stream)  # doctest: +SKIP
-            >>> answers = [task.predict(images) for task, images in zip(tasks, queries)]  # doctest: +SKIP
+            >>> from pyro_smat import EpisodeSampler, glyph_pool
+            >>> from pyro_smat.inference.assembly.config import RunConfig
+            >>> from pyro_smat.inference.assembly.router import build_router
+            >>> classifier = RoutedClassifier(build_router(RunConfig(experts={"count": 0})))
+            >>> stream = [EpisodeSampler(glyph_pool("validation"), 3, 2, 1).episode() for _ in range(2)]
+            >>> tasks = classifier.adapt_many((one.support.images, one.support.labels) for one in stream)
+            >>> [len(task.predict(one.query.images)) for task, one in zip(tasks, stream)]
+            [3, 3]
         """
         if at_once < 1:
             raise ValueError(f"at_once is {at_once}; expected at least 1 support")

@@ -82,9 +82,9 @@ class Suggestion:
 
 
 def reasons_of(view: RoutingView) -> tuple[str, ...]:
-    """Why the routing is sure or not, one sentence a reason."""
+    """Why the routing is sure or not, one sentence a reason; where nothing explains the support that alone."""
     torn, sentences = view.torn_between, []
-    if len(torn) > 1:
+    if len(torn) > 1 and view.is_explained:
         shares = _listed(tuple(f"{100 * view.weight(r):.0f}%" for r in torn))
         equal = view.weight(torn[-1]) > 0.5 * view.weight(torn[0])
         fit = "about equally well" if equal else "all in part"
@@ -133,7 +133,7 @@ def _sentence(
     best: tuple[int, ...],
     gains: tuple[float, ...],
 ) -> str:
-    if pairs:
+    if pairs and view.is_explained:
         differ = f"shots in which {pairs[0][0]} and {pairs[0][1]} differ"
         if best:
             return f"{differ} would help most: label image {best[0]} first (expected gain {gains[0]:.2f} nats)"

@@ -32,7 +32,7 @@ class Picture:
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=90)
+        self.figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
         return buffer.getvalue()
 
 
@@ -89,10 +89,13 @@ def concentration_picture(found: Concentration) -> Picture:
     figure = new_figure(2.9)
     axes = figure.add_subplot()
     style_axes(axes, x_label="Shots of every class")
-    axes.set_xticks(found.shots)
+    gap = 0.04 * (found.shots[-1] - found.shots[0])
+    apart = [n for n, before in zip(found.shots, [-np.inf, *found.shots], strict=False) if n - before > gap]
+    axes.set_xticks(apart)
     lines: dict[str, FloatArray] = {}
     if found.doubt is not None and np.isfinite(found.doubt).any():
         axes.set_yscale("log")
+        axes.set_ylabel("Probability", color=INK)
         lines["1 - q(true)"] = np.nanmean(found.doubt, axis=1)
         lines["wrong"] = np.clip(found.error, 0.5 / found.doubt.shape[1], None)  # type: ignore[arg-type]
         lines["says it is wrong"] = np.clip(found.admitted, 1e-6, None)  # type: ignore[arg-type]
@@ -101,11 +104,15 @@ def concentration_picture(found: Concentration) -> Picture:
             if np.isfinite(rate):
                 lines[name] = start * np.exp(-rate * (found.shots - found.shots[0]))
     else:
+        axes.set_ylabel("Contraction", color=INK)
         lines["contraction"] = found.contraction.mean(1)
     for index, values in enumerate(lines.values()):
         marker = "o" if index < 3 else ""
         axes.plot(found.shots, values, linewidth=1.6, marker=marker, markersize=3, **stroke(index))
     low, high = axes.get_ylim()
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
     ends = [float(values[-1]) for values in lines.values()]
     if axes.get_yscale() == "log":  # places of names are shares of the axis
         share = (np.log(ends) - np.log(low)) / (np.log(high) - np.log(low))
@@ -114,8 +121,8 @@ def concentration_picture(found: Concentration) -> Picture:
     return Picture(
         figure,
         f"Nested supports of {found.contraction.shape[1]} episodes. Good: all lines fall with more shots, and being "
-        "wrong is no more frequent than the posterior says. A line that stops falling has learned when to stop: a "
-        "router trained at one number of shots need not go on beyond it.",
+        "wrong is no more frequent than the posterior says. A line that levels off is at the floor that the weight of "
+        "the KL and the corruptions of training set. Rates of theory are slopes for many shots, of the hardest pair.",
     )
 
 
@@ -129,7 +136,11 @@ def prior_path_picture(path: PriorPath) -> Picture:
         path.cost[kept], path.loss[kept], yerr=1.96 * path.loss_se[kept], color=PALETTE[0], linewidth=1.4, marker="o",
         markersize=3.5, elinewidth=0.8,
     )  # fmt: skip
+    width, said = np.ptp(path.cost[kept]) if kept.any() else 0.0, np.inf
     for beta, cost, loss in zip(path.betas[kept], path.cost[kept], path.loss[kept], strict=True):
+        if abs(cost - said) < 0.04 * width:
+            continue  # no room for another number
+        said = cost
         axes.annotate(f"{beta:g}", (cost, loss), xytext=(3, 4), textcoords="offset points", fontsize=SMALL, color=INK)
     refused = f" {int((path.refused > 0).sum())} of them leave out episodes that weights cannot reach." if (
         path.refused > 0

@@ -32,7 +32,12 @@ def build_elbo(
         ValueError: for settings that do not go together.
 
     Example:
-        >>> elbo = build_elbo(ObjectiveSettings(rho=0.2), features, model=model)     # doctest: +SKIP
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))
+        >>> build_elbo(ObjectiveSettings(rho=0.2), router.features(), model=router.model).rho
+        0.2
     """
     episode_loss = as_episode_loss(settings.episode_loss)
     reference: Callable[..., Tensor] | None = None

@@ -78,8 +78,14 @@ def run_routings(
         rule -> its outcome.
 
     Example:
-        >>> mean = posterior.mean.unsqueeze(0)                                      # doctest: +SKIP
-        >>> run_routings(model, batch, {"mean": (mean, torch.ones(1, len(batch)))})  # doctest: +SKIP
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> router = build_router(RunConfig(experts={"count": 0}))
+        >>> batch = router.features().attach(EpisodeSampler(glyph_pool("validation"), 3, 2, 1).sample(4))
+        >>> mean = router.guide.posterior(batch).mean.unsqueeze(0)
+        >>> list(run_routings(router.model, batch, {"mean": (mean, torch.ones(1, len(batch)))}))
+        ['mean']
     """
     basis = model.basis() if basis is None else basis
     members = class_probabilities(model, torch.cat([c for c, _ in routings.values()]), batch, basis)

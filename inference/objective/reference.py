@@ -68,7 +68,14 @@ class SourceReference:
         ValueError: for another kind, or an unknown episode loss.
 
     Example:
-        >>> CVaR_ELBO(reference=SourceReference(features, "fallback"))                # doctest: +SKIP
+        >>> from pyro_smat import EpisodeSampler, SourceFeatures, SourceLibrary, TaskNetwork, glyph_pool
+        >>> from pyro_smat.sources.pretraining import glyph_network, shipped_glyph_sources
+        >>> network, files = glyph_network(), shipped_glyph_sources()
+        >>> library = SourceLibrary.from_files(network, files)
+        >>> features = SourceFeatures(TaskNetwork(network, library.space), library.basis)
+        >>> reference = SourceReference(features, "best_source")  # for CVaR_ELBO(reference=reference)
+        >>> reference(EpisodeSampler(glyph_pool("validation"), 3, 2, 1).sample(4)).shape
+        torch.Size([4])
     """
 
     def __init__(

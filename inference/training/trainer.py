@@ -68,7 +68,7 @@ class MetaTrainer:
         ... )
         >>> history = trainer.fit(progress=False)
         >>> history["step"].tolist()
-        [1.0, 2.0]
+        [1, 2]
     """
 
     def __init__(

@@ -28,8 +28,8 @@ class ConcretePrior(SimplexPrior):
 
     Example:
         >>> prior = ConcretePrior(3, temperature=0.5)
-        >>> prior().sum()
-        tensor(1.)
+        >>> prior().shape
+        torch.Size([3])
     """
 
     logits: Tensor

@@ -65,7 +65,7 @@ def cvar_upper_bound(
 
     Example:
         >>> losses = torch.rand(1000, generator=torch.Generator().manual_seed(0))
-        >>> cvar_upper_bound(losses, rho=0.1, threshold=0.9).bound < 0.97
+        >>> bool(0.95 < cvar_upper_bound(losses, rho=0.1, threshold=0.9).bound < 1.0)  # the CVaR is 0.95
         True
     """
     x = unit_losses(losses)

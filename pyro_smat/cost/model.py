@@ -42,10 +42,13 @@ class CostModel:
 
     Example, a budget by prior: the expected cost of a task is 2.6 ms, the forward pass included.
 
+        >>> from pyro_smat import Catalog, CostAwareCatalogPrior
         >>> model = CostModel(mix=(0.4,), residual=(0.5,), fixed=2.0, unit="ms")
         >>> prices = model.source_prices(sources=3)
         >>> catalog = Catalog.k_hot(("a", "b", "c"), max_sources=3)
-        >>> prior = CostAwareCatalogPrior.at_expected_cost(catalog, prices, target=2.6 - model.fixed)
+        >>> prior = CostAwareCatalogPrior(catalog, prices, target_cost=2.6 - model.fixed)
+        >>> round(float(prior.expected_cost()), 3)
+        0.6
     """
 
     mix: tuple[float, ...]

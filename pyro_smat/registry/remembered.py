@@ -86,7 +86,7 @@ def describe(kind: str, made: Any, **known: Any) -> Choice:
 
 
 def _arguments(construct: Any, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """Arguments of a constructor without ``self``: by name, those of ``**options`` too; and those of ``*args``."""
+    """Arguments of a constructor by name, those of ``**options`` by their own, and those of ``*args``."""
     signature = inspect.signature(construct)
     found = dict(list(signature.bind(*args, **kwargs).arguments.items())[1:])
     unnamed: tuple[Any, ...] = ()

@@ -35,7 +35,7 @@ class LocalModule(PyroModule):
         ...
         ...     def forward(self) -> Tensor:
         ...         return self.location + 1
-        >>> float(Shift()())
+        >>> Shift()().item()
         3.0
     """
 

@@ -142,6 +142,7 @@ def check_compatibility(
         ValueError: for no checkpoints, an unreadable one, or a pattern that matches nothing.
 
     Example:
+        >>> import torch
         >>> module = nn.Linear(2, 1)
         >>> check_compatibility(module, {"pre": {"weight": torch.ones(1, 2)}}).sources[0].verdict
         'does not fit'

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from benchmarks.doubt import CONDITIONS, CONTROLS, SPLITS, outcomes, table, trained
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from doubt import CONDITIONS, CONTROLS, SPLITS, outcomes, table, trained
 
 
 @pytest.mark.slow

@@ -41,6 +41,6 @@ def test_has_an_example(name: str) -> None:
     assert ">>>" in (inspect.getdoc(documented) or ""), f"{name} has no example in its docstring"
 
 
-def test_nothing_is_skipped() -> None:
-    skipped = [name for name in MODULES if "doctest:" + " +SKIP" in inspect.getsource(importlib.import_module(name))]
-    assert skipped == []
+def test_only_what_needs_a_downloaded_model_is_skipped() -> None:
+    skipped = {name for name in MODULES if "# doctest: +SKIP" in inspect.getsource(importlib.import_module(name))}
+    assert skipped <= {"pyro_smat.moe.surgery", "pyro_smat.moe.prediction", "pyro_smat.guides.moe_routing"}

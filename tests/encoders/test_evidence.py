@@ -193,3 +193,19 @@ def test_smallest_supports_are_finite() -> None:
         mask, classes = torch.ones(1, len(labels)).bool(), torch.ones(1, way).bool()
         evidence = source_evidence(features, torch.tensor([labels]), mask, classes)
         assert torch.isfinite(evidence).all()
+
+
+def test_the_total_is_the_sum_over_shots_and_off_by_default() -> None:
+    generator = torch.Generator().manual_seed(4)
+    features = torch.randn(2, 3, 6, 8, generator=generator)
+    labels, mask = torch.tensor([[0, 1, 0, 1, 0, 1]] * 2), torch.ones(2, 6, dtype=torch.bool)
+    mask[1, 4:] = False
+    class_mask = torch.ones(2, 2, dtype=torch.bool)
+    encoder = EvidenceEncoder(hidden=4, total=True)
+    assert not any("total" in name for name, _ in EvidenceEncoder(hidden=4).named_parameters())
+    with torch.no_grad():
+        mean = source_evidence(features, labels, mask, class_mask)[..., 0]
+        torch.testing.assert_close(encoder(features, labels, mask, class_mask).score, -8 * mean)
+        encoder.trust_in_total.fill_(0.5)
+        total = mean * torch.tensor([[6.0], [4.0]])
+        torch.testing.assert_close(encoder(features, labels, mask, class_mask).score, -8 * mean - 0.5 * total)

@@ -52,7 +52,12 @@ class DecisionRule(Remembered, ABC):
         return self.label or f"routed, {self.name.replace('_', ' ')}"
 
 
+LARGEST_COUNT = 65_536  # of networks of one task
+
+
 def check_positive(what: str, value: int) -> None:
-    """Raises ValueError for a count below 1."""
+    """Raises ValueError for a count below 1 or absurdly large."""
     if value < 1:
         raise ValueError(f"{what} is {value}; expected at least 1")
+    if value > LARGEST_COUNT:
+        raise ValueError(f"{what} is {value}; expected at most {LARGEST_COUNT:,}")

@@ -41,7 +41,14 @@ def beam_catalog(
         ValueError: for numbers below 1, or no episodes.
 
     Example:
-        >>> beam_catalog(CatalogSearch(model, draw), size=16, max_sources=3)      # doctest: +SKIP
+        >>> from pyro_smat import EpisodeSampler, glyph_pool
+        >>> from pyro_smat.inference.assembly.config import RunConfig
+        >>> from pyro_smat.inference.assembly.router import build_router
+        >>> model = build_router(RunConfig(experts={"count": 0})).model
+        >>> sampler = EpisodeSampler(glyph_pool("validation"), 3, 2, 1)
+        >>> search = CatalogSearch(model, lambda episodes: [sampler.sample(episodes)])
+        >>> 1 <= len(beam_catalog(search, size=6, max_sources=2, episodes=4)) <= 6
+        True
     """
     check_counts(size=size, max_sources=max_sources, beam_width=beam_width, candidates=candidates)
     tables = search.tables(episodes)

@@ -18,6 +18,6 @@ def given_catalog(search: CatalogSearch) -> Catalog:
         ValueError: always: the catalog has to be passed.
     """
     raise ValueError(
-        "guide.catalog is 'given': a list of routings made in Python; pass it, build_router(..., catalog=...), or "
-        "name a catalog that can be made, such as 'k_hot' or 'greedy'"
+        "guide.catalog is 'given': a list of routings that was made in Python; pass it to "
+        "build_router(..., catalog=...), or name a catalog that can be made, such as 'k_hot' or 'greedy'"
     )

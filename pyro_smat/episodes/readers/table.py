@@ -100,7 +100,7 @@ def read_csv(
         >>> with tempfile.TemporaryDirectory() as name:
         ...     folder = write_folder(glyph_pool("validation"), name, attribute="style", each=4)
         ...     lines = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.glob("*/*.png"))]
-        ...     _ = (folder / "images.csv").write_text("\n".join(["path,label", *lines]))
+        ...     _ = (folder / "images.csv").write_text(chr(10).join(["path,label", *lines]))
         ...     read_csv(folder / "images.csv", channels=1)
         ImagePool(28 images 1x32x32, class: 7 classes)
     """

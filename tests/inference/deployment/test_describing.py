@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -376,8 +375,7 @@ def test_python_objects_to_another_process_and_the_command_line(
         [
             sys.executable,
             "-c",
-            "import sys; sys.path.insert(0, sys.argv[1])\n" + textwrap.dedent(LOADING),
-            str(tmp_path),
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{LOADING}",
         ],
         cwd=tmp_path,
         env={"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -71,31 +71,35 @@ def copy_of_run(world: Path, folder: Path) -> Path:
     return run
 
 
+def loaded_or_refused(folder: Path) -> RoutedClassifier | None:
+    """None where it is refused, with a message that names the folder, its file or the file that would be run."""
+    try:
+        return RoutedClassifier.load(folder)
+    except ValueError as error:
+        if str(folder) in str(error) or "evil.py" in str(error):
+            return None
+        raise
+
+
 def test_no_text_of_a_router_is_run(world: Path, evil: str, tmp_path: Path) -> None:
     run = copy_of_run(world, tmp_path)
     saved = read_description(run / "router")
     places: list[Place] = list(texts(saved))
     assert len(places) > 50
     loaded: list[Place] = []
-    refusals: list[tuple[Place, str]] = []
     for place in places:
         for text in (evil, {"kind": evil}):
             write_description(run / "router", replaced(saved, place, text))
-            try:
-                classifier = RoutedClassifier.load(run / "router")
-            except ValueError as error:
-                refusals.append((place, str(error)))
+            classifier = loaded_or_refused(run / "router")
+            if classifier is None:
                 continue
             loaded.append(place)
-            classifier = RoutedClassifier(classifier.router, classifier.deployment)
             try:
                 pool, _ = pool_of(classifier.router.config, None, world / "new")
                 evaluate_router(classifier, pool, episodes=2, progress=False)
             except ValueError:
                 continue
             assert not (world / "trace").exists(), place
-    for place, message in refusals:
-        assert "router" in message or "evil.py" in message or "config" in message, (place, message)
     refused = [place for place in places if place not in loaded]
     kinds = {place[:-1] for place in places if place[-1] == "kind" and place[0] != "network"}
     asked = {("config", "model"), ("config", "guide"), ("config", "prior"), ("config", "guide", "encoder")}
