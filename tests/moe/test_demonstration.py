@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -192,10 +193,17 @@ def test_a_whole_run_writes_its_arms_goes_on_and_makes_tables(tmp_path: Path) ->
     assert report["stability"]["self"] == 1  # common random numbers
     assert 0 <= report["ways"]["mean"]["shift"]["verbs"]["logit_variance.last"]["auroc"] <= 1
     tables = subprocess.run(
-        [sys.executable, str(PROGRAM / "table.py"), str(tmp_path / "run")],
+        [sys.executable, str(PROGRAM / "table.py"), str(tmp_path / "run"), "--csv", str(tmp_path / "arms.csv")],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert tables.returncode == 0, tables.stderr
+    written = list(csv.DictReader((tmp_path / "arms.csv").read_text().splitlines()))
+    assert sorted({row["arm"] for row in written}) == sorted(arms.split(","))
+    (row,) = (r for r in written if (r["arm"], r["way"]) == ("full .1", "trajectories"))
+    (plain,) = (r for r in written if r["arm"] == "deterministic")
+    expected = float(row["tempered_nll"]) - float(plain["tempered_nll"])
+    assert float(row["difference"]) == pytest.approx(expected, abs=2e-3)  # kept probabilities are in float16
+    assert float(row["difference_low"]) <= float(row["difference"]) <= float(row["difference_high"])
     assert tables.stdout.count("\n| full .1 |") >= 5
