@@ -163,13 +163,10 @@ def misrouting_table(deployment: Deployment, evaluations: Mapping[str, Evaluatio
 
 
 def _doubt_note(deployment: Deployment) -> str:
-    reliability = deployment.reliability
+    reliability, certificate = deployment.reliability, deployment.certificate
+    certified = "A statement, not a certificate." if certificate is None else f"Certified: {certificate}."
     if reliability is None:
-        return "Nothing was said of reliability: tasks that fall back are the doubted ones."
-    if deployment.certificate is not None:
-        certified = f"Certified: {deployment.certificate}."
-    else:
-        certified = "A statement, not a certificate."
+        return f"Nothing was said of reliability: tasks that fall back are the doubted ones. {certified}"
     if not reliability.is_error:
         return f"Tasks whose {reliability.predictor.title} exceeds {reliability.tolerance:.3f} are doubted. {certified}"
     reads = ", ".join(score.title for score in reliability.predictor.reads)

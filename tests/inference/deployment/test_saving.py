@@ -57,7 +57,7 @@ def test_every_guide_is_saved_and_predicts_the_same_bits(guide: str, blocks: lis
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"router\.json: no such file; expected a folder that RoutedClassifier.save"):
+    with pytest.raises(ValueError, match=r"router\.json: no such file; expected what RoutedClassifier.save"):
         RoutedClassifier.load(tmp_path)
     classifier = tiny_classifier()
     classifier.save(tmp_path)
