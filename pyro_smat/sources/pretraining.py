@@ -253,7 +253,8 @@ def make_glyph_sources(
             start = {key: value.clone() for key, value in module.state_dict().items()}
         paths[name] = folder / f"{name}.safetensors"
         metadata = {
-            "network": json.dumps(GLYPH_NETWORK),
+            "network": str(GLYPH_NETWORK["kind"]),
+            "options": json.dumps({key: value for key, value in GLYPH_NETWORK.items() if key != "kind"}),
             "attribute": ",".join(attributes),
             "pixel": "float32 grey in [0, 1]",
         }
