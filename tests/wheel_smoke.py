@@ -58,7 +58,7 @@ def main(wheel: Path) -> None:
         (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         subprocess.run([python, "-c", PROGRAM], check=True, cwd=folder, env=clean)
-        subprocess.run([python, "-m", "pyro_smat.cli", "sources", "inspect"], check=True, cwd=folder, env=clean)
+        subprocess.run([python, "-m", "pyro_smat", "sources", "inspect"], check=True, cwd=folder, env=clean)
 
 
 if __name__ == "__main__":
