@@ -46,7 +46,9 @@ def router_of(model: RoutedModel, guide: RoutingGuide, image_shape: tuple[int, .
     encoder = guide.router.encoder if hasattr(guide, "router") else None
     catalog = guide.constructed_with.get("catalog")
     plain = encoder.support if isinstance(encoder, DescribedEncoder) else encoder
-    own = {kind: type(part) for kind, part in (("model", model), ("guide", guide), ("prior", model.prior))}
+    own: dict[str, type] = {
+        kind: type(part) for kind, part in (("model", model), ("guide", guide), ("prior", model.prior))
+    }
     options: dict[str, Any] = {}
     if plain is not None and accepts(type(guide), "encoder"):
         options["encoder"], own["encoder"] = describe("encoder", plain), type(plain)

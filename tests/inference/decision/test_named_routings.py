@@ -18,7 +18,7 @@ def images(count: int, seed: int) -> torch.Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("overrides", [(), ("guide.family=catalog", "prior.kind=cost_aware", "prior.beta=1.5")])
+@pytest.mark.parametrize("overrides", [(), ("guide.kind=catalog", "prior.kind=cost_aware", "prior.beta=1.5")])
 def test_fallbacks(overrides: tuple[str, ...]) -> None:
     router = tiny_router(tiny_config(overrides))
     named = NamedRoutings(router.model, router.catalog)

@@ -106,7 +106,7 @@ def test_a_split_kl_is_weighed_in_both_parts() -> None:
 
 
 def test_guide_and_experts_hear_how_far_training_is() -> None:
-    overrides = ["guide.family=concrete", "guide.temperature=2.0", "guide.final_temperature=0.5"]
+    overrides = ["guide.kind=concrete", "guide.temperature=2.0", "guide.final_temperature=0.5"]
     trainer = build_trainer(None, overrides=overrides, steps=5, validate_every=0)
     watched = Watched(trainer)
     assert watched.progress == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])

@@ -45,7 +45,7 @@ def tiny_batch(*overrides: str, count: int = 4) -> tuple[RoutedModel, RoutingPos
     return router.model, router.guide.posterior(batch), batch
 
 
-@pytest.mark.parametrize("overrides", [(), ("guide.family=catalog",), ("experts.count=0",)])
+@pytest.mark.parametrize("overrides", [(), ("guide.kind=catalog",), ("experts.count=0",)])
 def test_scores_of_the_support_by_other_routes(overrides: tuple[str, ...]) -> None:
     model, posterior, batch = tiny_batch(*overrides)
     basis = model.basis().detach()
