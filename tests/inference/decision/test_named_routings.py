@@ -37,7 +37,7 @@ def test_fallbacks(overrides: tuple[str, ...]) -> None:
         assert torch.equal(named[last], router.catalog.coefficients[-1])
     else:
         torch.testing.assert_close(mean, torch.tensor([1 / 3] * 3 + [0.5] * 2))
-        assert prior.blocks == 1
+        assert prior.num_blocks == 1
     queries = images(4, 1)
     tasks = [
         RoutedClassifier(router, Deployment(threshold=-1.0, fallback=name)).adapt(images(9, 0), LABELS)
