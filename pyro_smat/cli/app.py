@@ -52,7 +52,3 @@ app.add_typer(sources_app, name="sources")
 def main() -> None:
     """Entry point of the ``pyro-smat`` command."""
     app()
-
-
-if __name__ == "__main__":
-    main()
