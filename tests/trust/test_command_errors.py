@@ -119,8 +119,8 @@ def test_arguments(name: str, world: Path, run: Path, tmp_path: Path) -> None:
         if word not in positional or (place and words[place - 1] == "--output"):
             continue
         for kind, bad in wrong.items():
-            if kind == "unreadable" and os.geteuid() == 0:
-                continue
+            if (kind == "unreadable" and os.geteuid() == 0) or (kind == "empty" and str(word).endswith(".toml")):
+                continue  # root reads everything, and an empty config is one of defaults
             result = call(*name.split(), *words[:place], bad, *words[place + 1 :])
             check(result, *([0, 1] if name in HARMLESS or (name, kind) in HARMLESS else []))
 
