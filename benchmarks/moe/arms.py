@@ -161,8 +161,11 @@ def fixed_temperature(temperature: float) -> Fit:
     def fit(attachment: Attachment, train: Questions, validation: Questions, settings: Settings) -> Arm:
         posterior = FixedTemperature(temperature)
         ways = gaussian_ways(posterior, settings, "sample")
-        stability = lambda seed: sampled_routing(posterior, seed, selection="sample")  # noqa: E731
-        return Arm({"trajectories": ways["trajectories"]}, None, stability)
+        return Arm(
+            {"trajectories": ways["trajectories"]},
+            None,
+            lambda seed: sampled_routing(posterior, seed, selection="sample"),
+        )
 
     return fit
 

@@ -159,5 +159,6 @@ def stability(attachment: Attachment, arm: Arm, questions: Questions) -> dict[st
 def timing(attachment: Attachment, way: Way, questions: Questions, settings: Settings) -> float:
     """Milliseconds of a prediction of one batch, median of five."""
     data = next(questions.batches(settings.batch))
-    run = lambda: trajectories(attachment, way(0), lambda: answers(attachment.model, data))  # noqa: E731
-    return milliseconds(run, repeats=5, warm_up=1)
+    return milliseconds(
+        lambda: trajectories(attachment, way(0), lambda: answers(attachment.model, data)), repeats=5, warm_up=1
+    )

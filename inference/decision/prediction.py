@@ -12,6 +12,7 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import RoutingPosterior
 from pyro_smat.inference.decision.named_routings import NamedRoutings
 from pyro_smat.inference.decision.rules.rule import DecisionRule
+from pyro_smat.inference.objective.outcome import class_probabilities
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.registry import Choice, build, choose
 from pyro_smat.routing import Catalog
@@ -54,10 +55,3 @@ def as_rule(
         return rule
     made: DecisionRule = build(choose("decision_rule", rule), {"named_routings": NamedRoutings(model, catalog)})
     return made
-
-
-def class_probabilities(model: RoutedModel, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor) -> Tensor:
-    """Class probabilities ``(K, B, Q, W)`` of routings ``(K, B, [L,] C)``, averaged over the bases if several."""
-    if basis.ndim == 2:
-        return model.logits(coefficients, batch, basis).softmax(-1)
-    return torch.stack([model.logits(coefficients, batch, rows).softmax(-1) for rows in basis]).mean(0)

@@ -14,10 +14,10 @@ from torch import Tensor
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.inference.decision.mixture import distinct
-from pyro_smat.inference.decision.prediction import class_probabilities
 from pyro_smat.inference.decision.rules.posterior_predictive import PosteriorPredictive
 from pyro_smat.inference.decision.rules.rule import DecisionRule
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
+from pyro_smat.inference.objective.outcome import class_probabilities
 from pyro_smat.inference.objective.reference import support_losses
 from pyro_smat.models.routed import RoutedModel
 

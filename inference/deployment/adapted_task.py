@@ -6,8 +6,8 @@ Made by :meth:`RoutedClassifier.adapt`: posterior and refinement -> decision rul
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,24 +19,22 @@ from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.misrouting import top_route_doubt
-from pyro_smat.inference.decision.mixture import Mixture
 from pyro_smat.inference.decision.prediction import as_rule
-from pyro_smat.inference.decision.routed_batch import Members, RoutedBatch
+from pyro_smat.inference.decision.routed_batch import RoutedBatch
 from pyro_smat.inference.decision.rules import DecisionRule
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.deployment.explanation import Component, Explanation
 from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.inference.deployment.suggestion import RoutingView, Suggestion, reasons_of, suggestion_of
-from pyro_smat.networks.composition import TaskNetwork, compose
-from pyro_smat.networks.heads import leave_one_out_logits, prototypes, similarities
+from pyro_smat.inference.deployment.task_networks import REFINED, TaskNetworks
+from pyro_smat.networks.heads import leave_one_out_logits
 from pyro_smat.networks.initial_weights import DrawsFrom
 
 if TYPE_CHECKING:
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
 
 TaskRule = DecisionRule | Mapping[str, Any] | str  # a rule or what names one; "refined" is the refined point
-REFINED = "refined"
 
 
 class AdaptedTask:
@@ -61,7 +59,7 @@ class AdaptedTask:
         self._routed, self.classes, self.refinement = posterior, classes, refinement
         refined = None if refinement is None else refinement.posterior
         self.posterior = posterior if refined is None else refined
-        self._composed: dict[tuple[DecisionRule | str, bool], _Networks] = {}
+        self._networks = TaskNetworks(owner, batch, posterior, seed=seed, refinement=refinement)
         self._support_values: dict[UncertaintyScore, float] = {}
 
     @property
@@ -203,7 +201,7 @@ class AdaptedTask:
 
     @torch.no_grad()
     def _proba(self, rule: DecisionRule | str, images: Tensor) -> Tensor:
-        weights, probabilities = self._members(rule, images, self.posterior)
+        weights, probabilities = self._networks.members(rule, images, self.posterior)
         return (weights[..., None, None] * probabilities).sum(0)[0].cpu()
 
     @own_defaults()
@@ -238,7 +236,7 @@ class AdaptedTask:
             self._owner.bases[0] if len(self._owner.bases) == 1 else self._owner.bases,
             generator=self._generator(),
             predictive=self._deployment.predictive,
-            members=lambda rule: self._members(rule, batch.query.images[0], self._routed),
+            members=lambda rule: self._networks.members(rule, batch.query.images[0], self._routed),
         )
 
     def _generator(self) -> torch.Generator:
@@ -289,7 +287,7 @@ class AdaptedTask:
         )
         deployment, used = self._deployment, self._owner.fallback if self.falls_back else self._accepted_rule
         reliability = deployment.reliability
-        networks = self._networks(used, self.posterior)
+        networks = self._networks.of(used, self.posterior)
         return Explanation(
             components=parts,
             score=deployment.scorer.title,
@@ -349,88 +347,8 @@ class AdaptedTask:
         if images is None:
             return suggestion_of(self._view())
         self._check_queries(images)
-        weights, members = self._members(self._deployment.predictive, images, self._routed)
+        weights, members = self._networks.members(self._deployment.predictive, images, self._routed)
         weights, members = weights[:, 0, None, None].double(), members[:, 0].double()  # (K, 1, 1), (K, n, W)
         mixed = (weights * members).sum(0)
         gains = torch.special.entr(mixed).sum(-1) - (weights * torch.special.entr(members)).sum((0, -1))
         return suggestion_of(self._view(), gains.clamp(min=0).cpu().numpy(), mixed.cpu().numpy(), count)
-
-    def _members(self, rule: DecisionRule | str, images: Tensor, posterior: RoutingPosterior) -> Members:
-        """Weights ``(K, 1)`` and class probabilities ``(K, 1, n, W)``, averaged over the samples of the gates."""
-        model, batch, found = self._owner.router.model, self._batch, self._networks(rule, posterior)
-        images = images.to(found.theta.device)
-        queries = features_of(model.network, found.theta, images).float()
-        logits = model.scale * similarities(queries, found.prototypes, model.metric)
-        logits = logits.masked_fill(~batch.class_mask, -1e4)
-        probabilities = logits.softmax(-1).unflatten(0, (-1, len(found.weights))).mean(0)
-        return found.weights, probabilities.unsqueeze(1)
-
-    def _support_features(self, rows: Tensor, theta: Tensor) -> Tensor:
-        """``(K, S, f)`` of the support under the networks theta ``(K, d)`` of routings ``(K, [L,] C)``.
-
-        A routing that is one source alone has them already: the router has looked at all sources.
-        """
-        model, support = self._owner.router.model, self._batch.support
-        assert support.features is not None
-        known = pure_sources(rows, len(self._owner.source_names))
-        features = support.features.new_empty(len(rows), *support.features.shape[2:]).float()
-        features[known >= 0] = support.features[0, known[known >= 0]].float()
-        if (known < 0).any():
-            features[known < 0] = features_of(model.network, theta[known < 0], support.images[0]).float()
-        return features
-
-    def _networks(self, rule: DecisionRule | str, posterior: RoutingPosterior) -> _Networks:
-        """The networks of a rule, composed once; routings that are drawn twice are one network."""
-        key = rule, posterior is self._routed
-        if key not in self._composed:
-            owner = self._owner
-            if rule == REFINED:
-                if self.refinement is None:
-                    raise ValueError(
-                        "rule is 'refined' and the task was not refined: call adapt(..., refine='frank_wolfe')"
-                    )
-                mixture = Mixture.one(self.refinement.coefficients.unsqueeze(0))
-                bases: Sequence[Tensor] = [self.refinement.basis(owner.router.model, owner.deployed_basis)]
-            else:
-                assert isinstance(rule, DecisionRule)
-                mixture = rule(posterior, self._batch, generator=self._generator()).merged()
-                bases = list(owner.bases)
-            space = owner.router.library.space
-            rows = mixture.coefficients[:, 0]
-            theta = torch.cat([compose(rows, basis, space) for basis in bases])
-            known = self._batch.support
-            support = self._support_features(rows.repeat(len(bases), *(1,) * (rows.ndim - 1)), theta)
-            labels, mask = (part.expand(len(theta), -1) for part in (known.labels, known.mask))
-            centres = prototypes(support, labels, mask, self._batch.max_way)
-            return self._composed.setdefault(
-                key,
-                _Networks(theta, centres, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])),
-            )
-        return self._composed[key]
-
-
-@dataclass(frozen=True)
-class _Networks:
-    theta: Tensor  # (m K, d), K for each of m samples of the gates
-    prototypes: Tensor  # (m K, W, f)
-    weights: Tensor  # (K, 1)
-    mass: float | None  # of the posterior that they hold; None for draws
-
-
-def pure_sources(rows: Tensor, num_sources: int) -> Tensor:
-    """The source that a routing ``(K, [L,] C)`` is and nothing else, ``(K,)``; -1 where it is none."""
-    flat = rows if rows.ndim == 2 else rows.mean(1)
-    weight, source = flat[:, :num_sources].max(-1)
-    only = (weight == 1) & (flat[:, num_sources:] == 0).all(-1)
-    return torch.where(only, source, -1)
-
-
-def features_of(network: TaskNetwork, theta: Tensor, images: Tensor) -> Tensor:
-    """Features ``(K, n, f)`` of images ``(n, C, H, W)`` under networks ``(K, d)``.
-
-    On a CPU one network after the other: convolutions with a weight for each task are slower there than as many plain
-    ones.
-    """
-    if theta.device.type == "cpu":
-        return torch.stack([network(row, images) for row in theta])
-    return network(theta, images.expand(len(theta), *images.shape))

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_smat.inference.diagnostics.draws import RoutingDraws
-from pyro_smat.inference.diagnostics.pareto import khat_per_episode
+from pyro_smat.inference.diagnostics.pareto import FEWEST_DRAWS, khat_per_episode
 
 if TYPE_CHECKING:
     import xarray as xr
 
-ENOUGH_FOR_KHAT = 100
 Variable = tuple[tuple[str, ...], np.ndarray]
 
 
@@ -116,9 +115,8 @@ def _weights(chains: Sequence[RoutingDraws], name: str) -> dict[str, Variable]:
 
 
 def _rows(chains: Sequence[RoutingDraws]) -> dict[str, Variable]:
-    if chains[0].routing is None:
-        return {}
-    return {"routing": (("chain", "draw", "episode"), np.stack([each.routing for each in chains]))}  # type: ignore[misc]
+    drawn = [each.routing for each in chains if each.routing is not None]  # of a catalog; all chains are of one kind
+    return {"routing": (("chain", "draw", "episode"), np.stack(drawn))} if drawn else {}
 
 
 def _constants(chains: Sequence[RoutingDraws]) -> dict[str, Variable]:
@@ -129,7 +127,7 @@ def _constants(chains: Sequence[RoutingDraws]) -> dict[str, Variable]:
         "condition": (("episode",), first.condition),
     }
     if first.probabilities is not None and first.prior_probabilities is not None:
-        values = np.stack([each.probabilities for each in chains])  # type: ignore[misc]
+        values = np.stack([each.probabilities for each in chains if each.probabilities is not None])
         found["routing_probability"] = (("chain", "episode", "routing_name"), values)
         found["routing_prior_probability"] = (("routing_name",), first.prior_probabilities)
     return found
@@ -137,7 +135,7 @@ def _constants(chains: Sequence[RoutingDraws]) -> dict[str, Variable]:
 
 def _khat(draws: RoutingDraws) -> np.ndarray:
     """Of the queries' posterior; NaN where k-hat means nothing: catalogs, points, few draws."""
-    if draws.routing is not None or draws.num_draws < ENOUGH_FOR_KHAT or np.isnan(draws.log_q).any():
+    if draws.routing is not None or draws.num_draws < FEWEST_DRAWS or np.isnan(draws.log_q).any():
         return np.full(draws.num_episodes, np.nan)
     return khat_per_episode(draws.log_joint, draws.log_q, reference=draws.reference).khat
 

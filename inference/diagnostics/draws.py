@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ class RoutingDraws:
             parts = [_draw(model, guide, batch, basis, num_samples, generator) for batch in batches]
         width = max(part["labels"].shape[-1] for part in parts)
         filled = [_pad_queries(part, width) for part in parts]
-        stacked = {
+        stacked: dict[str, Any] = {
             name: np.concatenate([part[name] for part in filled], axis=0 if name in OVER_EPISODES else 1)
             for name in filled[0]
         }
@@ -152,7 +153,7 @@ class RoutingDraws:
         rows = stacked["coefficients"].shape[-1]
         names = model.source_names
         return cls(
-            **stacked,  # type: ignore[arg-type]
+            **stacked,
             latents=latents,
             catalog=guide.catalog.coefficients.double().numpy() if routed else None,
             sources=tuple(names),

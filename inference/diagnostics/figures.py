@@ -97,8 +97,9 @@ def concentration_picture(found: Concentration) -> Picture:
         axes.set_yscale("log")
         axes.set_ylabel("Probability", color=INK)
         lines["1 - q(true)"] = np.nanmean(found.doubt, axis=1)
-        lines["wrong"] = np.clip(found.error, 0.5 / found.doubt.shape[1], None)  # type: ignore[arg-type]
-        lines["says it is wrong"] = np.clip(found.admitted, 1e-6, None)  # type: ignore[arg-type]
+        if found.error is not None and found.admitted is not None:
+            lines["wrong"] = np.clip(found.error, 0.5 / found.doubt.shape[1], None)
+            lines["says it is wrong"] = np.clip(found.admitted, 1e-6, None)
         start = lines["1 - q(true)"][0]
         for name, rate in (("Chernoff rate", found.chernoff), ("Bhattacharyya rate", found.bhattacharyya)):
             if np.isfinite(rate):

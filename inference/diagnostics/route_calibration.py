@@ -91,11 +91,12 @@ def route_calibration(
         )
     q, truth = q[known], truth[known]
     names = list(names) or [str(j) for j in range(q.shape[1])]
-    common = {"reference": "route", "seed": seed, "power_repeats": power_repeats}
 
     def calibrate(rows: FloatArray, true: np.ndarray, labels: Sequence[str], population: str) -> PosteriorCalibration:
         quantities = catalog_quantities(rows, names=labels)
-        return catalog_calibration(rows, true, quantities, population=population, **common)  # type: ignore[arg-type]
+        return catalog_calibration(
+            rows, true, quantities, population=population, reference="route", seed=seed, power_repeats=power_repeats
+        )
 
     overall = calibrate(q, truth, names, f"{len(q)} episodes with a known route")
     ever = np.unique(truth)

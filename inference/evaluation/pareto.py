@@ -33,9 +33,10 @@ from pyro_smat.guides import RoutingPosterior
 from pyro_smat.guides.posterior import keep_largest
 from pyro_smat.guides.router import RoutingGuide
 from pyro_smat.inference.decision.mixture import Mixture
-from pyro_smat.inference.decision.prediction import as_rule, class_probabilities
+from pyro_smat.inference.decision.prediction import as_rule
 from pyro_smat.inference.decision.rules.rule import DecisionRule
 from pyro_smat.inference.objective.candidates import as_deployed, support_candidate_losses
+from pyro_smat.inference.objective.outcome import class_probabilities
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.registry import Choice

@@ -14,28 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from pyro_smat.inference.decision.scores.combined import FOLDS, CombinedScore, columns
 from pyro_smat.inference.decision.scores.score import FittedScore, UncertaintyScore
 from pyro_smat.inference.decision.scores.standard import candidates
 from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, same_length
 from pyro_smat.metrics.selective import aurc
 from pyro_smat.registry import register
 
-if TYPE_CHECKING:
-    from pyro_smat.inference.decision.routed_batch import RoutedBatch
-
-FOLDS = 5
 FURTHEST = 4.0  # standard deviations: no prediction from further out, and none that is infinite
 
 
 @register("uncertainty_score", "learned")
 @dataclass(frozen=True, kw_only=True)
-class LearnedRisk(UncertaintyScore):
+class LearnedRisk(CombinedScore):
     """A linear predictor of the episode loss.
 
     Attributes:
@@ -69,22 +64,8 @@ class LearnedRisk(UncertaintyScore):
             )
 
     @property
-    def deployable(self) -> bool:  # type: ignore[override]
-        """Whether it has been fitted."""
-        return bool(self.slopes)
-
-    @property
-    def looks_at_queries(self) -> bool:  # type: ignore[override]
-        """Whether one of its scores does."""
-        return any(score.looks_at_queries for score in self.reads)
-
-    @property
     def reads(self) -> tuple[UncertaintyScore, ...]:
         return self.scores or candidates(queries=self.queries)
-
-    def __call__(self, routed: RoutedBatch) -> Tensor:
-        values = {score.name: routed.score(score).double().cpu().numpy() for score in self.reads}
-        return torch.from_numpy(self.of_values(values)).to(routed.batch.way.device)
 
     def of_values(self, scores: Mapping[str, Numbers]) -> FloatArray:
         """Predicted losses ``(n,)`` from scores, each ``(n,)``; infinite ones count as four standard deviations.
@@ -92,12 +73,7 @@ class LearnedRisk(UncertaintyScore):
         Raises:
             ValueError: when a score is missing or NaN, or it has not been fitted.
         """
-        if not self.deployable:
-            raise ValueError("the learned score has no slopes yet; expected it to be fitted to validation episodes")
-        missing = [score.name for score in self.scores if score.name not in scores]
-        if missing:
-            raise ValueError(f"scores hold {sorted(scores)}; this predictor also reads {missing}")
-        raw = _columns(scores, self.scores, finite=False)
+        raw = self.fittedcolumns(scores)
         z = np.clip((raw - np.array(self.centre)) / np.array(self.scale), -FURTHEST, FURTHEST)
         return z @ np.array(self.slopes) + self.intercept
 
@@ -117,7 +93,7 @@ class LearnedRisk(UncertaintyScore):
         if len(y) < 2:
             raise ValueError(f"got {len(y)} episode; expected at least two to fit on one and predict another")
         read = tuple(s for s in self.reads if s.name in scores and np.isfinite(np.asarray(scores[s.name])).all())
-        raw = _columns(scores, read, finite=True)
+        raw = columns(scores, read, finite=True)
         same_length(raw, y, "scores and losses")
         folds = PredefinedSplit(np.arange(len(y)) % min(FOLDS, len(y)))
         values = cross_val_predict(_pipeline(self.penalty), raw, y, cv=folds)
@@ -140,12 +116,3 @@ def _pipeline(penalty: float) -> Any:
 
     clip = FunctionTransformer(np.clip, kw_args={"a_min": -FURTHEST, "a_max": FURTHEST})
     return make_pipeline(StandardScaler(), clip, Ridge(alpha=penalty))
-
-
-def _columns(scores: Mapping[str, Numbers], read: tuple[UncertaintyScore, ...], *, finite: bool) -> FloatArray:
-    if not read:
-        raise ValueError("got no scores; expected at least one to predict from")
-    columns = [float_array(scores[s.name], f"scores {s.name!r}", finite=finite) for s in read]
-    for score, column in zip(read, columns, strict=True):
-        same_length(columns[0], column, f"scores {read[0].name!r} and {score.name!r}")
-    return np.stack(columns, axis=1)

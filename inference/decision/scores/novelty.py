@@ -12,29 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from pyro_smat.inference.decision.scores.combined import FOLDS, CombinedScore
 from pyro_smat.inference.decision.scores.score import FittedScore, UncertaintyScore
-from pyro_smat.inference.decision.scores.standard import candidates
 from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, same_length
 from pyro_smat.metrics.selective import aurc
 from pyro_smat.registry import register
 
-if TYPE_CHECKING:
-    from pyro_smat.inference.decision.routed_batch import RoutedBatch
-
 SHRINKAGE = 0.1
-FOLDS = 5
 SMALLEST = 1e-12
 
 
 @register("uncertainty_score", "novelty")
 @dataclass(frozen=True, kw_only=True)
-class Novelty(UncertaintyScore):
+class Novelty(CombinedScore):
     """Squared Mahalanobis distance of a task's scores from those of validation.
 
     Attributes:
@@ -58,36 +51,13 @@ class Novelty(UncertaintyScore):
                 "expected n, n and n^2, or none of the last two before it is fitted"
             )
 
-    @property
-    def deployable(self) -> bool:  # type: ignore[override]
-        """Whether it has been fitted."""
-        return bool(self.centre)
-
-    @property
-    def looks_at_queries(self) -> bool:  # type: ignore[override]
-        """Whether one of its scores does."""
-        return any(score.looks_at_queries for score in self.reads)
-
-    @property
-    def reads(self) -> tuple[UncertaintyScore, ...]:
-        return self.scores or candidates(queries=False)
-
-    def __call__(self, routed: RoutedBatch) -> Tensor:
-        values = {score.name: routed.score(score).double().cpu().numpy() for score in self.reads}
-        return torch.from_numpy(self.of_values(values)).to(routed.batch.way.device)
-
     def of_values(self, scores: Mapping[str, Numbers]) -> FloatArray:
         """U ``(n,)`` from scores, each ``(n,)``; infinite where one of them is.
 
         Raises:
             ValueError: when a score is missing or NaN, or it has not been fitted.
         """
-        if not self.deployable:
-            raise ValueError("the novelty score has no centre yet; expected it to be fitted to validation episodes")
-        missing = [score.name for score in self.scores if score.name not in scores]
-        if missing:
-            raise ValueError(f"scores hold {sorted(scores)}; novelty also reads {missing}")
-        rows = np.stack([float_array(scores[s.name], f"scores {s.name!r}", finite=False) for s in self.scores], axis=1)
+        rows = self.fitted_columns(scores)
         finite = np.isfinite(rows).all(1)
         found = np.full(len(rows), np.inf)
         found[finite] = distance(rows[finite], np.array(self.centre), np.array(self.precision))

@@ -43,7 +43,7 @@ class SingleSource(ParameterBaseline):
             raise ValueError(f"source is {self.source!r}; expected one of {', '.join(names)}")
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # read only here: it says which source
         return f"source: {self.composed.library.names[self._index]}"
 
     @property

@@ -107,10 +107,10 @@ def test_bad_input_is_refused() -> None:
         LearnedRisk(penalty=0)
     with pytest.raises(ValueError, match=r"got 1 scores and .* numbers for them"):
         LearnedRisk(scores=(Entropy(),), slopes=(1.0, 2.0))
-    with pytest.raises(ValueError, match="has no slopes yet"):
+    with pytest.raises(ValueError, match=r"score .learned. has no numbers yet"):
         LearnedRisk().of_values(scores)
     fitted = LearnedRisk(scores=(Entropy(), Variance())).fit(scores, losses).score
-    with pytest.raises(ValueError, match=r"this predictor also reads \['variance'\]"):
+    with pytest.raises(ValueError, match=r".learned. also reads \['variance'\]"):
         fitted.of_values({"entropy": [1.0]})
     with pytest.raises(ValueError, match=r"scores hold \['variance'\]; expected 'entropy'"):
         Entropy().of_values({"variance": [1.0]})

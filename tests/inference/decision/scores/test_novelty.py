@@ -59,7 +59,7 @@ def test_a_deployment_keeps_it() -> None:
 def test_does_not_compete_and_says_what_is_missing() -> None:
     assert "novelty" not in score_names()
     assert not Novelty().deployable
-    with pytest.raises(ValueError, match="no centre yet"):
+    with pytest.raises(ValueError, match=r"score .novelty. has no numbers yet"):
         Novelty(scores=READS).of_values({"entropy": [1.0], "kl_to_prior": [1.0]})
     scores, losses = validation()
     with pytest.raises(ValueError, match="at least 10"):

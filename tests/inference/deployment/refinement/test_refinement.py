@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_smat.inference.decision.prediction import class_probabilities
 from pyro_smat.inference.deployment.refinement import (
     DirichletRefinement,
     FrankWolfe,
@@ -25,6 +24,7 @@ from pyro_smat.inference.deployment.refinement import (
     refined_probabilities,
 )
 from pyro_smat.inference.objective.candidates import as_deployed, support_candidate_losses
+from pyro_smat.inference.objective.outcome import class_probabilities
 from pyro_smat.networks.experts import ExpertBank
 
 DESCENDING: tuple[RefinementMode, ...] = (

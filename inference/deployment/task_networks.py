@@ -1,0 +1,136 @@
+"""The networks of one task: routings of a decision rule -> composed networks -> class probabilities of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.inference.decision.mixture import Mixture
+from pyro_smat.inference.decision.routed_batch import Members
+from pyro_smat.inference.decision.rules import DecisionRule
+from pyro_smat.inference.deployment.refinement import Refinement
+from pyro_smat.networks.composition import TaskNetwork, compose
+from pyro_smat.networks.heads import prototypes, similarities
+
+if TYPE_CHECKING:
+    from pyro_smat.inference.deployment.classifier import RoutedClassifier
+
+REFINED = "refined"  # the rule that is the network at the refined coefficients
+
+
+@dataclass(frozen=True)
+class ComposedNetworks:
+    """Networks of a rule, for each of m samples of the gates the same K routings.
+
+    Attributes:
+        theta: ``(m K, d)``.
+        prototypes: ``(m K, W, f)`` of the support.
+        weights: ``(K, 1)``.
+        mass: of the posterior that they hold; None for draws.
+    """
+
+    theta: Tensor
+    prototypes: Tensor
+    weights: Tensor
+    mass: float | None
+
+
+class TaskNetworks:
+    """Composes the networks of a task's rules, each once; of threads that ask at once, all get the same."""
+
+    def __init__(
+        self,
+        owner: RoutedClassifier,
+        batch: EpisodeBatch,
+        routed: RoutingPosterior,
+        *,
+        seed: int,
+        refinement: Refinement | None = None,
+    ) -> None:
+        self._owner, self._batch, self._routed = owner, batch, routed
+        self._seed, self._refinement = seed, refinement
+        self._composed: dict[tuple[DecisionRule | str, bool], ComposedNetworks] = {}
+
+    def members(self, rule: DecisionRule | str, images: Tensor, posterior: RoutingPosterior) -> Members:
+        """Weights ``(K, 1)`` and class probabilities ``(K, 1, n, W)``, averaged over the samples of the gates."""
+        model, batch, found = self._owner.router.model, self._batch, self.of(rule, posterior)
+        images = images.to(found.theta.device)
+        queries = features_of(model.network, found.theta, images).float()
+        logits = model.scale * similarities(queries, found.prototypes, model.metric)
+        logits = logits.masked_fill(~batch.class_mask, -1e4)
+        probabilities = logits.softmax(-1).unflatten(0, (-1, len(found.weights))).mean(0)
+        return found.weights, probabilities.unsqueeze(1)
+
+    def _support_features(self, rows: Tensor, theta: Tensor) -> Tensor:
+        """``(K, S, f)`` of the support under the networks theta ``(K, d)`` of routings ``(K, [L,] C)``.
+
+        A routing that is one source alone has them already: the router has looked at all sources.
+        """
+        model, support = self._owner.router.model, self._batch.support
+        assert support.features is not None
+        known = pure_sources(rows, len(self._owner.source_names))
+        features = support.features.new_empty(len(rows), *support.features.shape[2:]).float()
+        features[known >= 0] = support.features[0, known[known >= 0]].float()
+        if (known < 0).any():
+            features[known < 0] = features_of(model.network, theta[known < 0], support.images[0]).float()
+        return features
+
+    def of(self, rule: DecisionRule | str, posterior: RoutingPosterior) -> ComposedNetworks:
+        """The networks of a rule, composed once; routings that are drawn twice are one network."""
+        key = rule, posterior is self._routed
+        if key not in self._composed:
+            owner = self._owner
+            if rule == REFINED:
+                if self._refinement is None:
+                    raise ValueError(
+                        "rule is 'refined' and the task was not refined: call adapt(..., refine='frank_wolfe')"
+                    )
+                mixture = Mixture.one(self._refinement.coefficients.unsqueeze(0))
+                bases: Sequence[Tensor] = [self._refinement.basis(owner.router.model, owner.deployed_basis)]
+            else:
+                assert isinstance(rule, DecisionRule)
+                mixture = rule(
+                    posterior,
+                    self._batch,
+                    generator=torch.Generator(device=self._batch.way.device).manual_seed(self._seed),
+                ).merged()
+                bases = list(owner.bases)
+            space = owner.router.library.space
+            rows = mixture.coefficients[:, 0]
+            theta = torch.cat([compose(rows, basis, space) for basis in bases])
+            known = self._batch.support
+            support = self._support_features(rows.repeat(len(bases), *(1,) * (rows.ndim - 1)), theta)
+            labels, mask = (part.expand(len(theta), -1) for part in (known.labels, known.mask))
+            centres = prototypes(support, labels, mask, self._batch.max_way)
+            return self._composed.setdefault(
+                key,
+                ComposedNetworks(
+                    theta, centres, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])
+                ),
+            )
+        return self._composed[key]
+
+
+def pure_sources(rows: Tensor, num_sources: int) -> Tensor:
+    """The source that a routing ``(K, [L,] C)`` is and nothing else, ``(K,)``; -1 where it is none."""
+    flat = rows if rows.ndim == 2 else rows.mean(1)
+    weight, source = flat[:, :num_sources].max(-1)
+    only = (weight == 1) & (flat[:, num_sources:] == 0).all(-1)
+    return torch.where(only, source, -1)
+
+
+def features_of(network: TaskNetwork, theta: Tensor, images: Tensor) -> Tensor:
+    """Features ``(K, n, f)`` of images ``(n, C, H, W)`` under networks ``(K, d)``.
+
+    On a CPU one network after the other: convolutions with a weight for each task are slower there than as many plain
+    ones.
+    """
+    if theta.device.type == "cpu":
+        return torch.stack([network(row, images) for row in theta])
+    return network(theta, images.expand(len(theta), *images.shape))
