@@ -80,7 +80,7 @@ def outcomes(
             evaluation = evaluate(
                 router.model,
                 router.guide,
-                sampler,  # type: ignore[arg-type]
+                sampler,
                 features,
                 deployment=classifier.deployment,
                 settings=EvaluationSettings.bare(),

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pyro_smat.certificates import Certificate
+from pyro_smat.certificates.certificate import accepted_tasks
 from pyro_smat.inference.decision.misrouting import MisroutingProbability
 from pyro_smat.inference.decision.named_routings import SOURCE_0, NamedRoutings
 from pyro_smat.inference.decision.reliability import Reliability
@@ -148,7 +149,7 @@ class Deployment(BaseModel):
 
     def falls_back(self, scores: Mapping[str, Numbers]) -> Any:
         """``(n,)`` bool: which tasks use the fallback; arguments as in :meth:`uncertainty`."""
-        return self.uncertainty(scores) > self.threshold
+        return ~accepted_tasks(self.uncertainty(scores), self.threshold)
 
     def abstains(self, scores: Mapping[str, Numbers]) -> Any:
         """``(n,)`` bool: which tasks are not reliable; without a reliability those that fall back."""

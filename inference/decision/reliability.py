@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pyro_smat.certificates.certificate import accepted_tasks
 from pyro_smat.inference.decision.scores.learned import LearnedRisk
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.metrics.arrays import FloatArray, Numbers
@@ -75,7 +76,7 @@ class Reliability(BaseModel):
 
     def doubts(self, scores: Mapping[str, Numbers]) -> Any:
         """``(n,)`` bool: which tasks are not reliable, from the values of the scores that the risk reads."""
-        return self.predictor.of_values(scores) > self.tolerance
+        return ~accepted_tasks(self.predictor.of_values(scores), self.tolerance)
 
 
 def default_tolerance(predicted_of_clean: FloatArray) -> float:

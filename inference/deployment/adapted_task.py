@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_smat.certificates.certificate import accepted_tasks
 from pyro_smat.episodes import EpisodeBatch, Labelled, check_images
 from pyro_smat.guides import CatalogPosterior
 from pyro_smat.guides.posterior import RoutingPosterior
@@ -112,7 +114,8 @@ class AdaptedTask:
 
     def falls_back_on(self, images: Tensor | None) -> bool:
         """Whether predictions of these queries come from the fallback; arguments as in :meth:`uncertainty_on`."""
-        return not self._deployment.never_falls_back and self.uncertainty_on(images) > self._deployment.threshold
+        deployment = self._deployment
+        return not (deployment.never_falls_back or _accepted(self.uncertainty_on(images), deployment.threshold))
 
     def risk_on(self, images: Tensor | None) -> float:
         """The risk of this task with these queries ``(n, C, H, W)``; NaN for a deployment without one.
@@ -128,7 +131,7 @@ class AdaptedTask:
         reliability = self._deployment.reliability
         if reliability is None:
             return not self.falls_back_on(images)
-        return reliability.tolerance == math.inf or self.risk_on(images) <= reliability.tolerance
+        return reliability.tolerance == math.inf or _accepted(self.risk_on(images), reliability.tolerance)
 
     def abstains_on(self, images: Tensor | None) -> bool:
         """Whether answers to these queries should not be relied on."""
@@ -352,3 +355,8 @@ class AdaptedTask:
         mixed = (weights * members).sum(0)
         gains = torch.special.entr(mixed).sum(-1) - (weights * torch.special.entr(members)).sum((0, -1))
         return suggestion_of(self._view(), gains.clamp(min=0).cpu().numpy(), mixed.cpu().numpy(), count)
+
+
+def _accepted(score: float, threshold: float) -> bool:
+    """As certificates count it: minus infinity accepts nothing, and NaN is not accepted."""
+    return bool(accepted_tasks(np.array([score]), threshold)[0])

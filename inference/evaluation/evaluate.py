@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.episodes.sampler import EpisodeSampler
+from pyro_smat.episodes.stream import EpisodeStream
 from pyro_smat.guides.router import RoutingGuide
 from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
 from pyro_smat.inference.decision.deployment import Deployment
@@ -41,7 +41,7 @@ PROBABILITY_FLOOR = 1e-12
 def evaluate(
     model: RoutedModel,
     guide: RoutingGuide,
-    sampler: EpisodeSampler,
+    sampler: EpisodeStream,
     features: SourceFeatures,
     *,
     deployment: Deployment | None = None,

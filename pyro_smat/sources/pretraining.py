@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.glyphs import ATTRIBUTES, glyph_pool
 from pyro_smat.episodes.sampler import EpisodeSampler
+from pyro_smat.episodes.stream import EpisodeStream
 from pyro_smat.networks import build_network
 from pyro_smat.networks.heads import Metric, prototype_logits
 from pyro_smat.registry import Choice, choose
@@ -42,15 +42,9 @@ def glyph_network() -> nn.Module:
     return build_network(glyph_choice(), generator=torch.Generator().manual_seed(0))
 
 
-class Episodes(Protocol):
-    """What pretraining draws from: an EpisodeSampler, or anything with its ``sample``."""
-
-    def sample(self, count: int) -> EpisodeBatch: ...
-
-
 def pretrain[M: nn.Module](
     module: M,
-    sampler: Episodes,
+    sampler: EpisodeStream,
     steps: int,
     *,
     episodes_per_step: int = 6,

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import tiny_config, tiny_router
@@ -154,3 +155,14 @@ def test_routers_of_format_3() -> None:
         "kind": "posterior_predictive",
         "num_samples": 5,
     }
+
+
+@pytest.mark.parametrize("score", [-math.inf, 0.0, math.nan, math.inf])
+def test_a_threshold_of_minus_infinity_accepts_nothing(score: float) -> None:
+    nothing = Deployment(score=Entropy(), threshold=-math.inf)
+    assert nothing.falls_back({"entropy": np.array([score])}).all()
+
+
+def test_a_score_that_is_no_number_is_not_accepted() -> None:
+    everything = Deployment(score=Entropy(), threshold=math.inf)
+    assert everything.falls_back({"entropy": np.array([math.nan, 1.0])}).tolist() == [True, False]
