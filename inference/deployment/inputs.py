@@ -25,7 +25,7 @@ EXPECTED = (
     "point in [0, 1], or a list of such images or PIL images"
 )
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
-OVERSHOOT = 0.05  # what interpolation may leave outside [0, 1]
+OVERSHOOT = 0.15  # what interpolation may leave outside [0, 1]
 FAR = 1.5  # sizes that differ by this factor from the training images' are warned of
 _CHANNELS = (1, 3)
 

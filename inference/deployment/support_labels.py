@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
@@ -113,7 +114,7 @@ def _is_missing(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     """What may stand beside each other: True is not 1, and "1" is neither."""
-    for kind, types in (("bool", bool), ("text", str), ("bytes", bytes), ("number", int | float | complex)):
+    for kind, types in (("bool", bool), ("text", str), ("bytes", bytes), ("number", numbers.Number)):
         if isinstance(value, types):
             return kind
     return "object"

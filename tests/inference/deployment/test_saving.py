@@ -223,3 +223,20 @@ def test_a_head_that_is_left_out_and_the_descriptors_are_saved_with_the_router(t
         add_source(loaded, "c", small)
     added = add_source(loaded, "c", small, base=base).router.library
     assert torch.equal(added.basis[2], torch.cat([torch.zeros(320), whole["1.bias"]]))
+
+
+def test_statistics_of_the_training_pixels_are_saved(tmp_path: Path) -> None:
+    """They come back as they were; a router that was saved before there were any has none."""
+    pool = tiny_pool()
+    pixels = PixelStatistics.of(pool)
+    values = pool.images.double() / 255
+    assert pixels.mean == pytest.approx(float(values.mean()))
+    assert pixels.std == pytest.approx(float(values.std(correction=0)))
+    assert pixels.image_std == pytest.approx(float(values.flatten(1).mean(1).std(correction=0)))
+    router = replace(tiny_router(tiny_config(())), pixels=pixels)
+    RoutedClassifier(router).save(tmp_path)
+    assert RoutedClassifier.load(tmp_path).router.pixels == pixels
+    record = json.loads((tmp_path / "router.json").read_text())
+    del record["pixels"], record["digest"]
+    write_record(tmp_path / "router.json", record)
+    assert RoutedClassifier.load(tmp_path).image_form.pixels is None
