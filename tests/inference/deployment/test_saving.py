@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 import torch
 from router_files import read_description, write_description, write_tensors
 from safetensors.torch import load_file
-from tiny_run import predictions, quick_config, reopened, tiny_config, tiny_router, trained
+from tiny_run import predictions, quick_config, reopened, tiny_config, tiny_pool, tiny_router, trained
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes.pixels import PixelStatistics
+from pyro_smat.files import write_record
 from pyro_smat.guides import LogisticNormalGuide
 from pyro_smat.inference.assembly.config import build_config
 from pyro_smat.inference.assembly.router import build_router
