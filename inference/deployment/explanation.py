@@ -67,8 +67,9 @@ class Explanation:
 
     def __str__(self) -> str:
         width = max(len(c.name) for c in self.components)
+        shown = {c: _interval(c, self.refinement is None) for c in self.components}
         lines = [
-            f"{c.name:<{width}}  {c.weight:5.2f}  {_interval(c, self.refinement is None):<12}  {'#' * round(20 * c.weight)}".rstrip()
+            f"{c.name:<{width}}  {c.weight:5.2f}  {shown[c]:<12}  {'#' * round(20 * c.weight)}".rstrip()
             for c in self.components
             if c.weight >= OPEN
         ]

@@ -110,7 +110,7 @@ def test_bad_supports_and_queries(classifier: RoutedClassifier) -> None:
     with pytest.raises(ValueError, match="without 1 or 3 channels"):
         classifier.adapt(images.expand(-1, 4, -1, -1), labels)
     task = classifier.adapt(images, labels)
-    with pytest.raises(ValueError, match="uint8 in 0..255 or floating point"):
+    with pytest.raises(ValueError, match=r"uint8 in 0\.\.255 or floating point"):
         task.predict_proba(255 * torch.rand(1, 1, 32, 32).long())
 
 
