@@ -73,7 +73,7 @@ def read_images(images: Any, form: ImageForm, *, like: tuple[int, int] | None = 
 
     Example:
         >>> import numpy as np
-        >>> tuple(read_images(np.zeros((2, 8, 8, 3), np.uint8), ImageForm(channels=1, size=8)).shape)
+        >>> tuple(read_images(np.full((2, 8, 8, 3), 90, np.uint8), ImageForm(channels=1, size=8)).shape)
         (2, 1, 8, 8)
     """
     if isinstance(images, Image.Image):

@@ -191,7 +191,8 @@ def losing_sentences(tables: Sequence[Table], name: str, paired: Paired | None =
         paired: interval of how far a competitor is ahead on the same episodes, in the unit of the table, by title,
             column and row; None where there is none.
     """
-    significant, close = [], []
+    significant: list[str] = []
+    close: list[str] = []
     for table in tables:
         rows = dict(table.rows)
         if name not in rows:
