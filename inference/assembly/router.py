@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_smat.encoders import DescribedEncoder, SupportEncoder
+from pyro_smat.episodes.pixels import PixelStatistics
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.assembly.config import RunConfig
@@ -47,6 +48,7 @@ class Router:
         device: where they are.
         catalog: of a guide over a catalog.
         descriptors: ``(R, D)`` of the sources, where the guide reads them.
+        pixels: statistics of the training images; None where unknown.
     """
 
     config: RunConfig
@@ -57,6 +59,7 @@ class Router:
     device: torch.device
     catalog: Catalog | None = None
     descriptors: Tensor | None = None
+    pixels: PixelStatistics | None = None
 
     def features(self, pool: ImagePool | None = None, *, progress: bool = False) -> SourceFeatures:
         """Frozen source features of a pool (or of loose images)."""

@@ -6,7 +6,7 @@ Made by :meth:`RoutedClassifier.adapt`: posterior and refinement -> decision rul
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.certificates.certificate import accepted_tasks
-from pyro_smat.episodes import EpisodeBatch, Labelled, check_images
+from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.guides import CatalogPosterior
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.inference.assembly.defaults import own_defaults
@@ -26,6 +26,7 @@ from pyro_smat.inference.decision.routed_batch import RoutedBatch
 from pyro_smat.inference.decision.rules import DecisionRule
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.deployment.explanation import Component, Explanation
+from pyro_smat.inference.deployment.inputs import read_images
 from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.inference.deployment.suggestion import RoutingView, Suggestion, reasons_of, suggestion_of
@@ -44,7 +45,7 @@ class AdaptedTask:
 
     Attributes:
         posterior: q(c | S), batch size 1: the router's, or that of a refinement that has one.
-        classes: class names, in the order of the columns of :meth:`predict_proba`.
+        classes: as they were given to ``adapt``, in the order of the columns of :meth:`predict_proba`.
         refinement: what the refinement found, or None.
     """
 
@@ -53,7 +54,7 @@ class AdaptedTask:
         owner: RoutedClassifier,
         batch: EpisodeBatch,
         posterior: RoutingPosterior,
-        classes: tuple[str, ...],
+        classes: tuple[Hashable, ...],
         seed: int,
         refinement: Refinement | None = None,
     ) -> None:
@@ -102,7 +103,7 @@ class AdaptedTask:
         """Whether the task is not :attr:`reliable`: predictions are there, but should not be relied on."""
         return not self.reliable
 
-    def uncertainty_on(self, images: Tensor | None) -> float:
+    def uncertainty_on(self, images: Any) -> float:
         """U of this task with these queries ``(n, C, H, W)``, by the score that falling back is decided on.
 
         Of the router's own posterior, for which the threshold was chosen, also where the task is refined.
@@ -112,12 +113,12 @@ class AdaptedTask:
         """
         return self._value(self._deployment.scorer, images)
 
-    def falls_back_on(self, images: Tensor | None) -> bool:
+    def falls_back_on(self, images: Any) -> bool:
         """Whether predictions of these queries come from the fallback; arguments as in :meth:`uncertainty_on`."""
         deployment = self._deployment
         return not (deployment.never_falls_back or _accepted(self.uncertainty_on(images), deployment.threshold))
 
-    def risk_on(self, images: Tensor | None) -> float:
+    def risk_on(self, images: Any) -> float:
         """The risk of this task with these queries ``(n, C, H, W)``; NaN for a deployment without one.
 
         Raises:
@@ -126,19 +127,19 @@ class AdaptedTask:
         reliability = self._deployment.reliability
         return math.nan if reliability is None else self._value(reliability.predictor, images)
 
-    def reliable_on(self, images: Tensor | None) -> bool:
+    def reliable_on(self, images: Any) -> bool:
         """Whether answers to these queries can be relied on; arguments as in :meth:`uncertainty_on`."""
         reliability = self._deployment.reliability
         if reliability is None:
             return not self.falls_back_on(images)
         return reliability.tolerance == math.inf or _accepted(self.risk_on(images), reliability.tolerance)
 
-    def abstains_on(self, images: Tensor | None) -> bool:
+    def abstains_on(self, images: Any) -> bool:
         """Whether answers to these queries should not be relied on."""
         return not self.reliable_on(images)
 
     @own_defaults()
-    def _value(self, score: UncertaintyScore, images: Tensor | None) -> float:
+    def _value(self, score: UncertaintyScore, images: Any) -> float:
         """A score of this task; one of the support alone is computed once."""
         if not score.looks_at_queries:
             if score not in self._support_values:  # threads that ask at once find the same number
@@ -146,8 +147,7 @@ class AdaptedTask:
             return self._support_values[score]
         if images is None:
             raise ValueError(f"score {score.name!r} looks at queries; expected the images that are to be classified")
-        self._check_queries(images)
-        return float(self._scored(images).score(score)[0])
+        return float(self._scored(self._queries(images)).score(score)[0])
 
     @property
     def misrouting(self) -> float:
@@ -186,21 +186,21 @@ class AdaptedTask:
 
     @own_defaults()
     @torch.no_grad()
-    def predict_proba(self, images: Tensor, rule: TaskRule | None = None) -> Tensor:
+    def predict_proba(self, images: Any, rule: TaskRule | None = None) -> Tensor:
         """Class probabilities ``(n, W)``.
 
         Args:
-            images: ``(n, C, H, W)`` float in [0, 1].
+            images: n of them in any form that ``adapt`` takes; those of another size than the support are scaled to it.
             rule: a decision rule, its name or ``{"kind": name, option: ...}``, or "refined": the network at the refined
                 coefficients; default: the fallback where the task falls back (on these images, if its score looks at
                 queries), else :attr:`rule`.
 
         Raises:
-            ValueError: for images that are not usable or of another size than the support, an unknown rule, or rule
-                "refined" of a task that was not refined.
+            ValueError: for images that are not usable, an unknown rule, or rule "refined" of a task that was not
+                refined.
         """
-        self._check_queries(images)
-        return self._proba(self._rule_for(images) if rule is None else self._named(rule), images)
+        pixels = self._queries(images)
+        return self._proba(self._rule_for(pixels) if rule is None else self._named(rule), pixels)
 
     @torch.no_grad()
     def _proba(self, rule: DecisionRule | str, images: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class AdaptedTask:
         return (weights[..., None, None] * probabilities).sum(0)[0].cpu()
 
     @own_defaults()
-    def predict_sets(self, images: Tensor, threshold: float) -> list[tuple[str, ...]]:
+    def predict_sets(self, images: Any, threshold: float) -> list[tuple[Hashable, ...]]:
         """Label sets of images ``(n, C, H, W)``: the classes that the query may have; none or many say "unsure".
 
         Args:
@@ -216,18 +216,18 @@ class AdaptedTask:
             threshold: of :func:`pyro_smat.inference.evaluation.label_sets.calibrate_label_sets`, whose coverage is
                 marginal over the queries of reliable tasks; a task that abstains says nothing and gets all classes.
         """
-        self._check_queries(images)
-        if self.abstains_on(images):
-            return [self.classes] * len(images)
-        kept = 1.0 - self._proba(self._accepted_rule, images).double() <= threshold
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or math.isnan(threshold):
+            raise ValueError(f"threshold is {threshold!r:.60}; expected a number, as calibrate_label_sets gives it")
+        pixels = self._queries(images)
+        if self.abstains_on(pixels):
+            return [self.classes] * len(pixels)
+        kept = 1.0 - self._proba(self._accepted_rule, pixels).double() <= threshold
         return [tuple(c for c, inside in zip(self.classes, row, strict=True) if inside) for row in kept.tolist()]
 
-    def _check_queries(self, images: Tensor) -> None:
-        check_images(images, "query")
-        if images.shape[1:] != self._batch.support.images.shape[2:]:
-            raise ValueError(
-                f"images are {tuple(images.shape[1:])}; the support is {tuple(self._batch.support.images.shape[2:])}"
-            )
+    def _queries(self, images: Any) -> Tensor:
+        """``(n, C, H, W)`` of the support's size."""
+        height, width = self._batch.support.images.shape[-2:]
+        return read_images(images, self._owner.image_form, like=(height, width))
 
     def _scored(self, images: Tensor | None) -> RoutedBatch:
         """What the score sees: the router's own posterior and, where there are any, queries through its networks."""
@@ -250,7 +250,10 @@ class AdaptedTask:
         owner = self._owner
         if isinstance(rule, str) and rule == REFINED:
             return REFINED
-        made = as_rule(rule, owner.router.model, owner.router.catalog)
+        try:
+            made = as_rule(rule, owner.router.model, owner.router.catalog)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"rule is {rule!r:.60}; expected a decision rule, its name or a table") from error
         if isinstance(rule, str):
             return next((known for known in (owner.fallback, owner.rule) if known.name == made.name), made)
         return made
@@ -263,8 +266,8 @@ class AdaptedTask:
             scores = routing_scores(self._routed, self._owner.router.model.prior)
         return {name: float(value) for name, value in scores.items()}
 
-    def predict(self, images: Tensor, rule: TaskRule | None = None) -> list[str]:
-        """Class names of images ``(n, C, H, W)``."""
+    def predict(self, images: Any, rule: TaskRule | None = None) -> list[Any]:
+        """The label of every image, as it was given to ``adapt``; arguments as in :meth:`predict_proba`."""
         return [self.classes[k] for k in self.predict_proba(images, rule).argmax(-1).tolist()]
 
     @own_defaults()
@@ -333,7 +336,7 @@ class AdaptedTask:
 
     @own_defaults()
     @torch.no_grad()
-    def suggest(self, images: Tensor | None = None, *, count: int = 5) -> Suggestion:
+    def suggest(self, images: Any = None, *, count: int = 5) -> Suggestion:
         """What would make the routing surer: which routes to tell apart, and shots of which classes or images.
 
         Args:
@@ -345,12 +348,11 @@ class AdaptedTask:
         Raises:
             ValueError: for images that are not usable, or a count below 1.
         """
-        if count < 1:
-            raise ValueError(f"count is {count}; expected at least 1 candidate to name")
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"count is {count!r:.60}; expected at least 1 candidate to name")
         if images is None:
             return suggestion_of(self._view())
-        self._check_queries(images)
-        weights, members = self._networks.members(self._deployment.predictive, images, self._routed)
+        weights, members = self._networks.members(self._deployment.predictive, self._queries(images), self._routed)
         weights, members = weights[:, 0, None, None].double(), members[:, 0].double()  # (K, 1, 1), (K, n, W)
         mixed = (weights * members).sum(0)
         gains = torch.special.entr(mixed).sum(-1) - (weights * torch.special.entr(members)).sum((0, -1))

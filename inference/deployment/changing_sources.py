@@ -103,6 +103,7 @@ def _over(
     if catalog is not None and not _is_fixed(config):
         catalog = default_catalog(config, library)
     new = build_router(config, old.device, opened=(old.network, library), catalog=catalog)
+    new = replace(new, pixels=old.pixels)
     for part in ("model", "guide"):
         _copy_weights(getattr(old, part), getattr(new, part), part)
     # A certificate, and what validation said of misrouting, are of the router as it was.

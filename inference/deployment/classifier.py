@@ -8,31 +8,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.episodes import Episode, EpisodeBatch, EpisodeSampler, Labelled, check_images
+from pyro_smat.episodes import Episode, EpisodeBatch, EpisodeSampler, Labelled
+from pyro_smat.episodes.pixels import PixelStatistics
 from pyro_smat.guides import RoutingGuide
-from pyro_smat.inference.assembly.defaults import own_defaults, plain_tensor
+from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.router import Router, choose_device
 from pyro_smat.inference.decision.choosing import initial_deployment
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.rules import Map
 from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.describing import router_of
+from pyro_smat.inference.deployment.inputs import ImageForm, read_images
 from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refinement
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
 from pyro_smat.inference.deployment.saving import load_router, save_router
+from pyro_smat.inference.deployment.support_labels import read_labels
 from pyro_smat.models import RoutedModel
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.registry.entries import Factory
 
 CACHED_TASKS = 8
-Support = tuple[Tensor, Sequence[str] | Sequence[int] | Tensor]  # images and labels
+Support = tuple[Any, Any]  # images and labels, as adapt takes them
 
 
 class RoutedClassifier:
@@ -101,6 +105,8 @@ class RoutedClassifier:
         shape = tuple(validation.pool.images.shape[1:]) if image_shape is None and validation else image_shape
         assert shape is not None
         router = router_of(model, guide, shape)
+        if validation is not None:
+            router = replace(router, pixels=PixelStatistics.of(validation.pool))
         if deployment is None and validation is not None:
             from pyro_smat.inference.evaluation.choosing import choose_on  # evaluation stands above deployment
 
@@ -157,8 +163,8 @@ class RoutedClassifier:
     @own_defaults()
     def adapt(
         self,
-        images: Tensor,
-        labels: Sequence[str] | Sequence[int] | Tensor,
+        images: Any,
+        labels: Any,
         *,
         seed: int = 0,
         refine: RefinementMode | str | Mapping[str, Any] | None = None,
@@ -170,8 +176,10 @@ class RoutedClassifier:
         which has learned from many tasks what to believe, is the safer one. Try it on held-out episodes first.
 
         Args:
-            images: ``(S, C, H, W)`` float in [0, 1].
-            labels: S class names or integers; their sorted distinct values are the classes.
+            images: S of them in any form of :func:`~pyro_smat.inference.deployment.inputs.read_images`: a tensor or
+                array ``(S, C, H, W)`` or ``(S, H, W, C)``, uint8 or float in [0, 1], or a list of arrays or PIL images.
+            labels: S labels in any form of :func:`~pyro_smat.inference.deployment.support_labels.read_labels`. Their
+                distinct values are the classes, as they are: sorted where they can be, else in order of appearance.
             seed: of the routings that a posterior predictive draws.
             refine: a refinement, its name, or a table: "frank_wolfe", "gradient", "risk_averse" or "dirichlet", with
                 options as in "frank_wolfe:steps=3,max_active=2". It starts from the posterior's mean (its mode where
@@ -181,32 +189,31 @@ class RoutedClassifier:
             The task; the very same one when it is among the last that were asked for.
 
         Raises:
-            ValueError: for images that are not usable, fewer than two classes, S labels that are not S, an unknown
-                mode, or one that needs experts where there are none.
+            ValueError: for images or labels that are not usable, fewer than two classes, S labels that are not S, an
+                unknown mode, or one that needs experts where there are none.
+
+        Warns:
+            InputWarning: of images that are unlike those that the router was trained on.
         """
-        images, values, classes = self._checked(images, labels)
+        pixels, values, classes = self._checked(images, labels)
+        seed = _seed(seed)
         mode = parse_refinement(refine) if isinstance(refine, str | Mapping) else refine
         if mode is not None and not isinstance(mode, RefinementMode):
             raise ValueError(f"refine is {refine!r}; expected a refinement, its name or table, or None")
-        key = (support_digest(images, values), seed, mode)
-        return self._tasks.get(key, lambda: self._adapt(images, values, classes, seed, mode))
+        named = tuple((type(label), label) for label in classes)  # True is not 1
+        key = (support_digest(pixels, [classes.index(value) for value in values]), named, seed, mode)
+        return self._tasks.get(key, lambda: self._adapt(pixels, values, classes, seed, mode))
 
-    def _checked(
-        self, images: Tensor, labels: Sequence[str] | Sequence[int] | Tensor
-    ) -> tuple[Tensor, list[Any], tuple[Any, ...]]:
+    @property
+    def image_form(self) -> ImageForm:
+        """What the router's images are like."""
+        data, network = self.router.config.data, self.router.model.network
+        return ImageForm(data.channels, data.size, getattr(network, "resizes", False), self.router.pixels)
+
+    def _checked(self, images: Any, labels: Any) -> tuple[Tensor, list[Hashable], tuple[Hashable, ...]]:
         """Images, labels and classes of a support that can be used."""
-        check_images(images, "support")
-        images = plain_tensor(images)
-        values: list[Any] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
-        classes = tuple(sorted(set(values)))
-        if len(values) != len(images):
-            raise ValueError(f"got {len(images)} images and {len(values)} labels; expected one label for each image")
-        if len(classes) < 2:
-            raise ValueError(f"the support has the one class {classes[0]!r}; expected at least two classes")
-        expected = self.router.config.data
-        if images.shape[1] != expected.channels:
-            raise ValueError(f"images have {images.shape[1]} channels; this router was trained on {expected.channels}")
-        return images, values, classes
+        pixels = read_images(images, self.image_form)
+        return pixels, *read_labels(labels, len(pixels))
 
     def adapt_many(
         self,
@@ -242,6 +249,7 @@ class RoutedClassifier:
         """
         if at_once < 1:
             raise ValueError(f"at_once is {at_once}; expected at least 1 support")
+        seed = _seed(seed)
         waiting: list[Support] = []
         for one in supports:
             if isinstance(one, EpisodeBatch):
@@ -258,22 +266,29 @@ class RoutedClassifier:
 
     def _adapt_pairs(self, supports: Sequence[Support], seed: int) -> list[AdaptedTask]:
         """Supports of the same size together, so that none is padded."""
-        groups: dict[Any, list[tuple[int, Episode]]] = {}
+        groups: dict[Any, list[tuple[int, Episode, tuple[Hashable, ...]]]] = {}
         for index, (images, labels) in enumerate(supports):
             checked, values, classes = self._checked(images, labels)
-            groups.setdefault((checked.shape, checked.dtype, len(classes)), []).append(
-                (index, _episode(checked, values, classes))
+            groups.setdefault((checked.shape, len(classes)), []).append(
+                (index, _episode(checked, values, classes), classes)
             )
         made: dict[int, AdaptedTask] = {}
         for group in groups.values():
-            tasks = self._adapt_batch(EpisodeBatch.collate([episode for _, episode in group]), seed)
-            made.update(zip((index for index, _ in group), tasks, strict=True))
+            batch = EpisodeBatch.collate([episode for _, episode, _ in group])
+            tasks = self._adapt_batch(batch, seed, classes=[classes for _, _, classes in group])
+            made.update(zip((index for index, _, _ in group), tasks, strict=True))
         return [made[index] for index in range(len(supports))]
 
     @own_defaults()
     @torch.no_grad()
-    def _adapt_batch(self, batch: EpisodeBatch, seed: int, features: SourceFeatures | None = None) -> list[AdaptedTask]:
-        batch = (features or self.router.features()).attach(batch.to(self.router.device))
+    def _adapt_batch(
+        self,
+        batch: EpisodeBatch,
+        seed: int,
+        features: SourceFeatures | None = None,
+        classes: Sequence[tuple[Hashable, ...]] | None = None,
+    ) -> list[AdaptedTask]:
+        batch = self._attached(batch.to(self.router.device), features)
         seen, tasks = batch.support.features, []
         assert seen is not None
         for index in range(len(batch)):  # without padding and queries, so that it is what adapt() makes
@@ -281,7 +296,8 @@ class RoutedClassifier:
             names = episode.class_names or tuple(str(k) for k in range(int(batch.way[index])))
             own = EpisodeBatch.collate([Episode(episode.support, way=int(batch.way[index]), class_names=names)])
             own = own.with_features(seen[index : index + 1, :, real])
-            tasks.append(AdaptedTask(self, own, self.router.guide.posterior(own), names, seed))
+            shown = names if classes is None else classes[index]
+            tasks.append(AdaptedTask(self, own, self.router.guide.posterior(own), shown, seed))
         return tasks
 
     def cache_info(self) -> CacheInfo:
@@ -292,20 +308,30 @@ class RoutedClassifier:
     def _adapt(
         self,
         images: Tensor,
-        values: list[Any],
-        classes: tuple[Any, ...],
+        values: list[Hashable],
+        classes: tuple[Hashable, ...],
         seed: int,
         mode: RefinementMode | None,
     ) -> AdaptedTask:
         episode = _episode(images, values, classes)
         batch = EpisodeBatch.collate([episode]).to(self.router.device)
-        batch = self.router.features().attach(batch)
+        batch = self._attached(batch)
         posterior = self.router.guide.posterior(batch)
         refinement = None
         if mode is not None:
             start = posterior.mode if isinstance(self.rule, Map) else posterior.mean
             refinement = mode.refine(self.router.model, self.deployed_basis, batch, start[0])
-        return AdaptedTask(self, batch, posterior, episode.class_names, seed, refinement)
+        return AdaptedTask(self, batch, posterior, classes, seed, refinement)
+
+    def _attached(self, batch: EpisodeBatch, features: SourceFeatures | None = None) -> EpisodeBatch:
+        try:
+            return (features or self.router.features()).attach(batch)
+        except RuntimeError as error:  # of layers that these images are too small for
+            shape = tuple(batch.support.images.shape[2:])
+            raise ValueError(
+                f"images are {shape}, on which the network cannot run ({error}); expected "
+                f"{self.router.config.data.size} x {self.router.config.data.size} pixels, as in training"
+            ) from error
 
     @property
     @torch.no_grad()
@@ -314,7 +340,13 @@ class RoutedClassifier:
         return self.router.model.basis() if self.deployment.gate_samples else self.bases[0]
 
 
-def _episode(images: Tensor, values: Sequence[Any], classes: Sequence[Any]) -> Episode:
+def _seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed!r:.60}; expected an integer of 64 bits")
+    return seed
+
+
+def _episode(images: Tensor, values: Sequence[Hashable], classes: Sequence[Hashable]) -> Episode:
     index = {value: k for k, value in enumerate(classes)}
     target = torch.tensor([index[value] for value in values])
     return Episode(Labelled(images, target), class_names=tuple(str(c) for c in classes))

@@ -67,8 +67,9 @@ class Explanation:
 
     def __str__(self) -> str:
         width = max(len(c.name) for c in self.components)
+        shown = {c: _interval(c, self.refinement is None) for c in self.components}
         lines = [
-            f"{c.name:<{width}}  {c.weight:5.2f}  [{c.low:4.2f}, {c.high:4.2f}]  {'#' * round(20 * c.weight)}"
+            f"{c.name:<{width}}  {c.weight:5.2f}  {shown[c]:<12}  {'#' * round(20 * c.weight)}".rstrip()
             for c in self.components
             if c.weight >= OPEN
         ]
@@ -77,7 +78,7 @@ class Explanation:
             lines.append(f"({hidden} more with weight below {OPEN})")
         if self.refinement is not None:
             lines.append(f"refined by {self.refinement}")
-        lines += [*self.reasons, *self._doubt(), *self._fallback()]
+        lines += [*self.reasons, *self.doubts, *self._fallback()]
         if self.certificate is not None:
             lines.append(f"reliable tasks: {self.certificate}")
         held = "" if self.mass is None else f" that hold {100 * self.mass:.4g}% of the posterior"
@@ -91,7 +92,9 @@ class Explanation:
         """Not reliable."""
         return not self.reliable
 
-    def _doubt(self) -> list[str]:
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Sentences on how far route and answers can be trusted."""
         lines = []
         if self.misrouting is not None:
             source = (
@@ -107,7 +110,7 @@ class Explanation:
                 lines.append(f"expects {share} wrong answers, tolerance {_percent(self.tolerance)}: {verdict}")
             else:
                 lines.append(f"risk {self.risk:.3f}, tolerance {self.tolerance:.3f}: {verdict}")
-        return lines
+        return tuple(lines)
 
     def _fallback(self) -> list[str]:
         if self.threshold == math.inf:
@@ -119,6 +122,19 @@ class Explanation:
             ]
         verdict = f"falls back to {self.fallback}" if self.falls_back else "routes"
         return [f"uncertainty ({self.score}) {self.uncertainty:.3f}, threshold {self.threshold:.3f}: {verdict}"]
+
+
+def _interval(part: Component, of_mean: bool) -> str:
+    """The interval, or nothing where it holds nothing but the printed weight: "1.00 [1.00, 1.00]" says no more.
+
+    A mean outside its interval is of a posterior that is mostly elsewhere, and the words say so.
+    """
+    low, weight, high = (f"{value:.2f}" for value in (part.low, part.weight, part.high))
+    if low == weight == high:
+        return ""
+    if not of_mean or low <= weight <= high:
+        return f"[{low}, {high}]"
+    return f"mostly {low}" if low == high else f"mostly {low} to {high}"
 
 
 def _percent(share: float) -> str:

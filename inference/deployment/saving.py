@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
+from pyro_smat.episodes.pixels import PixelStatistics
 from pyro_smat.files import content_digest, read_json, write_atomically, write_record
 from pyro_smat.files.records import first_problem
 from pyro_smat.inference.assembly.config import RunConfig, build_config
@@ -45,6 +47,7 @@ class SavedRouter(BaseModel):
         catalog: names of the routings of a guide over a catalog.
         config: that the router was built from.
         deployment: how it decides.
+        pixels: statistics of the training images; None where unknown, as in routers from before there were any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +59,7 @@ class SavedRouter(BaseModel):
     catalog: tuple[str, ...] | None
     config: dict[str, Any]
     deployment: dict[str, Any]
+    pixels: PixelStatistics | None = None
 
 
 def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
@@ -84,6 +88,7 @@ def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
         catalog=None if router.catalog is None else router.catalog.names,
         config=router.config.model_dump(mode="json"),
         deployment=deployment.to_dict(),
+        pixels=router.pixels,
     )
     values = saved.model_dump(mode="json")
     write_atomically(folder / WEIGHTS, content)
@@ -156,6 +161,7 @@ def _load(
     router = build_router(
         config, device, opened=(module, library), catalog=catalog, descriptors=tensors.pop("descriptors", None)
     )
+    router = replace(router, pixels=saved.pixels)
     for part, target in (("model", router.model), ("guide", router.guide)):
         state = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
         try:

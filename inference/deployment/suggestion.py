@@ -6,6 +6,7 @@ gain about the routing (Lindley 1956), which for a finite mixture of networks is
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ class RoutingView:
     weights: tuple[float, ...]
     losses: FloatArray
     labels: IntArray
-    classes: tuple[str, ...]
+    classes: tuple[Hashable, ...]
 
     @property
     def torn_between(self) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ class Suggestion:
     """
 
     pairs: tuple[tuple[str, str], ...]
-    classes: tuple[str, ...]
+    classes: tuple[Hashable, ...]
     candidates: tuple[int, ...]
     gains: tuple[float, ...]
     sentence: str
@@ -129,7 +130,7 @@ def suggestion_of(
 def _sentence(
     view: RoutingView,
     pairs: list[tuple[str, str]],
-    classes: tuple[str, ...],
+    classes: tuple[Hashable, ...],
     best: tuple[int, ...],
     gains: tuple[float, ...],
 ) -> str:
@@ -145,5 +146,6 @@ def _sentence(
     return "the routing is sure: more shots would change little"
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _listed(names: tuple[Hashable, ...]) -> str:
+    words = [str(name) for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

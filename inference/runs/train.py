@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes.pixels import PixelStatistics
 from pyro_smat.files import load_state, locked, save_state, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.defaults import own_defaults
@@ -109,6 +111,7 @@ def _train(
         calibrate_guide(router.model, router.guide, validation)
     sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED + 1)
     deployment = choose_on(router, sampler, features=held_out, episodes=max(config.training.validation_episodes, 96))
+    router = replace(router, pixels=router.pixels or PixelStatistics.of(train.pool))
     classifier = RoutedClassifier(router, deployment)
     if folder is not None:
         write_atomically(folder / "history.csv", history.to_csv(index=False).encode())

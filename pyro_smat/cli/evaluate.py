@@ -32,6 +32,8 @@ Corrupted = Annotated[
     list[str] | None, typer.Option("--corrupt", help="A corruption of supports: NAME or NAME:option=value,...")
 ]
 
+EXAMPLES = 3  # tasks that a report shows
+
 
 def evaluate(
     run: RunFolder,
@@ -74,6 +76,7 @@ def evaluate(
     from pyro_smat.inference.evaluation.guarantee import abstain_with_guarantee
     from pyro_smat.inference.evaluation.router import TEST_SEED, evaluate_router
     from pyro_smat.inference.runs.evaluate import write_evaluation
+    from pyro_smat.report.examples import example_tasks
     from pyro_smat.report.page import write_report
     from pyro_smat.report.summary import build_report
 
@@ -119,6 +122,13 @@ def evaluate(
             subtitle=f"{len(pool):,} images, {len(evaluation)} episodes from this pool",
             command=f"pyro-smat evaluate {run}" + f" --data {data}" * bool(data) + f" --split {split}" * bool(split),
             route_names=routes,
+            examples=example_tasks(
+                classifier,
+                config.episodes.sampler(pool, seed=TEST_SEED if seed is None else seed, corruptions=corruptions),
+                name,
+                count=EXAMPLES,
+                route_names=routes,
+            ),
         )
         write_report(report, folder / "report.html")
     _print_metrics(metrics)

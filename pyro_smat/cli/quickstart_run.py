@@ -22,11 +22,12 @@ from pyro_smat.inference.assembly.router import build_router, choose_device, ope
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.evaluation.baselines import RouterBaseline
 from pyro_smat.inference.evaluation.evaluation import Evaluation
-from pyro_smat.inference.evaluation.router import evaluate_router
+from pyro_smat.inference.evaluation.router import TEST_SEED, evaluate_router
 from pyro_smat.inference.runs.evaluate import write_evaluation
 from pyro_smat.inference.runs.folder import prepare_folder
 from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.runs.train import train_router
+from pyro_smat.report.examples import example_tasks
 from pyro_smat.report.page import write_report
 from pyro_smat.report.summary import build_report
 from pyro_smat.sources.pretraining import glyph_choice, make_glyph_sources
@@ -115,6 +116,16 @@ def _run(
         history=history,
         route_names=ATTRIBUTES,
         figures_of=[c for c in evaluations if c.startswith(SPLITS["ood"])],
+        examples=[
+            example
+            for condition, wrong in CONDITIONS.items()
+            for example in example_tasks(
+                classifier,
+                asked.episodes.sampler(pools["ood"], seed=TEST_SEED, corruptions=wrong),
+                f"{SPLITS['ood']}, {condition}",
+                route_names=ATTRIBUTES,
+            )
+        ],
         settings={
             "population": "new episodes from these pools of letters: "
             + ", ".join(f"{split} {len(pools[split]):,} images" for split in SPLITS),

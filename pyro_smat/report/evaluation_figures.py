@@ -13,6 +13,7 @@ from pyro_smat.inference.evaluation.evaluation import Evaluation
 from pyro_smat.metrics import reliability_curve, risk_coverage_curve
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.report.figures import (
+    FEW,
     accuracy_dots,
     entropy_histogram,
     reliability_figure,
@@ -68,7 +69,8 @@ def evaluation_figures(
     )
     figures.append(
         (
-            "Reliability. Accuracy of the answers against their confidence; on the diagonal they agree.",
+            "Reliability. Accuracy of the answers against their confidence; on the diagonal they agree. Open dots are "
+            f"bins of fewer than {FEW} answers, mostly chance.",
             reliability_figure(
                 {
                     c: (curve.confidence, curve.accuracy, curve.count)

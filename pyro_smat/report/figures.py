@@ -32,6 +32,7 @@ from pyro_smat.plotting.style import (
 )
 from pyro_smat.plotting.style import style_axes as style
 
+FEW = 30  # answers of a bin
 _HEAT = "#0071b1"  # the palette's blue, a shade off so that the page's theme leaves it alone
 
 
@@ -74,6 +75,8 @@ def risk_coverage_figure(
 def reliability_figure(curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]]) -> Figure:
     """Accuracy against confidence; the area of a dot grows with the number of answers behind it.
 
+    A bin of fewer than 30 answers is an open dot off the line: its accuracy is mostly chance.
+
     Args:
         curves: name -> (confidence ``(b,)``, accuracy ``(b,)``, count ``(b,)``) of the filled bins, e.g. from
             :func:`pyro_smat.metrics.scoring.reliability_curve`.
@@ -93,9 +96,13 @@ def reliability_figure(curves: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike, 
         if len(confidence) == 0:
             continue
         line = stroke(len(names))
-        axes.plot(confidence, accuracy, linewidth=1.4, **line)
+        many = count >= FEW
+        axes.plot(confidence[many], accuracy[many], linewidth=1.4, **line)
         areas = 8 + 70 * count / count.max()
-        axes.scatter(confidence, accuracy, s=areas, color=line["color"], edgecolors=PAPER, linewidths=0.6, zorder=3)
+        shown = axes.scatter(confidence, accuracy, s=areas, linewidths=0.8, zorder=3)
+        colour = to_rgba(line["color"])
+        shown.set_facecolor([colour if m else "none" for m in many])
+        shown.set_edgecolor([to_rgba(PAPER) if m else colour for m in many])
         names.append(name)
         ends.append(float(accuracy[-1]))
     if names:

@@ -10,7 +10,7 @@ import html
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +20,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pyro_smat.plotting.style import inline_svg
+from pyro_smat.report.example import Example
 
 _ONE_LINE = 84  # characters of a row that fit beside its name; wider rows put the interval below the number
 
@@ -132,6 +133,19 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """What it lost, a sentence a column.
+
+    Attributes:
+        significant: the paired interval of the difference excludes 0.
+        close: it does not, or there is none.
+    """
+
+    significant: tuple[str, ...] = ()
+    close: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything on the page, top to bottom.
 
@@ -142,7 +156,9 @@ class Report:
         tables: as they should appear.
         words: tables of words, as they should appear.
         losses: plain sentences on what it lost; :func:`losing_sentences` makes them. None: nothing competes here.
-        figures: (caption, figure); the first sentence of a caption is its title.
+        examples: tasks with their images, above everything else.
+        figures: (caption, figure); the first sentence of a caption is its title. The first one sums up, and stands
+            above the tables.
         settings: name -> value, for the table at the end.
         command: what makes this report again.
     """
@@ -152,23 +168,31 @@ class Report:
     summary: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: tuple[tuple[str, Figure], ...] = ()
-    losses: tuple[str, ...] | None = ()
+    losses: Losses | None = Losses()
+    examples: tuple[Example, ...] = ()
     words: tuple[Words, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
 
 
-def losing_sentences(tables: Sequence[Table], name: str) -> tuple[str, ...]:
+Paired = Callable[[str, str, str], tuple[float, float] | None]  # title, column, row -> interval of what it is ahead
+
+
+def losing_sentences(tables: Sequence[Table], name: str, paired: Paired | None = None) -> Losses:
     """One sentence for every column in which a competitor prints a better number than row ``name``.
 
-    Rows in ``Table.references`` are no competitors. The sentence names the best competitor and says whether the two
-    intervals overlap.
+    Rows in ``Table.references`` are no competitors. The sentence names the best competitor, and the interval of the
+    paired difference, which decides by itself whether the loss is significant: two intervals that overlap say nothing
+    about a difference on the same episodes.
 
     Args:
         tables: of the report; those without the row are passed over.
         name: the row that is ours.
+        paired: interval of how far a competitor is ahead on the same episodes, in the unit of the table, by title,
+            column and row; None where there is none.
     """
-    sentences = []
+    significant: list[str] = []
+    close: list[str] = []
     for table in tables:
         rows = dict(table.rows)
         if name not in rows:
@@ -182,11 +206,17 @@ def losing_sentences(tables: Sequence[Table], name: str) -> tuple[str, ...]:
             unit = table.unit if table.unit in ("", "%") else f" {table.unit}"
             gap = abs(float(table.show(theirs.value)) - float(table.show(ours.value)))
             difference = f"{gap:.{table.decimals}f} {'points' if table.unit == '%' else table.unit}".strip()
-            sentences.append(
-                f"{table.title} ({column}): {best[0]} is better, {table.show(theirs.value)}{unit} against "
-                f"{table.show(ours.value)}{unit} ({difference}{_overlap(ours, theirs)})."
+            interval = None if paired is None else paired(table.title, column, best[0])
+            certain = interval is not None and interval[0] > 0
+            sure = (
+                "" if interval is None else f", paired interval {table.show(interval[0])} to {table.show(interval[1])}"
             )
-    return tuple(sentences)
+            sentence = (
+                f"{table.title} ({column}): {best[0]} is better, {table.show(theirs.value)}{unit} against "
+                f"{table.show(ours.value)}{unit} ({difference}{sure})."
+            )
+            (significant if certain else close).append(sentence)
+    return Losses(tuple(significant), tuple(close))
 
 
 def write_report(report: Report, path: Path) -> Path:
@@ -280,10 +310,3 @@ def _interval(table: Table, cell: Cell) -> str:
     low, high = cell.interval
     negative = any(other.interval[0] < 0 for _, row in table.rows for other in row if other and other.interval)
     return f"{table.show(low)}{' to ' if negative else '–'}{table.show(high)}"
-
-
-def _overlap(ours: Cell, theirs: Cell) -> str:
-    if ours.interval is None or theirs.interval is None:
-        return ""
-    overlap = ours.interval[0] <= theirs.interval[1] and theirs.interval[0] <= ours.interval[1]
-    return "; the intervals overlap" if overlap else "; the intervals do not overlap"

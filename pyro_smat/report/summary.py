@@ -5,17 +5,22 @@ The only part of the core, with the command line, that knows of inference: it re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.evaluation.abstention import abstention_outcome, doubt_outcome
 from pyro_smat.inference.evaluation.baselines import BEST_BY_SUPPORT
 from pyro_smat.inference.evaluation.certification import RunCertificates
 from pyro_smat.inference.evaluation.evaluation import Evaluation
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.report.evaluation_figures import evaluation_figures
+from pyro_smat.report.example import Example
 from pyro_smat.report.page import Report, losing_sentences
+from pyro_smat.report.paired import paired_intervals
 from pyro_smat.report.tables import (
     abstention_table,
     bounds_table,
@@ -38,6 +43,7 @@ def build_report(
     figures_of: Sequence[str] | None = None,
     settings: Mapping[str, str] | None = None,
     certified: RunCertificates | None = None,
+    examples: Sequence[Example] = (),
 ) -> Report:
     """A report of a router on one or more conditions.
 
@@ -50,6 +56,7 @@ def build_report(
         figures_of: conditions that reliability and risk-coverage figures show; default all.
         settings: further lines for the settings table.
         certified: bounds of the deployed system, for a table of their own.
+        examples: tasks with their images, of :func:`~pyro_smat.report.examples.example_tasks`.
     """
     deployment = classifier.deployment
     methods = method_rows(next(iter(evaluations.values())), deployment)
@@ -57,7 +64,8 @@ def build_report(
     return Report(
         title=title,
         subtitle=subtitle,
-        summary=_headlines(evaluations, deployment.method),
+        summary=(*_headlines(evaluations, deployment.method), *_routing_headline(evaluations, deployment)),
+        examples=tuple(examples),
         tables=(
             *tables,
             *(() if certified is None else (bounds_table(certified),)),
@@ -68,7 +76,9 @@ def build_report(
         figures=evaluation_figures(
             deployment, evaluations, methods, history=history, route_names=route_names, figures_of=figures_of
         ),
-        losses=losing_sentences(tables, methods[deployment.method]),
+        losses=losing_sentences(
+            tables, methods[deployment.method], paired_intervals(evaluations, methods, deployment.method)
+        ),
         settings=_settings(classifier, evaluations) | dict(settings or {}),
         command=command,
     )
@@ -102,6 +112,21 @@ def _headlines(evaluations: Mapping[str, Evaluation], rule: str) -> tuple[str, .
             f"support loss (paired difference {gap.value:+.1f} points, 95% interval {gap.low:+.1f} to {gap.high:+.1f})."
         )
     return tuple(sentences)
+
+
+def _routing_headline(evaluations: Mapping[str, Evaluation], deployment: Deployment) -> tuple[str, ...]:
+    """How often it was misrouted, doubted and fell back, in one sentence."""
+    parts = []
+    for condition, evaluation in evaluations.items():
+        doubt, outcome = doubt_outcome(evaluation, deployment), abstention_outcome(evaluation, deployment)
+        routed = evaluation.misrouting_rate()
+        said = "" if math.isnan(doubt.stated_misrouting) else f" ({100 * doubt.stated_misrouting:.0f}% stated)"
+        misrouted = "true routes unknown" if math.isnan(routed) else f"{100 * routed:.0f}% misrouted{said}"
+        parts.append(
+            f"{condition}: {misrouted}, {100 * doubt.doubted:.0f}% doubted, "
+            f"{100 * (1 - outcome.coverage):.0f}% fall back"
+        )
+    return (f"Of the tasks, {'; '.join(parts)}.",)
 
 
 def _settings(classifier: RoutedClassifier, evaluations: Mapping[str, Evaluation]) -> dict[str, str]:

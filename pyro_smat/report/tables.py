@@ -159,6 +159,7 @@ def misrouting_table(deployment: Deployment, evaluations: Mapping[str, Evaluatio
         True,
         "",
         references=tuple(rows),
+        digits=1,
     )
 
 

@@ -100,12 +100,13 @@ class CompatibilityReport:
 
     def raise_unless_fits(self) -> None:
         """Raises:
-        ValueError: when a source does not fit; it lists everything that keeps one from fitting.
+        ValueError: when a source does not fit; it says all that keeps one from fitting, of many tensors of
+            one kind the first few by name.
         """
         if self.fits:
             return
         lines = [f"{self.template.title} cannot be composed:"] if self.network else []
-        lines += _grouped(self.network, shown=len(self.network))
+        lines += _grouped(self.network)
         for source in (s for s in self.sources if not s.fits):
             known = set(source.checkpoint.names) & self.template.tensors.keys()
             prefixed = any(issue.kind == "prefix" for issue in source.issues)
@@ -113,7 +114,7 @@ class CompatibilityReport:
             lines.append(
                 f"source {source.name!r} ({source.checkpoint.origin}) does not fit {self.template.title}{other}:"
             )
-            lines += _grouped([f for f in source.issues if f.fatal], shown=len(source.issues))
+            lines += _grouped([f for f in source.issues if f.fatal])
             if source.suggestion:
                 lines.append(f"  -> it fits without its head: head={source.suggestion}")
         raise ValueError("\n".join(lines))

@@ -95,8 +95,8 @@ class SourceLibrary:
             base: of files that store differences; default: theta_pre.
 
         Raises:
-            ValueError: for an unreadable file, or checkpoints that do not fit ``module``; every missing, extra or
-                misshapen tensor of every file is listed at once.
+            ValueError: for an unreadable file, or checkpoints that do not fit ``module``; missing, extra and
+                misshapen tensors of every file are told at once, the first three of a kind by name.
         """
         template = Template.from_module(module, head)
         space = space_without(module, blocks, template.left_out)

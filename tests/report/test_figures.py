@@ -43,11 +43,14 @@ def test_risk_coverage_draws_the_curves_and_names_them() -> None:
 
 
 def test_reliability_draws_the_curves() -> None:
-    figure = figures.reliability_figure({"router": ([0.3, 0.9], [0.2, 0.7], [10, 40]), "nothing": ([], [], [])})
+    curve = ([0.3, 0.5, 0.9], [0.2, 0.4, 0.7], [30, 29, 40])
+    figure = figures.reliability_figure({"router": curve, "nothing": ([], [], [])})
     drawn = [np.asarray(line.get_xydata()).tolist() for line in figure.axes[0].lines]
     assert [[0.3, 0.2], [0.9, 0.7]] in drawn
     sizes = figure.axes[0].collections[0].get_sizes()  # type: ignore[attr-defined]
-    assert sizes[1] > sizes[0]
+    assert sizes[2] > sizes[0]
+    filled = [colour[3] > 0 for colour in figure.axes[0].collections[0].get_facecolor()]  # type: ignore[attr-defined]
+    assert filled == [True, False, True]  # too few answers: an open dot, and off the line
     assert "router" in _texts(figure)
     assert "nothing" not in _texts(figure)
 

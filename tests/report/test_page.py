@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pyro_smat.report.example import Example, ExampleClass, Picture
 from pyro_smat.report.figures import accuracy_dots, routing_heatmap
-from pyro_smat.report.page import Cell, Report, Table, losing_sentences, render_report, write_report
+from pyro_smat.report.page import Cell, Losses, Report, Table, losing_sentences, render_report, write_report
 
 _VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -178,18 +179,58 @@ def test_names_are_escaped_everywhere() -> None:
 
 
 def test_losses_are_told_from_the_numbers() -> None:
-    assert losing_sentences((_accuracy(), _REGRET), "ours") == (
-        "Accuracy (clean): best source is better, 74.5% against 73.6% (0.9 points; the intervals overlap).",
+    told = losing_sentences((_accuracy(), _REGRET), "ours")
+    assert told == Losses(close=("Accuracy (clean): best source is better, 74.5% against 73.6% (0.9 points).",))
+    assert losing_sentences((_REGRET,), "point") == Losses(
+        close=("Regret (clean): ours is better, -0.035 nats against 0.200 nats (0.235 nats).",)
     )
-    told = losing_sentences((_accuracy(), _REGRET), "best source")
-    assert told == (
-        "Accuracy (noisy): ours is better, 50.3% against 42.8% (7.5 points; the intervals do not overlap).",
+    assert losing_sentences((_accuracy(),), "somebody else") == Losses()
+    assert "No competitor has a better number" in render_report(_report(losses=Losses()))
+
+
+@pytest.mark.parametrize(("low", "kind"), [(0.2, "significant"), (-0.2, "close"), (0.0, "close")])
+def test_the_paired_interval_decides(low: float, kind: str) -> None:
+    """Not whether the two intervals overlap: on the same episodes a difference may be sure all the same."""
+
+    def paired(title: str, column: str, row: str) -> tuple[float, float]:
+        assert (title, column, row) == ("Accuracy", "clean", "best source")
+        return low, 1.6
+
+    told = losing_sentences((_accuracy(),), "ours", paired)
+    sentence = (
+        f"Accuracy (clean): best source is better, 74.5% against 73.6% (0.9 points, paired interval {low:.1f} to 1.6)."
     )
-    assert losing_sentences((_REGRET,), "point") == (
-        "Regret (clean): ours is better, -0.035 nats against 0.200 nats (0.235 nats).",
+    assert getattr(told, kind) == (sentence,)
+    assert len(told.significant) + len(told.close) == 1
+    page = render_report(_report(losses=told))
+    assert page.count(sentence) == 1
+    assert "overlap" not in page
+    assert ("Significant: on the same episodes" in page) == (kind == "significant")
+    assert ("but not significantly so" in page) == (kind == "close")
+
+
+def test_significant_losses_come_first() -> None:
+    page = render_report(_report(losses=Losses(("surely worse",), ("perhaps worse",))))
+    assert page.index("surely worse") < page.index("perhaps worse")
+
+
+def test_examples_and_one_figure_stand_above_the_tables() -> None:
+    picture = Picture("data:image/png;base64,AAAA")
+    shown = ExampleClass(
+        "<cat>", (picture, Picture("data:image/png;base64,BBBB", wrong=True)), picture, "dog", 0.61, False
     )
-    assert losing_sentences((_accuracy(),), "somebody else") == ()
-    assert "No competitor has a better number" in render_report(_report(losses=()))
+    task = Example("noisy", (shown,), (("face", 0.9), ("style", 0.1)), "face", 0.8, ("Torn.",), reliable=False)
+    text = render_report(_report(examples=(task,)))
+    page = _Page(text)
+    assert ["<cat>", "", "", "✗ dog 61%"] in page.rows
+    assert ("class", "wrong") in page.attributes
+    assert sum(key == "src" and value == picture.source for key, value in page.attributes) == 2
+    for words in ("doubted", "face 0.90", "is about: face", "80% of all its queries are right. Torn."):
+        assert words in " ".join(" ".join(page.text).split())
+    first_table = text.index("<h2>Numbers")
+    assert text.index("<h2>Examples") < text.index("<svg") < first_table
+    assert text.index("<h2>In one picture") < first_table < text.index("<h2>More pictures")
+    assert text.count("<svg") == len(_report().figures)
 
 
 def test_empty_report_is_still_a_page() -> None:

@@ -73,7 +73,7 @@ class LearnedRisk(CombinedScore):
         Raises:
             ValueError: when a score is missing or NaN, or it has not been fitted.
         """
-        raw = self.fittedcolumns(scores)
+        raw = self.fitted_columns(scores)
         z = np.clip((raw - np.array(self.centre)) / np.array(self.scale), -FURTHEST, FURTHEST)
         return z @ np.array(self.slopes) + self.intercept
 

@@ -82,3 +82,16 @@ def test_it_is_a_stream(classifier: RoutedClassifier) -> None:
         next(classifier.adapt_many(endless(), at_once=0))
     with pytest.raises(ValueError, match="the one class 'x'"):
         list(classifier.adapt_many([(images(4, 0), ["x"] * 4)]))
+
+
+def test_labels_come_back_as_they_went_in() -> None:
+    """Integers as integers, of a stream as of one task."""
+    classifier = RoutedClassifier(tiny_router(tiny_config(())))
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    stream = [(images, [7, 3, 7, 3]), (images.numpy(), ["b", "a", "b", "a"]), (images, torch.tensor([0, 1, 1, 0]))]
+    tasks = list(classifier.adapt_many(stream))
+    assert [task.classes for task in tasks] == [(3, 7), ("a", "b"), (0, 1)]
+    for task, (pixels, labels) in zip(tasks, stream, strict=True):
+        alone = classifier.adapt(pixels, labels)
+        assert task.classes == alone.classes
+        assert task.predict(pixels) == alone.predict(pixels)

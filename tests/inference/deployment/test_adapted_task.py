@@ -18,6 +18,7 @@ from pyro_smat.inference.decision.scores import Disagreement, Entropy, LearnedRi
 from pyro_smat.inference.decision.scores.standard import score_names
 from pyro_smat.inference.deployment.changing_sources import remove_source
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.deployment.inputs import InputWarning
 from pyro_smat.inference.evaluation import evaluate
 
 CERTIFICATE = Certificate(0.1, 0.07, 0.1, 200, "selective risk", "learn then test, betting", loss="error")
@@ -55,7 +56,7 @@ def test_a_score_of_the_queries_decides_batch_by_batch() -> None:
     assert "every batch of queries" in str(task.explain())
     with pytest.raises(ValueError, match="'predictive_entropy' looks at queries; expected the images"):
         task.uncertainty_on(None)
-    with pytest.raises(ValueError, match=r"images are \(1, 4, 4\)"):
+    with pytest.warns(InputWarning, match=r"images are 4 x 4 pixels"):
         task.predict_proba(torch.rand(2, 1, 4, 4))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 import torch
 from router_files import read_description, write_description, write_tensors
 from safetensors.torch import load_file
-from tiny_run import predictions, quick_config, reopened, tiny_config, tiny_router, trained
+from tiny_run import predictions, quick_config, reopened, tiny_config, tiny_pool, tiny_router, trained
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes.pixels import PixelStatistics
+from pyro_smat.files import write_record
 from pyro_smat.guides import LogisticNormalGuide
 from pyro_smat.inference.assembly.config import build_config
 from pyro_smat.inference.assembly.router import build_router
@@ -223,3 +226,19 @@ def test_a_head_that_is_left_out_and_the_descriptors_are_saved_with_the_router(t
         add_source(loaded, "c", small)
     added = add_source(loaded, "c", small, base=base).router.library
     assert torch.equal(added.basis[2], torch.cat([torch.zeros(320), whole["1.bias"]]))
+
+
+def test_statistics_of_the_training_pixels_are_saved(tmp_path: Path) -> None:
+    """They come back as they were; a router that was saved before there were any has none."""
+    pool = tiny_pool()
+    pixels = PixelStatistics.of(pool)
+    values = pool.images.double() / 255
+    assert pixels.mean == pytest.approx(float(values.mean()))
+    assert pixels.std == pytest.approx(float(values.std(correction=0)))
+    assert pixels.image_std == pytest.approx(float(values.flatten(1).mean(1).std(correction=0)))
+    router = replace(tiny_router(tiny_config(())), pixels=pixels)
+    assert reopened(RoutedClassifier(router), tmp_path).router.pixels == pixels
+    record = json.loads((tmp_path / "router.json").read_text())
+    del record["pixels"], record["digest"]
+    write_record(tmp_path / "router.json", record)
+    assert RoutedClassifier.load(tmp_path, network=router.network).image_form.pixels is None
