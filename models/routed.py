@@ -125,7 +125,7 @@ class RoutedModel(Remembered, LocalModule):
         """Class logits ``(*k, B, Q, W)``, float32 at least.
 
         One forward of ``prod(*k) x B`` task networks on support and queries together; routings that all episodes share
-        are run once, on the images of all episodes.
+        are run once, on the images of all episodes, and what the batch knows of its images is looked up.
 
         Args:
             coefficients: ``(*k, B, C)``, or ``(*k, B, L, C)`` in a space of L blocks; 1 instead of B where episodes
@@ -134,7 +134,30 @@ class RoutedModel(Remembered, LocalModule):
             basis: ``(C, d)``, default :meth:`basis`; or ``(K, C, d)``, one for each entry of the first dim of
                 coefficients ``(K, *k, B, C)``.
         """
-        theta = self._compose(coefficients, self.basis() if basis is None else basis)
+        basis = self.basis() if basis is None else basis
+        support, queries = self._known(coefficients, basis, batch) or self._run(coefficients, basis, batch)
+        return prototype_logits(
+            support,
+            batch.support.labels,
+            batch.support.mask,
+            queries,
+            batch.class_mask,
+            self.scale,
+            self.metric,
+        )
+
+    def _known(self, coefficients: Tensor, basis: Tensor, batch: EpisodeBatch) -> tuple[Tensor, Tensor] | None:
+        """Features ``(*k, B, S, f)`` and ``(*k, B, Q, f)`` where they are known without running a network."""
+        if batch.known is None:
+            return None
+        found = [batch.known.of_routings(coefficients, basis, part) for part in (batch.support, batch.query)]
+        if found[0] is None or found[1] is None:
+            return None
+        return _wide(found[0]), _wide(found[1])
+
+    def _run(self, coefficients: Tensor, basis: Tensor, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """The same from the networks; 1 instead of B where episodes share them."""
+        theta = self._compose(coefficients, basis)
         shots = batch.support.images.shape[1]
         images = torch.cat([batch.support.images, batch.query.images], dim=1)
         if theta.shape[-2] == 1 and len(batch) > 1:
@@ -142,16 +165,8 @@ class RoutedModel(Remembered, LocalModule):
             features = features.unflatten(-2, images.shape[:2])
         else:
             features = self.network(theta, images.expand(*theta.shape[:-1], *images.shape[1:]))
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        return prototype_logits(
-            features[..., :shots, :],
-            batch.support.labels,
-            batch.support.mask,
-            features[..., shots:, :],
-            batch.class_mask,
-            self.scale,
-            self.metric,
-        )
+        features = _wide(features)
+        return features[..., :shots, :], features[..., shots:, :]
 
     def forward(self, batch: EpisodeBatch) -> Tensor:
         """Sample routings and score the queries; returns logits ``(*k, B, Q, W)``."""
@@ -188,3 +203,8 @@ class RoutedModel(Remembered, LocalModule):
             return compose(coefficients, basis, self.network.space)
         pairs = zip(coefficients, basis, strict=True)
         return torch.stack([compose(own, rows, self.network.space) for own, rows in pairs])
+
+
+def _wide(features: Tensor) -> Tensor:
+    """In float32 at least."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))

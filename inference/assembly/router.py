@@ -61,9 +61,19 @@ class Router:
     descriptors: Tensor | None = None
     pixels: PixelStatistics | None = None
 
-    def features(self, pool: ImagePool | None = None, *, progress: bool = False) -> SourceFeatures:
-        """Frozen source features of a pool (or of loose images)."""
-        return SourceFeatures(self.model.network, self.model.source_basis, pool, progress=progress)
+    def features(
+        self, pool: ImagePool | None = None, *, of_catalog: bool = False, progress: bool = False
+    ) -> SourceFeatures:
+        """Frozen source features of a pool (or of loose images).
+
+        Args:
+            pool: the images.
+            of_catalog: also know the pool's features under every routing of the catalog, where nothing in the networks
+                is trained. Costs a forward of the pool for each, after which episodes cost none.
+            progress: show a bar while the pool is embedded.
+        """
+        known = self.catalog.coefficients if of_catalog and self.catalog and self.model.experts is None else None
+        return SourceFeatures(self.model.network, self.model.source_basis, pool, routings=known, progress=progress)
 
     def __repr__(self) -> str:
         return (

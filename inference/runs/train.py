@@ -12,6 +12,7 @@ import torch
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.pixels import PixelStatistics
+from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.files import load_state, locked, save_state, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.defaults import own_defaults
@@ -80,17 +81,21 @@ def _train(
     opened = router or build_router(_without_experts(config) if searches else config, device)
     device = opened.device
     torch.manual_seed(config.seed)
+    router = opened
+    pools = {} if features else {split: build_pool(config, split) for split in ("train", "validation")}
+    if searches:
+        pool = features["train"].pool if features else pools["train"]
+        assert pool is not None
+        catalog = _searched_catalog(config, opened, pool, folder, resume=resume, progress=progress)
+        router = build_router(config, device, opened=(opened.network, opened.library), catalog=catalog)
     if features is None:
         features = {
-            split: opened.features(build_pool(config, split), progress=progress) for split in ("train", "validation")
+            split: router.features(pool, of_catalog=_look_up_pays(config, pools["train"]), progress=progress)
+            for split, pool in pools.items()
         }
     train, held_out = features["train"], features["validation"]
     assert train.pool is not None
     assert held_out.pool is not None
-    router = opened
-    if searches:
-        catalog = _searched_catalog(config, opened, train, folder, resume=resume, progress=progress)
-        router = build_router(config, device, opened=(opened.network, opened.library), catalog=catalog)
     validation = _validation_batches(config, held_out, device)
     trial = train.attach(config.episodes.sampler(train.pool, seed=config.seed).sample(2).to(device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -120,6 +125,11 @@ def _train(
     return classifier, history
 
 
+def _look_up_pays(config: RunConfig, pool: ImagePool) -> bool:
+    """Whether training draws more images than the pool has, so that embedding it once is less work."""
+    return config.training.steps * config.training.episodes * config.episodes.most_images >= len(pool)
+
+
 def _validation_batches(config: RunConfig, held_out: SourceFeatures, device: torch.device) -> list[EpisodeBatch]:
     assert held_out.pool is not None
     sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED)
@@ -141,14 +151,13 @@ def _without_experts(config: RunConfig) -> RunConfig:
 
 
 def _searched_catalog(
-    config: RunConfig, stand_in: Router, train: SourceFeatures, folder: Path | None, *, resume: bool, progress: bool
+    config: RunConfig, stand_in: Router, pool: ImagePool, folder: Path | None, *, resume: bool, progress: bool
 ) -> Catalog:
     """The catalog of the folder that is resumed, or one that is searched on training episodes."""
     path = None if folder is None else folder / CATALOG
     if resume and path is not None and path.exists():
         return Catalog.from_dict(load_state(path))
-    assert train.pool is not None
-    sampler = config.episodes.sampler(train.pool, seed=SEARCH_SEED)
+    sampler = config.episodes.sampler(pool, seed=SEARCH_SEED)
 
     def draw(episodes: int) -> list[EpisodeBatch]:
         size = min(episodes, config.training.episodes)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.episodes.episode import Episode
+from pyro_smat.episodes.known import KnownFeatures
 from pyro_smat.episodes.labelled import UNKNOWN, Labelled
 
 
@@ -23,6 +24,7 @@ class EpisodeBatch:
         way: ``(B,)`` long.
         route, domain, corrupted_labels, confounded_with: ``(B,)`` long, see :class:`Episode`; None where unknown.
         class_names, corruptions: B tuples of names; None where unknown.
+        known: features of the pool's images, looked up by models in place of running networks; None for none.
 
     Example:
         >>> import torch
@@ -43,6 +45,7 @@ class EpisodeBatch:
     confounded_with: Tensor
     class_names: tuple[tuple[str, ...], ...]
     corruptions: tuple[tuple[str, ...], ...]
+    known: KnownFeatures | None
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class EpisodeBatch:
         confounded_with: Tensor | None = None,
         class_names: tuple[tuple[str, ...], ...] | None = None,
         corruptions: tuple[tuple[str, ...], ...] | None = None,
+        known: KnownFeatures | None = None,
     ) -> None:
         unknown = torch.full_like(way, UNKNOWN)
         values = {
@@ -68,6 +72,7 @@ class EpisodeBatch:
             "confounded_with": unknown if confounded_with is None else confounded_with,
             "class_names": ((),) * len(way) if class_names is None else class_names,
             "corruptions": ((),) * len(way) if corruptions is None else corruptions,
+            "known": known,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -172,7 +177,9 @@ class EpisodeBatch:
         def mapped(value: Any) -> Any:
             if isinstance(value, Labelled):
                 return value.map(function)
-            return function(value) if isinstance(value, Tensor) else of_names(value)
+            if isinstance(value, tuple):
+                return of_names(value)
+            return function(value) if isinstance(value, Tensor) else value
 
         return replace(self, **{f.name: mapped(getattr(self, f.name)) for f in fields(self)})
 

@@ -54,6 +54,12 @@ class EpisodeSettings(BaseModel):
                 build(choice)  # its constructor refuses values out of range
         return choices
 
+    @property
+    def most_images(self) -> int:
+        """The most images that an episode can have."""
+        way, shot, query = (checked_span(name, getattr(self, name), least)[1] for name, least in _LEAST.items())
+        return way * (shot + query)
+
     def sampler(
         self,
         pool: ImagePool,

@@ -6,25 +6,37 @@ of a pool is embedded once per source, however often it is drawn.
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.episodes.pool import ImagePool
-from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.composition import TaskNetwork, compose
+from pyro_smat.networks.memory import new_table
 
 BATCH_IMAGES = 64  # small enough that a CPU keeps the activations in cache
+DEVICE_BATCH_IMAGES = 1024  # enough to keep an accelerator busy
 
 
 class SourceFeatures:
-    """Features under R frozen networks, rows of a basis.
+    """Features under R frozen networks, rows of a basis, and under fixed mixtures of them.
 
     Args:
         network: runs a row of the basis.
         basis: ``(R, d)``, the frozen sources.
-        pool: when given, all its images are embedded at the first use and looked up afterwards (memory: images x R x f
-            values in the dtype of the basis). Always in the same batches, so a resumed run sees the same bits.
+        pool: when given, all its images are embedded at the first use and looked up afterwards. Always in the same
+            batches, so a resumed run sees the same bits.
+        routings: ``(J, R)``, or ``(J, L, R)`` in a space of L blocks: mixtures under which the pool is embedded too,
+            such as the rows of a catalog. A model without experts then looks their features up instead of running
+            their networks (:meth:`of_routings`). Sources by themselves are known without being named here.
+        memory_limit: bytes that the features of the pool, images x (R + J) x f values in the dtype of the basis, may
+            take in memory; beyond it they are in a temporary file that is mapped into memory. Default: 8 GiB on a CPU;
+            half of the free memory of a GPU, beyond which they stay with the CPU.
         progress: show a bar while the pool is embedded.
 
     Example:
@@ -37,25 +49,31 @@ class SourceFeatures:
     """
 
     def __init__(
-        self, network: TaskNetwork, basis: Tensor, pool: ImagePool | None = None, *, progress: bool = False
+        self,
+        network: TaskNetwork,
+        basis: Tensor,
+        pool: ImagePool | None = None,
+        *,
+        routings: Tensor | None = None,
+        memory_limit: int | None = None,
+        progress: bool = False,
     ) -> None:
         self.network = network
         self.basis = basis.detach()
         self.pool = pool
+        self.memory_limit = memory_limit
         self.progress = progress
-        self._cache: Tensor | None = None
+        self.routings = _with_sources(len(basis), len(network.space.block_names), routings)
+        self._table: Tensor | None = None
+        self._compared: weakref.ref[Tensor] | None = None  # a basis that was found to be the same
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``(n, R, f)`` of images ``(n, C, H, W)``."""
-        images = images.to(self.basis.device)
-        parts = [
-            torch.stack([self.network(row, part) for row in self.basis], dim=1) for part in images.split(BATCH_IMAGES)
-        ]
-        return torch.cat(parts)
+        """Features ``(n, R, f)`` of images ``(n, C, H, W)`` under the sources."""
+        return self._under(range(len(self.basis)), images)
 
     def attach(self, batch: EpisodeBatch) -> EpisodeBatch:
-        """The batch with ``support.features`` ``(B, R, S, f)``.
+        """The batch with ``support.features`` ``(B, R, S, f)``, and with all that is known of its pool's images.
 
         Raises:
             ValueError: when there is a pool and a support image has a row beyond its end.
@@ -66,7 +84,8 @@ class SourceFeatures:
                 f"{int(foreign.sum())} support images have no row in the pool of {len(self.pool)} images; expected "
                 "episodes drawn from this pool: build SourceFeatures without a pool to embed the images themselves"
             )
-        return batch.with_features(self.of(batch.support.images, batch.support.rows, batch.support.mask))
+        features = self.of(batch.support.images, batch.support.rows, batch.support.mask)
+        return replace(batch.with_features(features), known=self if self.pool is not None else None)
 
     def of(self, images: Tensor, rows: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features ``(B, R, n, f)`` of images ``(B, n, C, H, W)`` that are the pool's ``rows`` ``(B, n)``.
@@ -76,18 +95,112 @@ class SourceFeatures:
         and has row -1.
         """
         if self.pool is None:
-            features = self(images.flatten(0, 1))
-        else:
-            if self._cache is None:
-                self._cache = self._embed_pool(self.pool)
-            features = self._cache[rows.flatten().clamp(min=0).to(self._cache.device)]
-            own = (rows < 0) & (images.flatten(2).any(-1) if mask is None else mask)
-            if own.any():
-                features[own.flatten().to(features.device)] = self(images[own])
-        return features.unflatten(0, rows.shape).transpose(1, 2)
+            return self(images.flatten(0, 1)).unflatten(0, rows.shape).transpose(1, 2)
+        columns = torch.arange(len(self.basis), device=rows.device).view(-1, 1)
+        return self._look_up(columns, images, rows, mask).transpose(0, 1)
 
-    def _embed_pool(self, pool: ImagePool) -> Tensor:
-        starts = range(0, len(pool), BATCH_IMAGES)
-        bar = tqdm(starts, desc=f"embedding {len(pool):,} images", leave=False, disable=not self.progress)
-        rows = torch.arange(len(pool), device=pool.images.device)
-        return torch.cat([self(pool.at(rows[start : start + BATCH_IMAGES])) for start in bar])
+    def of_routings(self, coefficients: Tensor, basis: Tensor, part: Labelled) -> Tensor | None:
+        """Features ``(*k, B, n, f)`` of the images of B tasks under routings; None where any of these is not known.
+
+        Args:
+            coefficients: ``(*k, B, C)`` or ``(*k, B, L, C)``; 1 instead of B where tasks share them.
+            basis: ``(C, d)`` of a model of the same network; known are mixtures of these very sources, without experts.
+            part: supports or queries of the pool.
+        """
+        if self.pool is None or coefficients.requires_grad or not self._of_same_sources(basis):
+            return None
+        event = self.routings.ndim - 1
+        known = self.routings.to(coefficients.device)
+        found = (coefficients.float().unsqueeze(-1 - event) == known).flatten(-event).all(-1)  # (*k, B, T)
+        if not found.any(-1).all():
+            return None
+        return self._look_up(found.byte().argmax(-1), part.images, part.rows, part.mask)
+
+    def _of_same_sources(self, basis: Tensor) -> bool:
+        if self._compared is not None and self._compared() is basis:
+            return True
+        alike = basis.shape == self.basis.shape and basis.dtype == self.basis.dtype
+        same = alike and basis.device == self.basis.device and torch.equal(basis, self.basis)
+        if same:  # a model asks with its own buffer, time after time
+            self._compared = weakref.ref(basis)
+        return same
+
+    @torch.no_grad()
+    def _look_up(self, columns: Tensor, images: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
+        """``(*k, B, n, f)`` under the networks ``columns`` ``(*k, B)``, 1 instead of B where tasks share them."""
+        table = self._embedded_pool()  # (N, T, f)
+        columns = columns.expand(*columns.shape[:-1], len(rows)).unsqueeze(-1)
+        index = rows.clamp(min=0) * table.shape[1] + columns  # (*k, B, n)
+        features = table.flatten(0, 1)[index.to(table.device)].to(rows.device)
+        own = (rows < 0) & (images.flatten(2).any(-1) if mask is None else mask)
+        if own.any():
+            used, place = columns.expand(index.shape)[..., own].unique(return_inverse=True)  # (U,) and (*k, m)
+            found = self._under(used.tolist(), images[own])  # (m, U, f)
+            features[..., own, :] = found[torch.arange(place.shape[-1], device=place.device), place]
+        return features
+
+    @torch.no_grad()
+    def _under(self, columns: Iterable[int], images: Tensor) -> Tensor:
+        """Features ``(n, U, f)`` of images ``(n, C, H, W)`` under U of the known networks."""
+        images = images.to(self.basis.device)
+        found = []
+        for column in columns:
+            theta = self._theta(column)
+            found.append(torch.cat([self.network(theta, part) for part in images.split(self._batch)]))
+        return torch.stack(found, dim=1)
+
+    @property
+    def _batch(self) -> int:
+        return BATCH_IMAGES if self.basis.device.type == "cpu" else DEVICE_BATCH_IMAGES
+
+    def _theta(self, column: int) -> Tensor:
+        """``(d,)`` of a known network."""
+        if column < len(self.basis):
+            return self.basis[column]
+        return compose(self.routings[column].to(self.basis.device), self.basis, self.network.space)
+
+    @torch.no_grad()
+    def _embedded_pool(self) -> Tensor:
+        """``(N, T, f)``, the pool's images under the sources and the other routings."""
+        if self._table is not None:
+            return self._table
+        assert self.pool is not None
+        count, networks, table = len(self.pool), len(self.routings), None
+        rows = torch.arange(count, device=self.pool.images.device)
+        bar = tqdm(
+            total=count * networks,
+            desc=f"embedding {count:,} images under {networks} networks",
+            unit="image",
+            unit_scale=True,
+            leave=False,
+            disable=not self.progress,
+        )
+        with bar:
+            for column in range(networks):
+                theta = self._theta(column)
+                for part in rows.split(self._batch):
+                    features = self.network(theta, self.pool.at(part).to(self.basis.device))
+                    if table is None:
+                        table = new_table((count, networks, features.shape[-1]), features, self.memory_limit)
+                    table[part.to(table.device), column] = features.to(table.device)
+                    bar.update(len(part))
+        self._table = table
+        assert table is not None
+        return table
+
+
+def _with_sources(num_sources: int, num_blocks: int, routings: Tensor | None) -> Tensor:
+    """``(T, [L,] R)`` float32 on the CPU: the sources by themselves, then the other routings."""
+    alone = torch.eye(num_sources)
+    if num_blocks > 1:
+        alone = alone.unsqueeze(1).expand(-1, num_blocks, -1)
+    if routings is None:
+        return alone
+    routings = routings.detach().float().cpu()
+    if routings.shape[1:] != alone.shape[1:]:
+        raise ValueError(
+            f"routings have shape {tuple(routings.shape)}; expected (J, {', '.join(map(str, alone.shape[1:]))}): "
+            "weights of the sources, without experts"
+        )
+    mixed = (routings.unsqueeze(1) != alone).flatten(2).any(-1).all(-1)
+    return torch.cat([alone, routings[mixed]])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -24,6 +27,31 @@ def memory_of(device: torch.device) -> int:
 def chunk_limit(limit: int, device: torch.device) -> int:
     """Bytes that the activations of one chunk may take, of ``limit`` for all."""
     return limit if device.type == "cuda" else min(limit, CPU_CHUNK_BYTES)
+
+
+def new_table(shape: tuple[int, ...], like: Tensor, limit: int | None = None) -> Tensor:
+    """An empty tensor of the dtype of ``like``: on its device where it fits, else on the CPU, else in a mapped file.
+
+    The file is temporary and gone with the tensor.
+
+    Args:
+        shape: of the tensor.
+        like: gives dtype and device.
+        limit: bytes in the device's memory; default :func:`memory_of`.
+
+    Example:
+        >>> new_table((2, 3), torch.zeros(1), limit=0).fill_(1.0)  # from a file
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
+    """
+    size = prod(shape) * like.element_size()
+    if size <= (memory_of(like.device) if limit is None else limit):
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    if like.device.type != "cpu" and size <= CPU_MEMORY_LIMIT:
+        return torch.empty(shape, dtype=like.dtype)
+    with tempfile.TemporaryDirectory(prefix="pyro-smat-") as folder:  # the mapping outlives the name
+        path = os.path.join(folder, "table")
+        return torch.from_file(path, shared=True, size=prod(shape), dtype=like.dtype).view(shape)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.networks import features as module_under_test
-from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.parameters import ParameterSpace
 
@@ -133,3 +134,97 @@ def test_rows_beyond_the_pool_are_refused() -> None:
     with pytest.raises(ValueError, match="1 support images have no row"):
         features.attach(replace(batch, support=replace(batch.support, rows=beyond)))
     assert network.seen == 0
+
+
+PAIRS = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5], [1 / 3, 1 / 3, 1 / 3]])
+
+
+def known_world(**more: Any) -> tuple[SourceFeatures, CountingNetwork, ImagePool]:
+    plain, network, _, images = world()
+    return SourceFeatures(network, plain.basis, images, routings=PAIRS, **more), network, images
+
+
+def by_running(features: SourceFeatures, coefficients: Tensor, images: Tensor) -> Tensor:
+    theta = coefficients @ features.basis
+    theta = theta.expand(*theta.shape[:-2], len(images), -1)
+    return features.network(theta, images.expand(*theta.shape[:-1], *images.shape[1:]))
+
+
+@pytest.mark.parametrize("limit", [None, 0])  # 0: in a file that is mapped into memory
+@pytest.mark.parametrize("shared", [True, False])
+def test_known_routings_are_looked_up_and_right(shared: bool, limit: int | None) -> None:
+    features, network, images = known_world(memory_limit=limit)
+    batch = features.attach(batch_from(images))
+    before = network.seen
+    rows = PAIRS[[3, 0, 2, 1]].unsqueeze(1) if shared else PAIRS[torch.tensor([[3, 1], [0, 0], [1, 2]])]
+    assert batch.known is features
+    found = features.of_routings(rows, features.basis, batch.support)
+    assert network.seen == before
+    assert found is not None
+    expected = by_running(features, rows, batch.support.images)
+    real = batch.support.mask.expand(found.shape[:-1])
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-6)
+
+
+def test_sources_by_themselves_are_known_without_being_named() -> None:
+    features, _, _, images = world()
+    batch = features.attach(batch_from(images))
+    found = features.of_routings(torch.eye(SOURCES).unsqueeze(1), features.basis, batch.support)
+    assert found is not None
+    assert batch.support.features is not None
+    real = batch.support.mask
+    for r in range(SOURCES):
+        assert torch.equal(found[r][real], batch.support.features[:, r][real])
+
+
+def test_images_of_ones_own_run_through_the_asked_networks_only() -> None:
+    features, network, images = known_world()
+    batch = features.attach(batch_from(images))
+    altered = batch.support.images.clone()
+    altered[0, 1] = 1 - altered[0, 1]
+    rows = batch.support.rows.clone()
+    rows[0, 1] = -1
+    support = replace(batch.support, images=altered, rows=rows)
+    wanted, before = PAIRS[torch.tensor([[3, 1], [3, 0]])], network.seen
+    found = features.of_routings(wanted, features.basis, support)
+    assert network.seen == before + 1  # one image under one routing, the first episode's
+    assert found is not None
+    expected = by_running(features, wanted, altered)
+    real = batch.support.mask.expand(found.shape[:-1])
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_known_is_said() -> None:
+    features, _, images = known_world()
+    batch = features.attach(batch_from(images))
+    one = PAIRS[:1].unsqueeze(1)
+    assert features.of_routings(one, features.basis, batch.support) is not None
+    assert features.of_routings(one, features.basis.clone(), batch.support) is not None  # the same sources elsewhere
+    other, experts = features.basis + 1e-3, torch.cat([features.basis, features.basis[:1]])
+    assert features.of_routings(one, other, batch.support) is None
+    assert features.of_routings(torch.cat([one, one[..., :1] * 0], -1), experts, batch.support) is None
+    assert features.of_routings(torch.tensor([[[0.6, 0.4, 0.0]]]), features.basis, batch.support) is None
+    assert features.of_routings(one.clone().requires_grad_(), features.basis, batch.support) is None
+
+
+def test_routings_of_another_library_are_refused() -> None:
+    plain, network, _, images = world()
+    with pytest.raises(ValueError, match=r"routings have shape \(2, 4\); expected \(J, 3\)"):
+        SourceFeatures(network, plain.basis, images, routings=torch.ones(2, 4))
+
+
+def test_blockwise_routings() -> None:
+    modules, images = networks(), pool()
+    space = ParameterSpace.from_module(modules[0], {"first": r"^0\.", "last": r"^3\."})
+    basis = torch.stack([space.flatten(m.state_dict()) for m in modules])
+    wanted = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[0, 0.5, 0.5], [0, 0, 1]]])  # (J, L, R)
+    network = TaskNetwork(modules[0], space)
+    features = SourceFeatures(network, basis, images, routings=wanted)
+    batch = features.attach(batch_from(images))
+    found = features.of_routings(wanted.unsqueeze(1), basis, batch.support)
+    assert found is not None
+    for j, own in enumerate(wanted):
+        theta = compose(own, basis, space)
+        expected = network(theta, batch.support.images.flatten(0, 1)).unflatten(0, batch.support.rows.shape)
+        real = batch.support.mask
+        torch.testing.assert_close(found[j][real], expected[real], rtol=1e-5, atol=1e-6)
