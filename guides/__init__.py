@@ -12,6 +12,7 @@ from pyro_smat.guides.information import PosteriorInformation, posterior_informa
 from pyro_smat.guides.logistic_normal import LogisticNormalGuide, LogisticNormalPosterior
 from pyro_smat.guides.point import PointGuide, PointPosterior
 from pyro_smat.guides.posterior import RoutingPosterior
+from pyro_smat.guides.pseudo_bma import PseudoBMAGuide
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide, RoutingLogits
 from pyro_smat.guides.simplex import SimplexPosterior
 
@@ -29,6 +30,7 @@ __all__ = [
     "PointGuide",
     "PointPosterior",
     "PosteriorInformation",
+    "PseudoBMAGuide",
     "RouterNetwork",
     "RoutingGuide",
     "RoutingLogits",

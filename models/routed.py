@@ -4,7 +4,8 @@ r"""RoutedModel: the generative story of one batch of episodes.
     c_i \sim p(c), \qquad \theta_i = c_i B, \qquad
     y_{ij} \mid c_i \sim \mathrm{Cat}(\mathrm{head}(f_{\theta_i}; S_i, x_{ij}))
 
-The support enters twice: its labels make the class prototypes of the head, its features feed the guide. Edit this file
+The support enters twice: its labels make the class prototypes of the head, its features feed the guide. Labels that
+may be wrong are latent too; their posterior given c is found by mean-field updates inside the head. Edit this file
 or write your own: any model with an "episodes" plate around its routing sites works with the guides and the ELBO.
 """
 
@@ -25,6 +26,7 @@ from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.heads import Metric, prototype_logits
+from pyro_smat.networks.shot_trust import shot_trust
 from pyro_smat.registry import Remembered, register
 from pyro_smat.routing import straight_through
 from pyro_smat.routing.local_module import LocalModule
@@ -46,6 +48,8 @@ class RoutedModel(Remembered, LocalModule):
         gates: vectorised particles share one "shared" sample of the experts' gates (less variance), or have
             "separate" ones; of an enumerated site, its routings have.
         straight_through: compose with one-hot weights but with the gradient of the soft ones.
+        label_noise: share of the support's labels that may be wrong, before any evidence, in [0, 1). Above 0 shots are
+            weighted in the prototypes by how probably their labels are right (:mod:`pyro_smat.networks.shot_trust`).
 
     In training mode the experts' gates are sampled; in evaluation mode they are as deployed (binary, within budget).
 
@@ -74,6 +78,7 @@ class RoutedModel(Remembered, LocalModule):
         compute_dtype: torch.dtype = torch.float32,
         gates: Literal["shared", "separate"] = "shared",
         straight_through: bool = False,
+        label_noise: float = 0.0,
     ) -> None:
         super().__init__()
         blocks = len(library.space.block_names)
@@ -90,13 +95,15 @@ class RoutedModel(Remembered, LocalModule):
             )
         if gates not in ("shared", "separate"):
             raise ValueError(f"gates is {gates!r}; expected 'shared' or 'separate'")
+        if not 0 <= label_noise < 1:
+            raise ValueError(f"label_noise is {label_noise}; expected a share of labels in [0, 1)")
         self.network = network
         self.source_names = library.names
         self.prior = prior
         self.experts = experts
         self.metric: Metric = metric
         self.compute_dtype = compute_dtype
-        self.gates, self.straight_through = gates, straight_through
+        self.gates, self.straight_through, self.label_noise = gates, straight_through, label_noise
         self.raw_scale = nn.Parameter(torch.tensor(float(scale)).expm1().log())
         # Not persistent: checkpoints and DDP never carry the source library.
         self.register_buffer("source_basis", library.basis.to(compute_dtype), persistent=False)
@@ -139,12 +146,17 @@ class RoutedModel(Remembered, LocalModule):
         return prototype_logits(
             support,
             batch.support.labels,
-            batch.support.mask,
+            self.shot_weights(support, batch),
             queries,
             batch.class_mask,
             self.scale,
             self.metric,
         )
+
+    def shot_weights(self, support: Tensor, batch: EpisodeBatch) -> Tensor:
+        """Weights of the shots in the prototypes, ``(*k, B, S)`` or ``(B, S)``, from features ``(*k, B, S, f)``."""
+        known = batch.support.labels, batch.support.mask, batch.class_mask
+        return shot_trust(support, *known, self.label_noise, self.scale, self.metric) if self.label_noise else known[1]
 
     def _known(self, coefficients: Tensor, basis: Tensor, batch: EpisodeBatch) -> tuple[Tensor, Tensor] | None:
         """Features ``(*k, B, S, f)`` and ``(*k, B, Q, f)`` where they are known without running a network."""

@@ -28,6 +28,7 @@ MODEL_NEEDS = (
     "prior",
     "experts",
     "scale",
+    "shot_weights",
     "metric",
 )
 GUIDE_NEEDS = ("forward", "posterior", "anneal")

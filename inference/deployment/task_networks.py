@@ -106,8 +106,8 @@ class TaskNetworks:
             theta = torch.cat([compose(rows, basis, space) for basis in bases])
             known = self._batch.support
             support = self._support_features(rows.repeat(len(bases), *(1,) * (rows.ndim - 1)), theta)
-            labels, mask = (part.expand(len(theta), -1) for part in (known.labels, known.mask))
-            centres = prototypes(support, labels, mask, self._batch.max_way)
+            weights = owner.router.model.shot_weights(support.unsqueeze(1), self._batch).expand(len(theta), 1, -1)
+            centres = prototypes(support, known.labels.expand(len(theta), -1), weights[:, 0], self._batch.max_way)
             return self._composed.setdefault(
                 key,
                 ComposedNetworks(

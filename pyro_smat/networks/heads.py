@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 Metric = Literal["cosine", "euclidean"]
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
+LEAST_WEIGHT = 1e-6  # of the shots of a class, below which it is empty
 
 
 def class_sums(features: Tensor, labels: Tensor, mask: Tensor, way: int) -> tuple[Tensor, Tensor]:
@@ -24,7 +25,7 @@ def class_sums(features: Tensor, labels: Tensor, mask: Tensor, way: int) -> tupl
     Args:
         features: ``(*b, S, f)``.
         labels: ``(*b, S)`` integers in [0, way); entries that ``mask`` hides may hold anything in that range.
-        mask: ``(*b, S)`` bool, True where the shot is real.
+        mask: ``(*b, S)`` bool, True where the shot is real; or weights of the shots, which then count as so many.
         way: W.
 
     Returns:
@@ -40,7 +41,7 @@ def prototypes(features: Tensor, labels: Tensor, mask: Tensor, way: int) -> Tens
     Arguments as in :func:`class_sums`. Source: Snell et al. 2017, eq. 1.
     """
     sums, counts = class_sums(features, labels, mask, way)
-    return sums / counts.clamp(min=1).unsqueeze(-1)
+    return sums / counts.clamp(min=LEAST_WEIGHT).unsqueeze(-1)
 
 
 def similarities(features: Tensor, prototypes: Tensor, metric: Metric = "cosine") -> Tensor:
@@ -77,7 +78,7 @@ def prototype_logits(
     Args:
         support_features: ``(*b, S, f)``.
         support_labels: ``(*b, S)`` or broadcastable to it.
-        support_mask: ``(*b, S)`` bool, likewise.
+        support_mask: ``(*b, S)`` bool, likewise; or weights of the shots (:mod:`pyro_smat.networks.shot_trust`).
         query_features: ``(*b, Q, f)``.
         class_mask: ``(*b, W)`` bool, likewise, True for the classes that the episode has.
         scale: s > 0.
@@ -100,6 +101,7 @@ def leave_one_out_logits(
     class_mask: Tensor,
     scale: Tensor | float = 10.0,
     metric: Metric = "cosine",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Logits of every shot against prototypes that leave this shot out of its own class.
 
@@ -113,24 +115,27 @@ def leave_one_out_logits(
         class_mask: ``(*b, W)`` bool.
         scale: s > 0.
         metric: "cosine" or "euclidean".
+        weights: ``(*b, S)`` of the shots in the prototypes; None for 1.
 
     Returns:
         ``(*b, S, W)``; -1e4 at classes that the episode does not have.
     """
     leading, way = features.shape[:-1], class_mask.shape[-1]
     labels, mask = labels.expand(leading), mask.expand(leading)
-    sums, counts = class_sums(features, labels, mask, way)
-    centres = sums / counts.clamp(min=1).unsqueeze(-1)
+    weights = (mask if weights is None else weights * mask).to(features.dtype)
+    sums, counts = class_sums(features, labels, weights, way)
+    centres = sums / counts.clamp(min=LEAST_WEIGHT).unsqueeze(-1)
     others = similarities(features, centres, metric)  # (*b, S, W)
 
-    own_sum = torch.gather(sums, -2, labels.unsqueeze(-1).expand_as(features)) - features
-    own_count = torch.gather(counts, -1, labels) - 1  # (*b, S)
-    everyone = (sums.sum(-2) / counts.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-2)
-    alone = (own_count < 1).unsqueeze(-1)
-    own_centre = torch.where(alone, everyone, own_sum / own_count.clamp(min=1).unsqueeze(-1))
+    is_own = F.one_hot(labels, way).bool()
+    own_sum = torch.gather(sums, -2, labels.unsqueeze(-1).expand_as(features)) - weights.unsqueeze(-1) * features
+    own_count = torch.gather(counts, -1, labels) - weights  # (*b, S)
+    shots = torch.gather((is_own & mask.unsqueeze(-1)).sum(-2), -1, labels)
+    everyone = (sums.sum(-2) / counts.sum(-1, keepdim=True).clamp(min=LEAST_WEIGHT)).unsqueeze(-2)
+    alone = (shots < 2).unsqueeze(-1)
+    own_centre = torch.where(alone, everyone, own_sum / own_count.clamp(min=LEAST_WEIGHT).unsqueeze(-1))
     own = similarities(features.unsqueeze(-2), own_centre.unsqueeze(-2), metric).squeeze(-1)  # (*b, S, 1)
 
-    is_own = F.one_hot(labels, way).bool()
     logits = scale * torch.where(is_own, own, others)
     return logits.masked_fill(~class_mask.unsqueeze(-2), -1e4)
 
