@@ -25,10 +25,11 @@ from pyro_smat.guides.catalog import CatalogPosterior
 from pyro_smat.guides.router import RoutingGuide
 from pyro_smat.models.priors import CatalogPrior, RoutingPrior
 from pyro_smat.networks.heads import Metric
-from pyro_smat.networks.shot_trust import shot_evidence
+from pyro_smat.networks.shot_trust import shot_trust
 from pyro_smat.registry import register
 from pyro_smat.routing import Catalog
 
+Weights = Literal["pseudo_bma", "stacking"]
 STACKING_STEPS = 100  # of expectation maximisation, which never lowers the objective
 LEAST_STACKED = 1e-6  # weight of a source
 
@@ -47,8 +48,8 @@ class PseudoBMAGuide(RoutingGuide):
         temperature: T > 0, in nats per shot; towards 0 the posterior becomes the best source by support loss, above a
             few nats it becomes the prior. Divided by the model's calibration of the posterior, where that is fitted.
         weights: "pseudo_bma" or "stacking"; stacking ignores the temperature, and the prior unless it excludes.
-        label_noise: share of the support's labels that may be wrong, as the model's option of this name: a shot then
-            costs a source no more than log(W / label_noise) nats.
+        label_noise: share of wrong labels that a support is expected to have, as the model's option of this name: a
+            label that no source explains then costs each of them about as much.
         metric: of the prototype head.
 
     Attributes:
@@ -76,13 +77,13 @@ class PseudoBMAGuide(RoutingGuide):
         *,
         prior: RoutingPrior | None = None,
         temperature: float = 0.3,
-        weights: Literal["pseudo_bma", "stacking"] = "pseudo_bma",
+        weights: Weights = "pseudo_bma",
         label_noise: float = 0.0,
         metric: Metric = "cosine",
     ) -> None:
         super().__init__(prior)
         coefficients = catalog.coefficients if catalog.coefficients.ndim == 2 else catalog.coefficients.mean(1)
-        weight, source = coefficients[:, :num_sources].max(-1)
+        weight, member = coefficients[:, :num_sources].max(-1)
         if not ((weight == 1) & (coefficients[:, num_sources:] == 0).all(-1)).all():
             mixed = [n for n, w in zip(catalog.names, weight, strict=True) if w < 1] or list(catalog.names)
             raise ValueError(
@@ -97,7 +98,7 @@ class PseudoBMAGuide(RoutingGuide):
             raise ValueError(f"label_noise is {label_noise}; expected a share of labels in [0, 1)")
         self.catalog, self.num_sources, self.temperature = catalog, num_sources, temperature
         self.weights, self.label_noise, self.metric = weights, label_noise, metric
-        self.register_buffer("source", source, persistent=False)
+        self.register_buffer("source", member, persistent=False)
         self.register_buffer("temperature_scale", torch.ones(()))
 
     source: Tensor
@@ -112,14 +113,14 @@ class PseudoBMAGuide(RoutingGuide):
         if support.features is None:
             raise ValueError("the support has no features; call SourceFeatures(...).attach(batch) first")
         features = support.features.to(torch.promote_types(support.features.dtype, torch.float32))
-        evidence = shot_evidence(
+        evidence = shot_trust(
             features[:, self.source],
             support.labels.unsqueeze(1),
             support.mask.unsqueeze(1),
             batch.class_mask.unsqueeze(1),
             self.label_noise,
             metric=self.metric,
-        )  # (B, J, S) log likelihoods
+        ).evidence  # (B, J, S) log likelihoods
         if self.weights == "stacking":
             logits = stacked_weights(evidence, support.mask).clamp(min=LEAST_STACKED).log()
         else:

@@ -48,8 +48,8 @@ class RoutedModel(Remembered, LocalModule):
         gates: vectorised particles share one "shared" sample of the experts' gates (less variance), or have
             "separate" ones; of an enumerated site, its routings have.
         straight_through: compose with one-hot weights but with the gradient of the soft ones.
-        label_noise: share of the support's labels that may be wrong, before any evidence, in [0, 1). Above 0 shots are
-            weighted in the prototypes by how probably their labels are right (:mod:`pyro_smat.networks.shot_trust`).
+        label_noise: share of wrong labels that a support is expected to have, in [0, 1). Above 0 shots are weighted in
+            the prototypes by how probably their labels are right (:mod:`pyro_smat.networks.shot_trust`).
 
     In training mode the experts' gates are sampled; in evaluation mode they are as deployed (binary, within budget).
 
@@ -156,7 +156,9 @@ class RoutedModel(Remembered, LocalModule):
     def shot_weights(self, support: Tensor, batch: EpisodeBatch) -> Tensor:
         """Weights of the shots in the prototypes, ``(*k, B, S)`` or ``(B, S)``, from features ``(*k, B, S, f)``."""
         known = batch.support.labels, batch.support.mask, batch.class_mask
-        return shot_trust(support, *known, self.label_noise, self.scale, self.metric) if self.label_noise else known[1]
+        if not self.label_noise:
+            return batch.support.mask
+        return shot_trust(support, *known, self.label_noise, self.scale, self.metric).trust
 
     def _known(self, coefficients: Tensor, basis: Tensor, batch: EpisodeBatch) -> tuple[Tensor, Tensor] | None:
         """Features ``(*k, B, S, f)`` and ``(*k, B, Q, f)`` where they are known without running a network."""

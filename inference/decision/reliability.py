@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pyro_smat.certificates.certificate import accepted_tasks
-from pyro_smat.inference.decision.scores.learned import LearnedRisk
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.metrics.arrays import FloatArray, Numbers
 from pyro_smat.registry import Choice, Of, build, describe
@@ -72,7 +71,7 @@ class Reliability(BaseModel):
     @property
     def is_error(self) -> bool:
         """Whether the risk is a predicted share of wrong answers, so that it reads as one."""
-        return isinstance(self.predictor, LearnedRisk)
+        return self.predictor.predicts_error
 
     def doubts(self, scores: Mapping[str, Numbers]) -> Any:
         """``(n,)`` bool: which tasks are not reliable, from the values of the scores that the risk reads."""

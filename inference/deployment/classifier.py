@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyro_smat.episodes import Episode, EpisodeBatch, EpisodeSampler, Labelled
 from pyro_smat.episodes.pixels import PixelStatistics
 from pyro_smat.guides import RoutingGuide
+from pyro_smat.guides.pseudo_bma import Weights
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.router import Router, choose_device
 from pyro_smat.inference.decision.choosing import initial_deployment
@@ -26,6 +27,7 @@ from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.rules import Map
 from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.describing import router_of
+from pyro_smat.inference.deployment.from_sources import averaging_pair, fit_temperature_on, support_deployment
 from pyro_smat.inference.deployment.inputs import ImageForm, read_images
 from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refinement
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
@@ -34,6 +36,8 @@ from pyro_smat.inference.deployment.support_labels import read_labels
 from pyro_smat.models import RoutedModel
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.registry.entries import Factory
+from pyro_smat.sources import SourceLibrary
+from pyro_smat.sources.opening import Source
 
 CACHED_TASKS = 8
 Support = tuple[Any, Any]  # images and labels, as adapt takes them
@@ -112,6 +116,74 @@ class RoutedClassifier:
 
             deployment = choose_on(router, validation)
         return cls(router, deployment, cache_size=cache_size)
+
+    @classmethod
+    def from_sources(
+        cls,
+        sources: SourceLibrary | Mapping[str, Source],
+        *,
+        network: str | Mapping[str, Any] | nn.Module,
+        image_shape: tuple[int, int, int],
+        head: Sequence[str] = (),
+        weights: Weights = "pseudo_bma",
+        temperature: float = 0.3,
+        label_noise: float = 0.1,
+        tolerance: float = 0.3,
+        validation: EpisodeSampler | None = None,
+        device: str | torch.device = "cpu",
+        cache_size: int = CACHED_TASKS,
+    ) -> RoutedClassifier:
+        r"""A router that needs no training: predictions of all sources, weighted by how well each explains the support.
+
+        .. math:: p(y \mid x, S) = \sum_r q(r \mid S)\, p_r(y \mid x, S), \qquad q(r \mid S) \propto e^{-\ell_r(S) / T}
+
+        with the leave-one-out loss of :class:`~pyro_smat.guides.PseudoBMAGuide`. A task is relied on as long as these
+        predictions get at most a share ``tolerance`` of its shots wrong, each left out in turn; with one shot a class
+        nothing can be left out, so such a task is never relied on. A router is worth training where many tasks of a
+        kind will come (docs/evidence.md).
+
+        Args:
+            sources: checkpoints of one network by name, the fallback first, or an open library.
+            network: what they are checkpoints of: a name, a choice with its options, or a module.
+            image_shape: ``(C, H, W)`` of the images that it will see.
+            head: patterns of names of tensors that are left out, such as ``("classifier.*",)``.
+            weights, temperature: see :class:`~pyro_smat.guides.PseudoBMAGuide`.
+            label_noise: share of wrong labels that is expected; shots are weighted by how probably theirs is right
+                (:mod:`pyro_smat.networks.shot_trust`). 0 trusts every label.
+            tolerance: largest leave-one-out error of a task that is relied on.
+            validation: labelled episodes, if there are any: the temperature is fitted on them, and what a task says of
+                itself is learned from them.
+            device: where networks run.
+            cache_size: adapted tasks to keep.
+
+        Raises:
+            ValueError: for checkpoints that do not fit the network, or options out of their range.
+
+        Example:
+            >>> from pyro_smat import EpisodeSampler, glyph_pool
+            >>> from pyro_smat.sources.pretraining import glyph_network, shipped_glyph_sources
+            >>> classifier = RoutedClassifier.from_sources(
+            ...     shipped_glyph_sources(), network=glyph_network(), image_shape=(1, 32, 32)
+            ... )
+            >>> episode = EpisodeSampler(glyph_pool("validation"), 3, 5, 1, seed=1).episode()
+            >>> task = classifier.adapt(episode.support.images, ["a"] * 5 + ["b"] * 5 + ["c"] * 5)
+            >>> task.reliable
+            True
+        """
+        model, guide = averaging_pair(
+            sources, network, head, weights=weights, temperature=temperature, label_noise=label_noise, device=device
+        )
+        if validation is not None:
+            fit_temperature_on(model, guide, validation)
+        deployment = support_deployment(tolerance) if validation is None else None
+        return cls.from_trained(
+            model,
+            guide,
+            image_shape=image_shape,
+            validation=validation,
+            deployment=deployment,
+            cache_size=cache_size,
+        )
 
     @property
     def source_names(self) -> tuple[str, ...]:

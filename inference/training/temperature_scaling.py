@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
-from pyro_smat.guides import CatalogGuide
+from pyro_smat.guides import CatalogGuide, PseudoBMAGuide
 from pyro_smat.inference.objective.candidates import as_deployed, candidate_log_likelihoods
 from pyro_smat.models.routed import RoutedModel
 
@@ -86,7 +86,9 @@ def fit_temperature(logits: Tensor, log_likelihoods: Tensor, mask: Tensor) -> Te
     return TemperatureFit(math.exp(best), before, loss(best))
 
 
-def calibrate_guide(model: RoutedModel, guide: CatalogGuide, batches: Sequence[EpisodeBatch]) -> TemperatureFit:
+def calibrate_guide(
+    model: RoutedModel, guide: CatalogGuide | PseudoBMAGuide, batches: Sequence[EpisodeBatch]
+) -> TemperatureFit:
     """Fit the temperature of a catalog guide and store it into ``guide.temperature_scale``.
 
     Every routing of the guide's catalog is run on every episode. A temperature that the guide already has is

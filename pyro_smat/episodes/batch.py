@@ -89,7 +89,7 @@ class EpisodeBatch:
         sizes = sorted({tuple(e.support.images.shape[1:]) for e in episodes})
         if len(sizes) > 1:
             raise ValueError(f"episodes have images of sizes {sizes}; expected one size")
-        numbers = {
+        numbers: dict[str, Any] = {
             name: torch.tensor([getattr(e, name) for e in episodes], dtype=torch.long)
             for name in ("way", "route", "domain", "corrupted_labels", "confounded_with")
         }

@@ -22,6 +22,7 @@ from pyro_smat.inference.decision.scores.least_confidence import LeastConfidence
 from pyro_smat.inference.decision.scores.novelty import Novelty
 from pyro_smat.inference.decision.scores.predictive_entropy import PredictiveEntropy
 from pyro_smat.inference.decision.scores.score import FittedScore, UncertaintyScore
+from pyro_smat.inference.decision.scores.support_error import SupportError
 from pyro_smat.inference.decision.scores.support_loss import SupportLoss
 from pyro_smat.inference.decision.scores.variance import Variance
 
@@ -37,6 +38,7 @@ __all__ = [
     "LeastConfidence",
     "Novelty",
     "PredictiveEntropy",
+    "SupportError",
     "SupportLoss",
     "UncertaintyScore",
     "Variance",

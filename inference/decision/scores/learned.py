@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class LearnedRisk(CombinedScore):
     Raises:
         ValueError: for a penalty that is not > 0, or numbers that are not one a score.
     """
+
+    predicts_error: ClassVar[bool] = True
 
     scores: tuple[UncertaintyScore, ...] = ()
     queries: bool = False

@@ -25,11 +25,13 @@ class UncertaintyScore(Remembered, ABC):
         looks_at_queries: whether it needs images of queries (never their labels), so that every batch of queries of a
             task has a score of its own.
         deployable: False for what has to be fitted to validation episodes first.
+        predicts_error: whether its values are shares of wrong answers, and read as such.
         label: what reports call it; by default its name.
     """
 
     looks_at_queries: ClassVar[bool] = False
     deployable: ClassVar[bool] = True
+    predicts_error: ClassVar[bool] = False
     label: ClassVar[str] = ""
 
     @abstractmethod

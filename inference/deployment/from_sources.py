@@ -1,0 +1,62 @@
+"""From sources: the pair of model and guide that averages the predictions of all sources, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_smat.episodes import EpisodeSampler
+from pyro_smat.guides.pseudo_bma import PseudoBMAGuide, Weights
+from pyro_smat.inference.decision.deployment import Deployment
+from pyro_smat.inference.decision.reliability import Reliability
+from pyro_smat.inference.decision.scores import SupportError
+from pyro_smat.inference.training.catalogs import k_hot_catalog
+from pyro_smat.inference.training.temperature_scaling import calibrate_guide
+from pyro_smat.models import RoutedModel
+from pyro_smat.models.priors import CatalogPrior
+from pyro_smat.networks.build import build_network
+from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.registry import choose
+from pyro_smat.sources import SourceLibrary
+from pyro_smat.sources.opening import Source
+
+FITTED, FITTED_AT_ONCE = 8, 16  # batches of so many episodes
+
+
+def averaging_pair(
+    sources: SourceLibrary | Mapping[str, Source],
+    network: str | Mapping[str, Any] | nn.Module,
+    head: Sequence[str] = (),
+    *,
+    weights: Weights,
+    temperature: float,
+    label_noise: float,
+    device: torch.device | str = "cpu",
+) -> tuple[RoutedModel, PseudoBMAGuide]:
+    """Model and guide; arguments as of :meth:`RoutedClassifier.from_sources`."""
+    module = network if isinstance(network, nn.Module) else build_network(choose("network", network))
+    library = sources if isinstance(sources, SourceLibrary) else SourceLibrary.from_files(module, sources, head=head)
+    catalog = k_hot_catalog(library.names, num_blocks=len(library.space.block_names))
+    prior = CatalogPrior(catalog)
+    task_network = TaskNetwork(module, library.space)
+    model = RoutedModel(task_network, library, prior=prior, label_noise=label_noise).to(device)
+    guide = PseudoBMAGuide(
+        catalog, len(library), prior=prior, temperature=temperature, weights=weights, label_noise=label_noise
+    )
+    return model, guide.to(device)
+
+
+def fit_temperature_on(model: RoutedModel, guide: PseudoBMAGuide, validation: EpisodeSampler) -> None:
+    """The temperature of the posterior under which the averaged predictions are best, on validation episodes."""
+    features = SourceFeatures(model.network, model.source_basis, validation.pool)
+    batches = [features.attach(validation.sample(FITTED_AT_ONCE).to(model.source_basis.device)) for _ in range(FITTED)]
+    calibrate_guide(model, guide, batches)
+
+
+def support_deployment(tolerance: float) -> Deployment:
+    """Relies on tasks whose support the averaged predictions get right, but for a share of shots."""
+    return Deployment(reliability=Reliability(risk=SupportError(), tolerance=tolerance))
