@@ -114,7 +114,7 @@ class Explanation:
 
     def _fallback(self) -> list[str]:
         if self.threshold == math.inf:
-            return [f"never falls back: {self.fallback} did not pay on validation episodes"]
+            return [f"never falls back: {self.fallback} did not pay on validation episodes, or there were none"]
         if self.per_queries:
             return [
                 f"{self.score} is taken for every batch of queries; above {self.threshold:.3f} it falls back to "

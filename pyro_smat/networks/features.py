@@ -72,6 +72,16 @@ class SourceFeatures:
         """Features ``(n, R, f)`` of images ``(n, C, H, W)`` under the sources."""
         return self._under(range(len(self.basis)), images)
 
+    def embed(self) -> None:
+        """Embed the pool now rather than at the first use.
+
+        Raises:
+            ValueError: without a pool.
+        """
+        if self.pool is None:
+            raise ValueError("there is no pool to embed; expected SourceFeatures(network, basis, pool)")
+        self._embedded_pool()
+
     def attach(self, batch: EpisodeBatch) -> EpisodeBatch:
         """The batch with ``support.features`` ``(B, R, S, f)``, and with all that is known of its pool's images.
 

@@ -15,6 +15,7 @@ probabilities ``(B, Q, W)``. To add one, write one file; it is then named in a c
 """
 
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary, ParameterBaseline
+from pyro_smat.inference.evaluation.baselines.concatenation import Concatenation
 from pyro_smat.inference.evaluation.baselines.hindsight import HindsightMixture, HindsightSource
 from pyro_smat.inference.evaluation.baselines.linear_probe import LinearProbe
 from pyro_smat.inference.evaluation.baselines.lora import LoRA
@@ -40,6 +41,7 @@ __all__ = [
     "Baseline",
     "BestSource",
     "ComposedLibrary",
+    "Concatenation",
     "HindsightMixture",
     "HindsightSource",
     "LinearProbe",

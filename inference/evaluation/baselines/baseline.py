@@ -82,16 +82,12 @@ class ComposedLibrary:
         Those of the batch that was asked for last are kept.
         """
         if not self._last or self._last[0] is not batch:
-            frozen = SourceFeatures(self.network, self.sources)
-            support, query = (
-                frozen.of(part.images, part.rows) if part.features is None else part.features
-                for part in (batch.support, batch.query)
-            )
+            support, query = self.source_features(batch)
             logits = prototype_logits(
-                _wide(support),
+                support,
                 batch.support.labels.unsqueeze(1),
                 batch.support.mask.unsqueeze(1),
-                _wide(query),
+                query,
                 batch.class_mask.unsqueeze(1),
                 self.scale,
                 self.metric,
@@ -99,6 +95,16 @@ class ComposedLibrary:
             self._last[:] = [batch, logits.softmax(-1)]
         probabilities: Tensor = self._last[1]
         return probabilities
+
+    @torch.no_grad()
+    def source_features(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """Features ``(B, R, S, f)`` and ``(B, R, Q, f)`` under every source, those that the batch has where it does."""
+        frozen = SourceFeatures(self.network, self.sources)
+        support, query = (
+            frozen.of(part.images, part.rows) if part.features is None else part.features
+            for part in (batch.support, batch.query)
+        )
+        return _wide(support), _wide(query)
 
     @cached_property
     def _last(self) -> list[Any]:

@@ -1,0 +1,60 @@
+r"""Concatenation: one ridge classifier on the features of all sources, selected by the support; nothing is mixed.
+
+.. math:: \phi(x) = \left[\sqrt{w_r}\, f_r(x) / \|f_r(x)\|\right]_r, \qquad
+    \min_V \sum_i \|V \phi(x_i) - (e_{y_i} - \tfrac1W)\|^2 + \lambda \|V\|^2
+
+in the manner of SUR (Dvornik et al. 2020), which selects features by their loss on the support; here the weights
+:math:`w \propto e^{-\ell_r / T}` are those of the weighted average of predictions. Runs all R networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary
+from pyro_smat.inference.objective.reference import support_losses
+from pyro_smat.registry import register
+
+
+@register("baseline", "concatenation")
+@dataclass(frozen=True)
+class Concatenation(Baseline):
+    r"""Kernel ridge regression on the concatenated features of all sources, solved exactly in the span of the shots.
+
+    Attributes:
+        temperature: T > 0 of the weights, in nats per shot.
+        ridge: lambda > 0.
+
+    Raises:
+        ValueError: for a temperature or ridge that is not > 0.
+    """
+
+    composed: ComposedLibrary = field(repr=False)
+    temperature: float = 0.3
+    ridge: float = 0.5
+    name: str = "ridge on the features of all sources"
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and self.ridge > 0):
+            raise ValueError(
+                f"temperature is {self.temperature!r} and ridge {self.ridge!r}; expected numbers > 0 of both"
+            )
+
+    @torch.no_grad()
+    def __call__(self, batch: EpisodeBatch) -> Tensor:
+        weights = (-support_losses(batch, self.composed.metric) / self.temperature).softmax(-1)  # (B, R)
+        support, query = (F.normalize(part, dim=-1) for part in self.composed.source_features(batch))
+        kernel = torch.einsum("br,brsf,brtf->bst", weights, support, support)
+        cross = torch.einsum("br,brqf,brsf->bqs", weights, query, support)
+        ways = batch.class_mask.sum(-1).view(-1, 1, 1)
+        targets = F.one_hot(batch.support.labels.clamp(min=0), batch.max_way).to(kernel) - 1 / ways
+        targets = targets * batch.support.mask.unsqueeze(-1)
+        penalty = torch.where(batch.support.mask, self.ridge, 1e6)  # padding has no say
+        solved = torch.linalg.solve(kernel + torch.diag_embed(penalty), targets)
+        logits = self.composed.scale * (cross @ solved)
+        return logits.masked_fill(~batch.class_mask.unsqueeze(1), -1e4).softmax(-1)
