@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from archives import Package
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 SIZE = 64
 
@@ -65,9 +65,13 @@ def by_digest(names: Sequence[str], salt: str = "") -> list[str]:
 
 
 def on_white_square(image: Image.Image) -> NDArray[np.uint8]:
-    """The whole image on white, padded to a square, scaled to 64 px."""
+    """What is not white, on white, padded to a square, scaled to 64 px."""
     image = image.convert("RGBA")
-    side = max(image.size)
-    ground = Image.new("RGBA", (side, side), "white")
-    ground.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return np.asarray(ground.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image)
+    flat = ground.convert("RGB")
+    flat = flat.crop(ImageOps.invert(flat).getbbox())
+    side = max(flat.size)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))
+    return np.asarray(square.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
