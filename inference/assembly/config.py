@@ -35,6 +35,10 @@ class Data(_Section):
     ``path/<domain>/<class>``; "csv" a table with columns path, label and optionally domain, split; "none" is a router
     that was made in Python: commands need ``--data``. ``train``, ``validation`` and ``test`` name the splits; for
     folders a split may also be a path of its own. ``allow_outside``: files of a table may lie outside its folder.
+
+    ``seen`` says what sources were trained on: the name of a source -> classes, or the name of a split. The router's
+    episodes leave these classes out, or it learns to trust sources more than they deserve on new classes;
+    ``keep_seen`` keeps them, with a warning.
     """
 
     kind: Literal["glyphs", "folder", "csv", "none"] = "glyphs"
@@ -45,6 +49,8 @@ class Data(_Section):
     validation: str | None = "validation"
     test: str | None = "test"
     allow_outside: bool = False
+    seen: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    keep_seen: bool = False
 
     @model_validator(mode="after")
     def _needs_path(self) -> Data:

@@ -10,19 +10,22 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
+from pyro_smat.episodes.index import ClassNames
 from pyro_smat.episodes.pixels import PixelStatistics
 from pyro_smat.files import load_state, locked, save_state, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.pair import check_pair
 from pyro_smat.inference.assembly.router import Router, build_router, catalog_supply
+from pyro_smat.inference.assembly.seen import classes_left_out
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.monitoring import RoutingMonitor, routing_scores
 from pyro_smat.inference.evaluation.choosing import choose_on
 from pyro_smat.inference.objective.build import build_elbo
 from pyro_smat.inference.runs.folder import CATALOG, MONITOR
 from pyro_smat.inference.runs.pools import build_pool
+from pyro_smat.inference.runs.seen import seen_classes
 from pyro_smat.inference.training.catalogs import CatalogSearch, needs_search
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide
 from pyro_smat.inference.training.trainer import MetaTrainer
@@ -87,19 +90,29 @@ def _train(
     train, held_out = features["train"], features["validation"]
     assert train.pool is not None
     assert held_out.pool is not None
+    seen = seen_classes(config, opened.library.names, (train.pool, held_out.pool))
+    config = config.replaced(data={"seen": seen})
+    left_out, held_out_left_out = (
+        classes_left_out(seen, pool, config.episodes.attributes, keep=config.data.keep_seen)
+        for pool in (train.pool, held_out.pool)
+    )
     router = opened
     if searches:
-        catalog = _searched_catalog(config, opened, train, folder, resume=resume, progress=progress)
+        catalog = _searched_catalog(config, opened, train, left_out, folder, resume=resume, progress=progress)
         router = build_router(config, device, opened=(opened.network, opened.library), catalog=catalog)
-    validation = _validation_batches(config, held_out, device)
-    trial = train.attach(config.episodes.sampler(train.pool, seed=config.seed).sample(2).to(device))
+    validation = _validation_batches(config, held_out, held_out_left_out, device)
+
+    def episodes(seed: int) -> EpisodeSampler:
+        return config.episodes.sampler(train.pool, seed=seed, exclude_classes=left_out)
+
+    trial = train.attach(episodes(config.seed).sample(2).to(device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         check_pair(router.model, router.guide, trial)
     trainer = MetaTrainer(
         router.model,
         router.guide,
         elbo=build_elbo(config.objective, train, model=router.model, catalog=router.catalog),
-        sampler=config.episodes.sampler(train.pool, seed=config.seed),
+        sampler=episodes(config.seed),
         features=train,
         settings=config.training,
         validation=validation,
@@ -109,9 +122,13 @@ def _train(
     history = trainer.fit(resume=resume, progress=progress)
     if config.training.temperature_scaling:
         calibrate_guide(router.model, router.guide, validation)
-    sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED + 1)
+    sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED + 1, exclude_classes=held_out_left_out)
     deployment = choose_on(router, sampler, features=held_out, episodes=max(config.training.validation_episodes, 96))
-    router = replace(router, pixels=router.pixels or PixelStatistics.of(train.pool))
+    router = replace(
+        router,
+        pixels=router.pixels or PixelStatistics.of(train.pool),
+        config=router.config.replaced(data={"seen": seen}),
+    )
     classifier = RoutedClassifier(router, deployment)
     if folder is not None:
         write_atomically(folder / "history.csv", history.to_csv(index=False).encode())
@@ -120,9 +137,11 @@ def _train(
     return classifier, history
 
 
-def _validation_batches(config: RunConfig, held_out: SourceFeatures, device: torch.device) -> list[EpisodeBatch]:
+def _validation_batches(
+    config: RunConfig, held_out: SourceFeatures, left_out: ClassNames | None, device: torch.device
+) -> list[EpisodeBatch]:
     assert held_out.pool is not None
-    sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED)
+    sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED, exclude_classes=left_out)
     size, rest = config.training.episodes, config.training.validation_episodes
     return [held_out.attach(sampler.sample(min(size, rest - start)).to(device)) for start in range(0, rest, size)]
 
@@ -141,14 +160,21 @@ def _without_experts(config: RunConfig) -> RunConfig:
 
 
 def _searched_catalog(
-    config: RunConfig, stand_in: Router, train: SourceFeatures, folder: Path | None, *, resume: bool, progress: bool
+    config: RunConfig,
+    stand_in: Router,
+    train: SourceFeatures,
+    left_out: ClassNames | None,
+    folder: Path | None,
+    *,
+    resume: bool,
+    progress: bool,
 ) -> Catalog:
     """The catalog of the folder that is resumed, or one that is searched on training episodes."""
     path = None if folder is None else folder / CATALOG
     if resume and path is not None and path.exists():
         return Catalog.from_dict(load_state(path))
     assert train.pool is not None
-    sampler = config.episodes.sampler(train.pool, seed=SEARCH_SEED)
+    sampler = config.episodes.sampler(train.pool, seed=SEARCH_SEED, exclude_classes=left_out)
 
     def draw(episodes: int) -> list[EpisodeBatch]:
         size = min(episodes, config.training.episodes)

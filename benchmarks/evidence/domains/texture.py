@@ -58,9 +58,7 @@ def _pictures(paths: Mapping[str, Path], names: Sequence[str]) -> Iterator[Pictu
                 raise ValueError(f"{paths['textures']} has no opaque texture {name} of 256 px; {TEXTURES.remedy}")
             for cell in by_digest([f"{row}{column}" for row in range(4) for column in range(4)], name)[:PIECES]:
                 top, left = SIZE * int(cell[0]), SIZE * int(cell[1])
-                yield Picture(
-                    f"{name}/{cell}", (name,), np.asarray(square.crop((left, top, left + SIZE, top + SIZE)))
-                )
+                yield Picture(f"{name}/{cell}", (name,), np.asarray(square.crop((left, top, left + SIZE, top + SIZE))))
 
 
 TEXTURE_DOMAIN = Domain(
