@@ -108,7 +108,8 @@ def classes_left_out(
         if len(names) - len(gone) < 2:
             raise ValueError(
                 f"sources have seen {len(gone)} of the {len(names)} classes of attribute {attribute!r} "
-                f"({described(found)}), so that no episode is left for the router; train it on other classes, or set data.keep_seen = true"
+                f"({described(found)}), so that no episode is left for the router; train it on other "
+                "classes, or set data.keep_seen = true"
             )
         if gone:
             left_out[attribute] = gone
