@@ -102,8 +102,10 @@ def _train(
         router = build_router(config, device, opened=(opened.network, opened.library), catalog=catalog)
     validation = _validation_batches(config, held_out, held_out_left_out, device)
 
+    pool = train.pool
+
     def episodes(seed: int) -> EpisodeSampler:
-        return config.episodes.sampler(train.pool, seed=seed, exclude_classes=left_out)
+        return config.episodes.sampler(pool, seed=seed, exclude_classes=left_out)
 
     trial = train.attach(episodes(config.seed).sample(2).to(device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -49,7 +49,7 @@ class MetaDatasetSampler:
         >>> from pyro_smat.episodes import glyph_pool
         >>> batch = MetaDatasetSampler(glyph_pool("validation"), seed=1).sample(2)
         >>> [len(names) for names in batch.class_names], batch.support.counts.tolist()
-        ([12, 20], [491, 490])
+        ([12, 5], [493, 398])
     """
 
     def __init__(

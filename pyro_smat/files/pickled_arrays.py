@@ -179,8 +179,8 @@ def _called(name: _Name, arguments: tuple[Any, ...]) -> Any:
 
 def _built(thing: Any, state: tuple[Any, ...]) -> None:
     if isinstance(thing, _Type):
-        order = _text(state[1])
-        thing.value = thing.value.newbyteorder(order) if order in "<>" else thing.value
+        if _text(state[1]) in "<>":
+            thing.value = thing.value.newbyteorder("<" if _text(state[1]) == "<" else ">")
         return
     shape, of, fortran, raw = state[-4:]
     kind = _as(of, _Type).value

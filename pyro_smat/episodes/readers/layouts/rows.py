@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -13,8 +13,15 @@ from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.dataset import read_dataset
 
 
+class Images(Protocol):
+    """A sequence or an array of images, or what decodes them one at a time."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
 class _Rows(Dataset[Any]):
-    def __init__(self, images: Sequence[Any], labels: Sequence[int]) -> None:
+    def __init__(self, images: Images, labels: Sequence[int]) -> None:
         self.images, self.labels = images, labels
 
     def __len__(self) -> int:
@@ -25,7 +32,7 @@ class _Rows(Dataset[Any]):
 
 
 def pool_of_rows(
-    images: Sequence[Any],
+    images: Images,
     labels: Sequence[Any],
     size: int | None,
     channels: int,
