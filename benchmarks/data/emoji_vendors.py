@@ -53,10 +53,7 @@ def prepare_emoji(
         return ready
     with tempfile.TemporaryDirectory() as downloads:
         paths = {vendor: find_or_fetch(package, source, Path(downloads)) for vendor, package in EMOJI.items()}
-        contents = {vendor: _read_package(vendor, path) for vendor, path in paths.items()}
-        drawn = {vendor: _images(vendor, paths[vendor], content) for vendor, content in contents.items()}
-        table = _table(paths["google"], contents["google"])
-        members = members_of(table, set.intersection(*(set(images) for images in drawn.values())))
+        drawn, members = drawings(paths)
         for subcategory in (name for names in split.values() for name in names):
             if (count := len(members.get(subcategory, ()))) < minimum_members:
                 raise ValueError(
@@ -73,7 +70,7 @@ def prepare_emoji(
 
         def pictures() -> Iterator[tuple[str, Image.Image]]:
             for name, vendor, code in tqdm(jobs, desc="emoji", unit="image"):
-                yield name, _on_white(drawn[vendor][code], f"{paths[vendor]}: image {code}", vendor)
+                yield name, on_white(drawn[vendor][code], f"{paths[vendor]}: image {code}", vendor)
 
         return write_class_folders(
             out,
@@ -82,6 +79,18 @@ def prepare_emoji(
             origins=list(paths.values()),
             licences={vendor: package.licence for vendor, package in EMOJI.items()},
         )
+
+
+def drawings(paths: Mapping[str, Path]) -> tuple[dict[str, dict[str, bytes]], dict[str, list[str]]]:
+    """Encoded images of every vendor by code points, and the code points of every sub-category that all vendors draw.
+
+    Args:
+        paths: archive of every vendor.
+    """
+    contents = {vendor: _read_package(vendor, path) for vendor, path in paths.items()}
+    drawn = {vendor: _images(vendor, paths[vendor], content) for vendor, content in contents.items()}
+    table = _table(paths["google"], contents["google"])
+    return drawn, members_of(table, set.intersection(*(set(images) for images in drawn.values())))
 
 
 def members_of(table: Sequence[Mapping[str, Any]], common: set[str]) -> dict[str, list[str]]:
@@ -129,7 +138,8 @@ def _table(path: Path, content: Mapping[str, bytes]) -> list[dict[str, Any]]:
     return table
 
 
-def _on_white(raw: bytes, what: str, vendor: str) -> Image.Image:
+def on_white(raw: bytes, what: str, vendor: str) -> Image.Image:
+    """An encoded emoji on white, 64 px RGB; ``what`` names it in the error."""
     try:
         picture = Image.open(io.BytesIO(raw)).convert("RGBA")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:

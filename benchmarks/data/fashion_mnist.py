@@ -111,8 +111,17 @@ def _read_files(source: Path | None, downloads: Path) -> tuple[dict[str, bytes],
         if len(loose) == 2:
             return {name: path.read_bytes() for name, path in loose.items()}, list(loose.values())
     archive = find_or_fetch(FASHION_MNIST, source, downloads)
+    return read_archive(archive), [archive]
+
+
+def read_archive(archive: Path) -> dict[str, bytes]:
+    """Bytes of the test set's two idx files in the Debian package, by `IMAGES` and `LABELS`.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
     members = read_members(archive, lambda name: _MEMBER.fullmatch(name) is not None, FASHION_MNIST.remedy)
     contents = {match[1]: raw for name, raw in members.items() if (match := _MEMBER.fullmatch(name))}
     if missing := {IMAGES, LABELS} - contents.keys():
         raise ValueError(f"{archive} lacks {', '.join(sorted(missing))}; {FASHION_MNIST.remedy}")
-    return contents, [archive]
+    return contents

@@ -28,16 +28,24 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_DATA = ("glyphs", "folder", "csv", "none")
+
+
 class Data(_Section):
     """Where images come from.
 
     ``kind`` "glyphs" needs no path; "folder" reads ``path/<class>``, ``path/<split>/<class>`` or
     ``path/<domain>/<class>``; "csv" a table with columns path, label and optionally domain, split; "none" is a router
-    that was made in Python: commands need ``--data``. ``train``, ``validation`` and ``test`` name the splits; for
+    that was made in Python: commands need ``--data``; any other is a registered layout of a published data set
+    (:mod:`pyro_smat.episodes.readers.layouts`). ``train``, ``validation`` and ``test`` name the splits; for
     folders a split may also be a path of its own. ``allow_outside``: files of a table may lie outside its folder.
+
+    ``seen`` says what sources were trained on: the name of a source -> classes, or the name of a split. The router's
+    episodes leave these classes out, or it learns to trust sources more than they deserve on new classes;
+    ``keep_seen`` keeps them, with a warning.
     """
 
-    kind: Literal["glyphs", "folder", "csv", "none"] = "glyphs"
+    kind: str = "glyphs"
     path: Path | None = None
     size: int = Field(default=32, ge=8)
     channels: Literal[1, 3] = 1
@@ -45,10 +53,14 @@ class Data(_Section):
     validation: str | None = "validation"
     test: str | None = "test"
     allow_outside: bool = False
+    seen: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    keep_seen: bool = False
 
     @model_validator(mode="after")
     def _needs_path(self) -> Data:
-        if self.kind in ("folder", "csv") and self.path is None:
+        if self.kind not in _DATA:
+            find("layout", self.kind)
+        if self.kind not in ("glyphs", "none") and self.path is None:
             raise ValueError(f"kind {self.kind!r} needs a path; add path = '...' to [data]")
         return self
 

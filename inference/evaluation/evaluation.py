@@ -56,6 +56,7 @@ class Evaluation:
         corrupted_labels, confounded_with, way, shots: ``(N,)``.
         shown: method -> how reports show it; a method that is not there is a baseline called by its key.
         score_titles: uncertainty score -> what reports call it, where that is not its key.
+        seen: source -> classes of the pool that it was trained on, so that its numbers here flatter it.
     """
 
     probabilities: Mapping[str, FloatArray]
@@ -74,6 +75,7 @@ class Evaluation:
     source_names: tuple[str, ...] = ()
     shown: Mapping[str, Method] = field(default_factory=dict)
     score_titles: Mapping[str, str] = field(default_factory=dict)
+    seen: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.route)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pyro_smat.episodes.corruptions import CorruptionLike
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.evaluation_settings import EvaluationSettings
+from pyro_smat.inference.assembly.seen import SeenClassWarning, described, seen_in
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline
 from pyro_smat.inference.evaluation.evaluate import evaluate
@@ -43,9 +46,20 @@ def evaluate_router(
         baselines: further ones, already made.
         features: frozen features of the pool, when they are there already.
         progress: show a bar.
+
+    Warns:
+        SeenClassWarning: when sources were trained on classes of the pool, as far as the router's config says.
     """
     router = classifier.router
-    return evaluate(
+    seen = seen_in({k: v for k, v in router.config.data.seen.items() if not isinstance(v, str)}, pool)
+    if seen:
+        warnings.warn(
+            f"episodes have classes that sources were trained on: {described(seen)}. What is measured here says little "
+            "of new classes",
+            SeenClassWarning,
+            stacklevel=2,
+        )
+    evaluation = evaluate(
         router.model,
         router.guide,
         router.config.episodes.sampler(pool, seed=seed, corruptions=corruptions),
@@ -59,6 +73,7 @@ def evaluate_router(
         device=router.device,
         progress=progress,
     )
+    return replace(evaluation, seen=seen)
 
 
 def sources_of_routes(pool: ImagePool, library: SourceLibrary) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ def metrics_of(classifier: RoutedClassifier, evaluation: Evaluation) -> dict[str
             "certificate": None if deployment.certificate is None else deployment.certificate.to_dict(),
             **asdict(abstention_outcome(evaluation, deployment)),
         },
+        "seen_by_sources": {source: list(names) for source, names in evaluation.seen.items()},
         "doubt": asdict(doubt_outcome(evaluation, deployment)),
     }
 

@@ -8,6 +8,7 @@ from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.glyphs import glyph_pool
 from pyro_smat.episodes.readers.table import read_pool
 from pyro_smat.inference.assembly.config import RunConfig
+from pyro_smat.registry import find
 
 
 def build_pool(config: RunConfig, split: str | None, path: Path | None = None) -> ImagePool:
@@ -29,6 +30,8 @@ def build_pool(config: RunConfig, split: str | None, path: Path | None = None) -
         return glyph_pool(named or "train", size=data.size)
     if where is None:
         raise ValueError("this router was made in Python and has no data of its own; pass --data FOLDER or FILE.csv")
+    if path is None and data.kind not in ("folder", "csv", "none"):
+        return find("layout", data.kind)(where, named or "train", data.size, data.channels)
     if named and (where / named).is_dir():
         where, named = where / named, None
     return read_pool(

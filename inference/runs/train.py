@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
 from pyro_smat.episodes.pixels import PixelStatistics
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.files import load_state, locked, save_state, write_atomically
@@ -18,12 +18,15 @@ from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.pair import check_pair
 from pyro_smat.inference.assembly.router import Router, build_router, catalog_supply
+from pyro_smat.inference.assembly.seen import classes_left_out
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.monitoring import RoutingMonitor, routing_scores
 from pyro_smat.inference.evaluation.choosing import choose_on
+from pyro_smat.inference.evaluation.source_advantages import source_advantages, warn_of_seen
 from pyro_smat.inference.objective.build import build_elbo
 from pyro_smat.inference.runs.folder import CATALOG, MONITOR
 from pyro_smat.inference.runs.pools import build_pool
+from pyro_smat.inference.runs.seen import seen_classes
 from pyro_smat.inference.training.catalogs import CatalogSearch, needs_search
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide
 from pyro_smat.inference.training.trainer import MetaTrainer
@@ -31,7 +34,9 @@ from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.registry import Choice, build, takes
 from pyro_smat.routing import Catalog
 
-SEARCH_SEED = 500_009
+SPLITS = ("train", "validation")
+SEARCH_SEED, ADVANTAGE_SEED = 500_009, 2_000_003
+FEW = 4  # a pool of more than so many times the images that are drawn is not embedded as a whole
 VALIDATION_SEED = 1_000_003  # apart from the training seed, the same for every run that is compared
 
 
@@ -81,30 +86,45 @@ def _train(
     opened = router or build_router(_without_experts(config) if searches else config, device)
     device = opened.device
     torch.manual_seed(config.seed)
+    pools = {k: f.pool for k, f in features.items()} if features else {k: build_pool(config, k) for k in SPLITS}
+    pool, held_out_pool = pools["train"], pools["validation"]
+    assert pool is not None
+    assert held_out_pool is not None
+    seen = seen_classes(config, opened.library.names, (pool, held_out_pool))
+    config = config.replaced(data={"seen": seen})
+    left_out, held_out_left_out = (
+        classes_left_out(seen, part, config.episodes.attributes, keep=config.data.keep_seen)
+        for part in (pool, held_out_pool)
+    )
+
+    def episodes(seed: int) -> EpisodeSampler:
+        return config.episodes.sampler(pool, seed=seed, exclude_classes=left_out)
+
+    def held_out_episodes(seed: int) -> EpisodeSampler:
+        return config.episodes.sampler(held_out_pool, seed=seed, exclude_classes=held_out_left_out)
+
     router = opened
-    pools = {} if features else {split: build_pool(config, split) for split in ("train", "validation")}
     if searches:
-        pool = features["train"].pool if features else pools["train"]
-        assert pool is not None
-        catalog = _searched_catalog(config, opened, pool, folder, resume=resume, progress=progress)
+        catalog = _searched_catalog(config, opened, episodes(SEARCH_SEED), folder, resume=resume, progress=progress)
         router = build_router(config, device, opened=(opened.network, opened.library), catalog=catalog)
     if features is None:
-        features = {
-            split: router.features(pool, of_catalog=_look_up_pays(config, pools["train"]), progress=progress)
-            for split, pool in pools.items()
-        }
+        features = _features(config, router, pool, held_out_pool, progress=progress)
     train, held_out = features["train"], features["validation"]
-    assert train.pool is not None
-    assert held_out.pool is not None
-    validation = _validation_batches(config, held_out, device)
-    trial = train.attach(config.episodes.sampler(train.pool, seed=config.seed).sample(2).to(device))
+    if not seen and len(router.library) > 1:
+        clean = (
+            (train, config.episodes.sampler(pool, seed=ADVANTAGE_SEED, corruptions=(), exclude_classes=left_out)),
+            (held_out, config.episodes.sampler(held_out_pool, seed=ADVANTAGE_SEED, corruptions=())),
+        )
+        warn_of_seen(source_advantages(router.library.names, *clean, metric=router.model.metric))
+    validation = _validation_batches(config, held_out, held_out_episodes(VALIDATION_SEED), device)
+    trial = train.attach(episodes(config.seed).sample(2).to(device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         check_pair(router.model, router.guide, trial)
     trainer = MetaTrainer(
         router.model,
         router.guide,
         elbo=build_elbo(config.objective, train, model=router.model, catalog=router.catalog),
-        sampler=config.episodes.sampler(train.pool, seed=config.seed),
+        sampler=episodes(config.seed),
         features=train,
         settings=config.training,
         validation=validation,
@@ -114,9 +134,13 @@ def _train(
     history = trainer.fit(resume=resume, progress=progress)
     if config.training.temperature_scaling:
         calibrate_guide(router.model, router.guide, validation)
-    sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED + 1)
+    sampler = held_out_episodes(VALIDATION_SEED + 1)
     deployment = choose_on(router, sampler, features=held_out, episodes=max(config.training.validation_episodes, 96))
-    router = replace(router, pixels=router.pixels or PixelStatistics.of(train.pool))
+    router = replace(
+        router,
+        pixels=router.pixels or PixelStatistics.of(pool),
+        config=router.config.replaced(data={"seen": seen}),
+    )
     classifier = RoutedClassifier(router, deployment)
     if folder is not None:
         write_atomically(folder / "history.csv", history.to_csv(index=False).encode())
@@ -125,14 +149,21 @@ def _train(
     return classifier, history
 
 
-def _look_up_pays(config: RunConfig, pool: ImagePool) -> bool:
-    """Whether training draws more images than the pool has, so that embedding it once is less work."""
-    return config.training.steps * config.training.episodes * config.episodes.most_images >= len(pool)
+def _features(
+    config: RunConfig, router: Router, pool: ImagePool, held_out: ImagePool, *, progress: bool
+) -> dict[str, SourceFeatures]:
+    """Of both splits; under every routing of the catalog where training draws more images than the pool has."""
+    drawn = config.training.steps * config.training.episodes * config.episodes.most_images
+    of_catalog = drawn >= len(pool)
+    return {
+        "train": router.features(pool, of_catalog=of_catalog, singly=drawn * FEW < len(pool), progress=progress),
+        "validation": router.features(held_out, of_catalog=of_catalog, progress=progress),
+    }
 
 
-def _validation_batches(config: RunConfig, held_out: SourceFeatures, device: torch.device) -> list[EpisodeBatch]:
-    assert held_out.pool is not None
-    sampler = config.episodes.sampler(held_out.pool, seed=VALIDATION_SEED)
+def _validation_batches(
+    config: RunConfig, held_out: SourceFeatures, sampler: EpisodeSampler, device: torch.device
+) -> list[EpisodeBatch]:
     size, rest = config.training.episodes, config.training.validation_episodes
     return [held_out.attach(sampler.sample(min(size, rest - start)).to(device)) for start in range(0, rest, size)]
 
@@ -151,13 +182,12 @@ def _without_experts(config: RunConfig) -> RunConfig:
 
 
 def _searched_catalog(
-    config: RunConfig, stand_in: Router, pool: ImagePool, folder: Path | None, *, resume: bool, progress: bool
+    config: RunConfig, stand_in: Router, sampler: EpisodeSampler, folder: Path | None, *, resume: bool, progress: bool
 ) -> Catalog:
     """The catalog of the folder that is resumed, or one that is searched on training episodes."""
     path = None if folder is None else folder / CATALOG
     if resume and path is not None and path.exists():
         return Catalog.from_dict(load_state(path))
-    sampler = config.episodes.sampler(pool, seed=SEARCH_SEED)
 
     def draw(episodes: int) -> list[EpisodeBatch]:
         size = min(episodes, config.training.episodes)

@@ -72,6 +72,7 @@ def evaluate(
     if delta is not None and abstain_risk is None:
         raise ValueError(f"--delta is {delta} and there is no --abstain-risk, the promise that it is about; add it")
     from pyro_smat.files import locked
+    from pyro_smat.inference.assembly.seen import described
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
     from pyro_smat.inference.evaluation.guarantee import abstain_with_guarantee
     from pyro_smat.inference.evaluation.router import TEST_SEED, evaluate_router
@@ -119,7 +120,8 @@ def evaluate(
             classifier,
             {name: evaluation},
             title=f"Routing on {name}",
-            subtitle=f"{len(pool):,} images, {len(evaluation)} episodes from this pool",
+            subtitle=f"{len(pool):,} images, {len(evaluation)} episodes from this pool"
+            + f"; classes that sources were trained on: {described(evaluation.seen)}" * bool(evaluation.seen),
             command=f"pyro-smat evaluate {run}" + f" --data {data}" * bool(data) + f" --split {split}" * bool(split),
             route_names=routes,
             examples=example_tasks(

@@ -101,6 +101,12 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             ),
             Kind("network", "pyro_smat.networks.backbones", {}),
             Kind(
+                "layout",
+                "pyro_smat.episodes.readers.layouts",
+                {},
+                call=("path", "split", "size", "channels"),
+            ),
+            Kind(
                 "corruption",
                 "pyro_smat.episodes.corruptions",
                 {},

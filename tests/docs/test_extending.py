@@ -88,7 +88,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_kind_has_a_recipe_and_names_its_room() -> None:
-    assert set(RECIPES) == set(KINDS)
+    assert set(RECIPES) == set(KINDS) - {"layout"}  # layouts go by registered name; docs/data.md has them
     for recipe in RECIPES.values():
         assert (ROOT / recipe.folder / "__init__.py").is_file()
         assert KINDS[recipe.kind].room.removeprefix("pyro_smat.") == recipe.folder.removeprefix("pyro_smat/").replace(

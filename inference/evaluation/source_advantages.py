@@ -29,7 +29,7 @@ SIGMAS = 3.0  # standard errors that the difference has to be away from 0
 
 
 @dataclass(frozen=True)
-class SeenClasses:
+class SourceAdvantage:
     """How much better than the fallback a source is, on the classes of training and of validation.
 
     Attributes:
@@ -60,14 +60,14 @@ class SeenClasses:
         )
 
 
-def seen_classes(
+def source_advantages(
     names: Sequence[str],
     training: tuple[SourceFeatures, EpisodeStream],
     validation: tuple[SourceFeatures, EpisodeStream],
     *,
     episodes: int = 128,
     metric: Metric = "cosine",
-) -> list[SeenClasses]:
+) -> list[SourceAdvantage]:
     """Compare the advantages of the sources on episodes of the two splits, supports as they are drawn.
 
     Args:
@@ -86,7 +86,7 @@ def seen_classes(
         >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package
         >>> pool = glyph_pool("validation")
         >>> same = router.features(pool), EpisodeSampler(pool, 3, 2, 2)
-        >>> [found.source for found in seen_classes(router.library.names, same, same, episodes=8) if found.suspicious]
+        >>> [found.source for found in source_advantages(router.library.names, same, same, episodes=8) if found.suspicious]
         []
     """
     found = [_advantages(features, stream, episodes, metric) for features, stream in (training, validation)]
@@ -94,12 +94,12 @@ def seen_classes(
     errors = [(part.var(0) / len(part)).tolist() for part in found]
     against = ["the mean of the other sources"] + ["the fallback"] * (len(names) - 1)
     return [
-        SeenClasses(name, against[r], means[0][r], means[1][r], math.sqrt(errors[0][r] + errors[1][r]))
+        SourceAdvantage(name, against[r], means[0][r], means[1][r], math.sqrt(errors[0][r] + errors[1][r]))
         for r, name in enumerate(names)
     ]
 
 
-def warn_of_seen_classes(found: Sequence[SeenClasses]) -> None:
+def warn_of_seen(found: Sequence[SourceAdvantage]) -> None:
     """A warning for every source that has probably seen the training classes."""
     for one in found:
         if one.suspicious:
