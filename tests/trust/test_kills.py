@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,3 +24,28 @@ def test_killed_and_started_again(name: str, tmp_path: Path, monkeypatch: pytest
     assert found.same
     assert found.left == []
     sys.modules.pop("kills")
+
+
+@pytest.mark.slow
+def test_routing_killed_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import kills
+    import route
+    from cli_world import make_images
+
+    kills.prepare(tmp_path)
+    for task in range(60):
+        for role in ("support", "query"):
+            make_images(tmp_path / "tasks" / f"t{task:02d}" / role, 3, 2, seed=2 * task + (role == "query"))
+    words = [
+        route.command(tmp_path / "reference", tmp_path / "tasks", tmp_path / name, 1, "--size", "3")
+        for name in ("alone", "killed")
+    ]
+    subprocess.run(words[0], check=True, capture_output=True)
+    moments = route.kill_again_and_again(words[1], tmp_path / "killed", kills=5, seconds=12.0)
+    assert len(moments) == 5
+    assert route.contents(tmp_path / "killed") == route.contents(tmp_path / "alone")
+    assert [path.name for path in (tmp_path / "killed").rglob(".*")] == []
+    for name in ("kills", "route", "doubt"):
+        sys.modules.pop(name)

@@ -87,7 +87,7 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[_Member]:
             raise ValueError(f"{path} is damaged or cut off ({error}); replace the shard") from error
         if member is None:
             return
-        archive.members = []  # which grow with every member that is read
+        archive.members = []  # type: ignore[attr-defined]  # which grow with every member that is read
         place = _place(member.name)
         if place is not None and member.isfile():
             yield member, *place

@@ -155,7 +155,7 @@ class ParquetTasks(IndexTasks):
             with files.ParquetFile(self.path) as file:
                 names = {name.lower(): name for name in file.schema_arrow.names}
                 wanted = [list(names.values())[i] for i in _places(self.path, list(names))]
-                number, groups = 0, []
+                number, groups = 0, list[int]()
                 for group in range(file.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
                     if groups or number + count > skipped:
