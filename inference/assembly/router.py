@@ -61,9 +61,11 @@ class Router:
     descriptors: Tensor | None = None
     pixels: PixelStatistics | None = None
 
-    def features(self, pool: ImagePool | None = None, *, progress: bool = False) -> SourceFeatures:
-        """Frozen source features of a pool (or of loose images)."""
-        return SourceFeatures(self.model.network, self.model.source_basis, pool, progress=progress)
+    def features(
+        self, pool: ImagePool | None = None, *, progress: bool = False, singly: bool = False
+    ) -> SourceFeatures:
+        """Frozen source features of a pool (or of loose images); arguments as :class:`SourceFeatures` has them."""
+        return SourceFeatures(self.model.network, self.model.source_basis, pool, progress=progress, singly=singly)
 
     def __repr__(self) -> str:
         return (

@@ -31,6 +31,7 @@ from pyro_smat.registry import Choice, build, takes
 from pyro_smat.routing import Catalog
 
 SEARCH_SEED = 500_009
+FEW = 4  # a pool of more than so many times the images that are drawn is not embedded as a whole
 VALIDATION_SEED = 1_000_003  # apart from the training seed, the same for every run that is compared
 
 
@@ -81,8 +82,11 @@ def _train(
     device = opened.device
     torch.manual_seed(config.seed)
     if features is None:
+        pool = build_pool(config, "train")
+        few = not searches and _draws(config) * FEW < len(pool)
         features = {
-            split: opened.features(build_pool(config, split), progress=progress) for split in ("train", "validation")
+            "train": opened.features(pool, progress=progress, singly=few),
+            "validation": opened.features(build_pool(config, "validation"), progress=progress),
         }
     train, held_out = features["train"], features["validation"]
     assert train.pool is not None
@@ -118,6 +122,15 @@ def _train(
         classifier.save(folder / "router")
         _monitor(router, validation, config.seed).save(folder / MONITOR)
     return classifier, history
+
+
+def _draws(config: RunConfig) -> int:
+    """How many images training draws at most."""
+    way, shot, query = (
+        size if isinstance(size, int) else max(size)
+        for size in (config.episodes.way, config.episodes.shot, config.episodes.query)
+    )
+    return config.training.steps * config.training.episodes * way * (shot + query)
 
 
 def _validation_batches(config: RunConfig, held_out: SourceFeatures, device: torch.device) -> list[EpisodeBatch]:

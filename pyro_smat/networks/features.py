@@ -28,6 +28,8 @@ class SourceFeatures:
         pool: when given, all its images are embedded at the first use and looked up afterwards (memory: images x R x f
             values in the dtype of the basis). Always in the same batches, so a resumed run sees the same bits.
         progress: show a bar while the pool is embedded.
+        singly: embed an image of the pool when it is first asked for, always by itself, instead of all of them at the
+            first use. That pays where far fewer images are drawn than the pool has.
 
     Example:
         >>> from pyro_smat.networks import ParameterSpace
@@ -39,13 +41,21 @@ class SourceFeatures:
     """
 
     def __init__(
-        self, network: TaskNetwork, basis: Tensor, pool: ImagePool | None = None, *, progress: bool = False
+        self,
+        network: TaskNetwork,
+        basis: Tensor,
+        pool: ImagePool | None = None,
+        *,
+        progress: bool = False,
+        singly: bool = False,
     ) -> None:
         self.network = network
         self.basis = basis.detach()
         self.pool = pool
         self.progress = progress
+        self.singly = singly
         self._cache: Tensor | None = None
+        self._singly: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -80,13 +90,23 @@ class SourceFeatures:
         if self.pool is None:
             features = self(images.flatten(0, 1))
         else:
-            if self._cache is None:
-                self._cache = self._embed_pool(self.pool)
-            features = self._cache[rows.flatten().clamp(min=0).to(self._cache.device)]
+            known = rows.flatten().clamp(min=0)
+            if self.singly:
+                features = torch.stack([self._one(self.pool, row) for row in known.tolist()])
+            else:
+                if self._cache is None:
+                    self._cache = self._embed_pool(self.pool)
+                features = self._cache[known.to(self._cache.device)]
             own = (rows < 0) & (images.flatten(2).any(-1) if mask is None else mask)
             if own.any():
                 features[own.flatten().to(features.device)] = self(images[own])
         return features.unflatten(0, rows.shape).transpose(1, 2)
+
+    def _one(self, pool: ImagePool, row: int) -> Tensor:
+        """``(R, f)`` of one image of the pool."""
+        if row not in self._singly:
+            self._singly[row] = self(pool.at(torch.tensor([row], device=pool.images.device)))[0]
+        return self._singly[row]
 
     def _embed_pool(self, pool: ImagePool) -> Tensor:
         starts = range(0, len(pool), BATCH_IMAGES)
