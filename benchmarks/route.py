@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -33,23 +34,25 @@ from pyro_smat.episodes.readers.glyphs import ATTRIBUTES, glyph_pool
 
 WAY, SHOT, QUERY = 5, 5, 5
 SEED = 7_000_003
+KILLED_LETTERS = 6  # few images, so that kills come while tasks are routed
 EVERY = 2.0  # seconds between two looks at the memory
 ROUTE = "from pyro_smat.cli import main; main()"
 
 
-def write_index(folder: Path, count: int) -> Path:
-    """Tasks as lines: a random attribute, five of its classes, ten images of each."""
+def write_index(folder: Path, count: int, letters: int | None = None) -> Path:
+    """Tasks as lines: a random attribute, five of its classes, ten images of each; of the first letters alone."""
     pool = glyph_pool("test")
     if not (folder / "images").exists():
         write_folder(pool, folder / "images")
     names = pool.class_names[0]
     paths = [f"images/{names[k].replace(':', '-')}/{row}.png" for row, k in enumerate(pool.labels[:, 0].tolist())]
     labels = pool.labels.numpy()
+    labels = labels[labels[:, 0] < (letters or len(names))]
     rows_of = [
-        [np.flatnonzero(labels[:, a] == k) for k in range(len(pool.class_names[a]))] for a in range(len(ATTRIBUTES))
+        [np.flatnonzero(labels[:, a] == k) for k in range(labels[:, a].max() + 1)] for a in range(len(ATTRIBUTES))
     ]
     generator = np.random.default_rng(SEED)
-    path = folder / f"{count}.csv"
+    path = folder / f"{count}-{letters or 'all'}.csv"
     with path.open("w") as file:
         file.write("task,role,path,label\n")
         for task in range(count):
@@ -84,9 +87,12 @@ def command(router: Path, index: Path, output: Path, processes: int = 1, *more: 
     ]
 
 
-def measured(words: list[str], output: Path, log: Path) -> tuple[float, pd.DataFrame]:
-    """Seconds of a command, and over time the parts that were there and the resident memory of each process, in MiB."""
-    started, looks = time.perf_counter(), []
+def measured(words: list[str], output: Path, log: Path) -> tuple[float, float, pd.DataFrame]:
+    """Seconds of a command, CPU seconds of all its processes, and a table of what was seen every few seconds.
+
+    The table has the parts that were there and the resident memory of each process, in MiB.
+    """
+    started, before, looks = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN), []
     with log.open("w") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
         while process.poll() is None:
@@ -96,7 +102,10 @@ def measured(words: list[str], output: Path, log: Path) -> tuple[float, pd.DataF
             looks += [(now, parts, pid, _resident(pid)) for pid in _workers(process.pid)]
     if process.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {log.read_text()[-2000:]}")
-    return time.perf_counter() - started, pd.DataFrame(looks, columns=["seconds", "parts", "process", "MiB"])
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    table = pd.DataFrame(looks, columns=["seconds", "parts", "process", "MiB"])
+    return time.perf_counter() - started, cpu, table
 
 
 def _workers(pid: int) -> list[int]:
@@ -157,13 +166,14 @@ def main() -> None:
     for processes in asked.processes:
         output = folder / f"output-{processes}"
         shutil.rmtree(output, ignore_errors=True)
-        seconds, looks = measured(command(router, index, output, processes), output, folder / f"log-{processes}")
+        seconds, cpu, looks = measured(command(router, index, output, processes), output, folder / f"log-{processes}")
         steady = looks[looks["parts"] > 0]  # images and features are there
         half = steady["seconds"].median()
         memory = [steady[steady["seconds"] < half]["MiB"].max(), steady[steady["seconds"] >= half]["MiB"].max()]
         working = seconds - float(steady["seconds"].min())
         figures[f"{processes} processes"] = {
             "seconds": seconds,
+            "CPU seconds of all processes": cpu,
             "tasks a second": asked.tasks / seconds,
             "seconds to the first part": float(steady["seconds"].min()),
             "tasks a second after that": asked.tasks / working,
@@ -175,7 +185,11 @@ def main() -> None:
     done = [contents(folder / f"output-{processes}") for processes in asked.processes]
     figures["same bytes for all numbers of processes"] = all(one == done[0] for one in done)
     if asked.kills:
-        small, alone, killed = write_index(folder, asked.killed_tasks), folder / "alone", folder / "killed"
+        small, alone, killed = (
+            write_index(folder, asked.killed_tasks, KILLED_LETTERS),
+            folder / "alone",
+            folder / "killed",
+        )
         for output in (alone, killed):
             shutil.rmtree(output, ignore_errors=True)
         started = time.perf_counter()
