@@ -128,24 +128,30 @@ def contents(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (output / "parts").iterdir()}
 
 
-def kill_again_and_again(words: list[str], output: Path, kills: int, seconds: float, seed: int = 0) -> list[float]:
-    """Start, kill at a random moment, start again, and at last let it end; the moments of the kills."""
-    generator, moments = random.Random(seed), []
-    while len(moments) < kills:
+def kill_again_and_again(
+    words: list[str], output: Path, expected: dict[str, bytes], kills: int, seconds: float, seed: int = 0
+) -> dict[str, object]:
+    """Start, kill at a random moment, start again; a run that comes to its end is compared, and begun anew."""
+    generator, moments, same, left = random.Random(seed), list[float](), list[bool](), list[str]()
+    while True:
+        last = len(moments) >= kills
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        after = generator.uniform(0.0, seconds)
+        after = generator.uniform(0.1 * seconds, seconds)
         try:
-            _, errors = process.communicate(timeout=after)
+            _, errors = process.communicate(timeout=None if last else after)
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
-            moments.append(after)
+            moments.append(round(after, 2))
+            print(f"killed after {after:.2f} s with {len(list(output.glob('parts/part-*')))} parts", flush=True)
             continue
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {errors[-2000:]}")
-        shutil.rmtree(output)  # it was faster than the kill: from the start
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    return moments
+        same.append(contents(output) == expected)
+        left += [path.name for path in output.rglob(".*")]
+        shutil.rmtree(output)
+        if last:
+            return {"kills": len(moments), "moments": moments, "runs that ended": same, "left over": left}
 
 
 def main() -> None:
@@ -195,12 +201,8 @@ def main() -> None:
         started = time.perf_counter()
         subprocess.run(command(router, small, alone, 1, "--size", "50"), check=True, stdout=subprocess.DEVNULL)
         took = time.perf_counter() - started
-        moments = kill_again_and_again(command(router, small, killed, 1, "--size", "50"), killed, asked.kills, took)
-        figures["kills"] = {
-            "moments": [round(moment, 2) for moment in moments],
-            "same bytes": contents(killed) == contents(alone),
-            "left over": [path.name for path in killed.rglob(".*")],
-        }
+        words = command(router, small, killed, 1, "--size", "50")
+        figures["kills"] = kill_again_and_again(words, killed, contents(alone), asked.kills, took)
     print(json.dumps(figures, indent=2))
     if asked.output is not None:
         asked.output.write_text(json.dumps(figures, indent=2))
