@@ -62,7 +62,12 @@ class Router:
     pixels: PixelStatistics | None = None
 
     def features(
-        self, pool: ImagePool | None = None, *, of_catalog: bool = False, progress: bool = False
+        self,
+        pool: ImagePool | None = None,
+        *,
+        of_catalog: bool = False,
+        singly: bool = False,
+        progress: bool = False,
     ) -> SourceFeatures:
         """Frozen source features of a pool (or of loose images).
 
@@ -70,10 +75,12 @@ class Router:
             pool: the images.
             of_catalog: also know the pool's features under every routing of the catalog, where nothing in the networks
                 is trained. Costs a forward of the pool for each, after which episodes cost none.
-            progress: show a bar while the pool is embedded.
+            singly, progress: as :class:`SourceFeatures` has them.
         """
         known = self.catalog.coefficients if of_catalog and self.catalog and self.model.experts is None else None
-        return SourceFeatures(self.model.network, self.model.source_basis, pool, routings=known, progress=progress)
+        return SourceFeatures(
+            self.model.network, self.model.source_basis, pool, routings=known, singly=singly, progress=progress
+        )
 
     def __repr__(self) -> str:
         return (

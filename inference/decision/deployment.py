@@ -160,7 +160,7 @@ class Deployment(BaseModel):
         made: DecisionRule = build(self.rule, {"named_routings": NamedRoutings(model, catalog)})
         return made
 
-    @property
+    @cached_property
     def predictive(self) -> PosteriorPredictive:
         """The posterior predictive that scores look at: the rule where it is one, else the default one."""
         made: PosteriorPredictive = build(self.rule) if self.method == "posterior_predictive" else PosteriorPredictive()

@@ -33,6 +33,7 @@ from pyro_smat.inference.deployment.suggestion import RoutingView, Suggestion, r
 from pyro_smat.inference.deployment.task_networks import REFINED, TaskNetworks
 from pyro_smat.networks.heads import leave_one_out_logits
 from pyro_smat.networks.initial_weights import DrawsFrom
+from pyro_smat.networks.network_features import NetworkFeatures
 
 if TYPE_CHECKING:
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
@@ -57,12 +58,13 @@ class AdaptedTask:
         classes: tuple[Hashable, ...],
         seed: int,
         refinement: Refinement | None = None,
+        shared: NetworkFeatures | None = None,
     ) -> None:
         self._owner, self._batch, self._seed = owner, batch, seed
         self._routed, self.classes, self.refinement = posterior, classes, refinement
         refined = None if refinement is None else refinement.posterior
         self.posterior = posterior if refined is None else refined
-        self._networks = TaskNetworks(owner, batch, posterior, seed=seed, refinement=refinement)
+        self._networks = TaskNetworks(owner, batch, posterior, seed=seed, refinement=refinement, shared=shared)
         self._support_values: dict[UncertaintyScore, float] = {}
 
     @property
@@ -181,7 +183,7 @@ class AdaptedTask:
         point = self.refinement is not None and self.refinement.posterior is None
         return REFINED if point else self._owner.rule
 
-    def _rule_for(self, images: Tensor | None) -> DecisionRule | str:
+    def _rule_for(self, images: Labelled | None) -> DecisionRule | str:
         return self._owner.fallback if self.falls_back_on(images) else self._accepted_rule
 
     @own_defaults()
@@ -191,6 +193,8 @@ class AdaptedTask:
 
         Args:
             images: n of them in any form that ``adapt`` takes; those of another size than the support are scaled to it.
+                Or :class:`~pyro_smat.episodes.Labelled` images with their rows of the pool whose features
+                ``adapt_many`` was given.
             rule: a decision rule, its name or ``{"kind": name, option: ...}``, or "refined": the network at the refined
                 coefficients; default: the fallback where the task falls back (on these images, if its score looks at
                 queries), else :attr:`rule`.
@@ -199,12 +203,12 @@ class AdaptedTask:
             ValueError: for images that are not usable, an unknown rule, or rule "refined" of a task that was not
                 refined.
         """
-        pixels = self._queries(images)
-        return self._proba(self._rule_for(pixels) if rule is None else self._named(rule), pixels)
+        asked = self._queries(images)
+        return self._proba(self._rule_for(asked) if rule is None else self._named(rule), asked)
 
     @torch.no_grad()
-    def _proba(self, rule: DecisionRule | str, images: Tensor) -> Tensor:
-        weights, probabilities = self._networks.members(rule, images, self.posterior)
+    def _proba(self, rule: DecisionRule | str, asked: Labelled) -> Tensor:
+        weights, probabilities = self._networks.members(rule, asked, self.posterior)
         return (weights[..., None, None] * probabilities).sum(0)[0].cpu()
 
     @own_defaults()
@@ -218,20 +222,21 @@ class AdaptedTask:
         """
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or math.isnan(threshold):
             raise ValueError(f"threshold is {threshold!r:.60}; expected a number, as calibrate_label_sets gives it")
-        pixels = self._queries(images)
-        if self.abstains_on(pixels):
-            return [self.classes] * len(pixels)
-        kept = 1.0 - self._proba(self._accepted_rule, pixels).double() <= threshold
+        asked = self._queries(images)
+        if self.abstains_on(asked):
+            return [self.classes] * len(asked)
+        kept = 1.0 - self._proba(self._accepted_rule, asked).double() <= threshold
         return [tuple(c for c, inside in zip(self.classes, row, strict=True) if inside) for row in kept.tolist()]
 
-    def _queries(self, images: Any) -> Tensor:
-        """``(n, C, H, W)`` of the support's size."""
+    def _queries(self, images: Any) -> Labelled:
+        """Images ``(n, C, H, W)`` of the support's size, with the rows that they came with."""
         height, width = self._batch.support.images.shape[-2:]
-        return read_images(images, self._owner.image_form, like=(height, width))
+        given, rows = (images.images, images.rows) if isinstance(images, Labelled) else (images, None)
+        return Labelled(read_images(given, self._owner.image_form, like=(height, width)), rows=rows)
 
-    def _scored(self, images: Tensor | None) -> RoutedBatch:
+    def _scored(self, asked: Labelled | None) -> RoutedBatch:
         """What the score sees: the router's own posterior and, where there are any, queries through its networks."""
-        batch = self._batch if images is None else replace(self._batch, query=Labelled(images.unsqueeze(0)))
+        batch = self._batch if asked is None else replace(self._batch, query=asked.map(lambda part: part.unsqueeze(0)))
         return RoutedBatch(
             self._owner.router.model,
             self._routed,
@@ -239,7 +244,7 @@ class AdaptedTask:
             self._owner.bases[0] if len(self._owner.bases) == 1 else self._owner.bases,
             generator=self._generator(),
             predictive=self._deployment.predictive,
-            members=lambda rule: self._networks.members(rule, batch.query.images[0], self._routed),
+            members=lambda rule: self._networks.members(rule, batch.query.map(lambda part: part[0]), self._routed),
         )
 
     def _generator(self) -> torch.Generator:

@@ -35,6 +35,7 @@ from pyro_smat.inference.deployment.saving import load_router, save_router
 from pyro_smat.inference.deployment.support_labels import read_labels
 from pyro_smat.models import RoutedModel
 from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.networks.network_features import NetworkFeatures
 from pyro_smat.registry.entries import Factory
 from pyro_smat.sources import SourceLibrary
 from pyro_smat.sources.opening import Source
@@ -292,6 +293,7 @@ class RoutedClassifier:
         supports: Iterable[Support | EpisodeBatch],
         *,
         features: SourceFeatures | None = None,
+        shared: NetworkFeatures | None = None,
         seed: int = 0,
         at_once: int = 32,
     ) -> Iterator[AdaptedTask]:
@@ -303,6 +305,9 @@ class RoutedClassifier:
         Args:
             supports: pairs of images and labels as in :meth:`adapt`, or batches of episodes.
             features: frozen features of the pool that batches of episodes are drawn from, when they are there already.
+            shared: the same for composed networks, which pays where many tasks use the same ones (those of a catalog)
+                on the images of one pool; queries then come with their rows, as
+                :class:`~pyro_smat.episodes.Labelled`.
             seed: as in :meth:`adapt`, the same for every task.
             at_once: supports a chunk, at least 1.
 
@@ -328,7 +333,7 @@ class RoutedClassifier:
                 yield from self._adapt_pairs(waiting, seed)
                 waiting = []
                 for start in range(0, len(one), at_once):
-                    yield from self._adapt_batch(one[start : start + at_once], seed, features)
+                    yield from self._adapt_batch(one[start : start + at_once], seed, features, shared)
             else:
                 waiting.append(one)
                 if len(waiting) == at_once:
@@ -358,6 +363,7 @@ class RoutedClassifier:
         batch: EpisodeBatch,
         seed: int,
         features: SourceFeatures | None = None,
+        shared: NetworkFeatures | None = None,
         classes: Sequence[tuple[Hashable, ...]] | None = None,
     ) -> list[AdaptedTask]:
         batch = self._attached(batch.to(self.router.device), features)
@@ -369,7 +375,7 @@ class RoutedClassifier:
             own = EpisodeBatch.collate([Episode(episode.support, way=int(batch.way[index]), class_names=names)])
             own = own.with_features(seen[index : index + 1, :, real])
             shown = names if classes is None else classes[index]
-            tasks.append(AdaptedTask(self, own, self.router.guide.posterior(own), shown, seed))
+            tasks.append(AdaptedTask(self, own, self.router.guide.posterior(own), shown, seed, shared=shared))
         return tasks
 
     def cache_info(self) -> CacheInfo:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.inference.decision.mixture import Mixture
 from pyro_smat.inference.decision.routed_batch import Members
@@ -17,6 +17,7 @@ from pyro_smat.inference.decision.rules import DecisionRule
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.heads import prototypes, similarities
+from pyro_smat.networks.network_features import NetworkFeatures
 
 if TYPE_CHECKING:
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
@@ -30,12 +31,14 @@ class ComposedNetworks:
 
     Attributes:
         theta: ``(m K, d)``.
+        names: of the m K networks: the sample of the gates, and the bytes of the routing.
         prototypes: ``(m K, W, f)`` of the support.
         weights: ``(K, 1)``.
         mass: of the posterior that they hold; None for draws.
     """
 
     theta: Tensor
+    names: tuple[tuple[int, bytes], ...]
     prototypes: Tensor
     weights: Tensor
     mass: float | None
@@ -52,33 +55,42 @@ class TaskNetworks:
         *,
         seed: int,
         refinement: Refinement | None = None,
+        shared: NetworkFeatures | None = None,
     ) -> None:
-        self._owner, self._batch, self._routed = owner, batch, routed
+        self._owner, self._batch, self._routed, self._shared = owner, batch, routed, shared
         self._seed, self._refinement = seed, refinement
         self._composed: dict[tuple[DecisionRule | str, bool], ComposedNetworks] = {}
 
-    def members(self, rule: DecisionRule | str, images: Tensor, posterior: RoutingPosterior) -> Members:
+    def members(self, rule: DecisionRule | str, asked: Labelled, posterior: RoutingPosterior) -> Members:
         """Weights ``(K, 1)`` and class probabilities ``(K, 1, n, W)``, averaged over the samples of the gates."""
         model, batch, found = self._owner.router.model, self._batch, self.of(rule, posterior)
-        images = images.to(found.theta.device)
-        queries = features_of(model.network, found.theta, images).float()
+        asked = asked.map(lambda tensor: tensor.to(found.theta.device))
+        queries = self._features(found.names, found.theta, asked.images, asked.rows).float()
         logits = model.scale * similarities(queries, found.prototypes, model.metric)
         logits = logits.masked_fill(~batch.class_mask, -1e4)
         probabilities = logits.softmax(-1).unflatten(0, (-1, len(found.weights))).mean(0)
         return found.weights, probabilities.unsqueeze(1)
 
-    def _support_features(self, rows: Tensor, theta: Tensor) -> Tensor:
+    def _features(self, names: Sequence[tuple[int, bytes]], theta: Tensor, images: Tensor, rows: Tensor) -> Tensor:
+        """``(K, n, f)`` of images under the networks theta ``(K, d)``; looked up where tasks share these."""
+        if self._shared is None:
+            return features_of(self._owner.router.model.network, theta, images)
+        return torch.stack([self._shared.of(name, row, images, rows) for name, row in zip(names, theta, strict=True)])
+
+    def _support_features(self, names: Sequence[tuple[int, bytes]], rows: Tensor, theta: Tensor) -> Tensor:
         """``(K, S, f)`` of the support under the networks theta ``(K, d)`` of routings ``(K, [L,] C)``.
 
         A routing that is one source alone has them already: the router has looked at all sources.
         """
-        model, support = self._owner.router.model, self._batch.support
+        support = self._batch.support
         assert support.features is not None
         known = pure_sources(rows, len(self._owner.source_names))
         features = support.features.new_empty(len(rows), *support.features.shape[2:]).float()
         features[known >= 0] = support.features[0, known[known >= 0]].float()
         if (known < 0).any():
-            features[known < 0] = features_of(model.network, theta[known < 0], support.images[0]).float()
+            mixed = [name for name, source in zip(names, known.tolist(), strict=True) if source < 0]
+            found = self._features(mixed, theta[known < 0], support.images[0], support.rows[0])
+            features[known < 0] = found.float()
         return features
 
     def of(self, rule: DecisionRule | str, posterior: RoutingPosterior) -> ComposedNetworks:
@@ -105,13 +117,14 @@ class TaskNetworks:
             rows = mixture.coefficients[:, 0]
             theta = torch.cat([compose(rows, basis, space) for basis in bases])
             known = self._batch.support
-            support = self._support_features(rows.repeat(len(bases), *(1,) * (rows.ndim - 1)), theta)
+            names = tuple((m, row.cpu().numpy().tobytes()) for m in range(len(bases)) for row in rows)
+            support = self._support_features(names, rows.repeat(len(bases), *(1,) * (rows.ndim - 1)), theta)
             weights = owner.router.model.shot_weights(support.unsqueeze(1), self._batch).expand(len(theta), 1, -1)
             centres = prototypes(support, known.labels.expand(len(theta), -1), weights[:, 0], self._batch.max_way)
             return self._composed.setdefault(
                 key,
                 ComposedNetworks(
-                    theta, centres, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])
+                    theta, names, centres, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])
                 ),
             )
         return self._composed[key]

@@ -86,7 +86,8 @@ def source_advantages(
         >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package
         >>> pool = glyph_pool("validation")
         >>> same = router.features(pool), EpisodeSampler(pool, 3, 2, 2)
-        >>> [found.source for found in source_advantages(router.library.names, same, same, episodes=8) if found.suspicious]
+        >>> found = source_advantages(router.library.names, same, same, episodes=8)
+        >>> [one.source for one in found if one.suspicious]
         []
     """
     found = [_advantages(features, stream, episodes, metric) for features, stream in (training, validation)]

@@ -1,4 +1,4 @@
-"""The command line: ``pyro-smat quickstart | train | evaluate | certify | adapt | predict | monitor | ...``.
+"""The command line: ``pyro-smat quickstart | train | evaluate | certify | adapt | predict | route | monitor | ...``.
 
 Thin: options in, functions of :mod:`pyro_smat.inference.runs` out, one file for each command. PyTorch is imported
 inside the commands, so that ``--help`` answers at once.
@@ -19,6 +19,7 @@ from pyro_smat.cli.evaluate import evaluate
 from pyro_smat.cli.monitor import monitor
 from pyro_smat.cli.options import commands_of
 from pyro_smat.cli.quickstart import quickstart
+from pyro_smat.cli.route import route
 from pyro_smat.cli.sources import app as sources_app
 from pyro_smat.cli.train import train
 
@@ -44,7 +45,7 @@ def _root(
     """Options of the program itself."""
 
 
-for _function in (quickstart, train, evaluate, certify, adapt, predict, monitor, diagnose, cost):
+for _function in (quickstart, train, evaluate, certify, adapt, predict, route, monitor, diagnose, cost):
     commands_of(app)(_function)
 app.add_typer(sources_app, name="sources")
 

@@ -38,6 +38,8 @@ class SourceFeatures:
             take in memory; beyond it they are in a temporary file that is mapped into memory. Default: 8 GiB on a CPU;
             half of the free memory of a GPU, beyond which they stay with the CPU.
         progress: show a bar while the pool is embedded.
+        singly: embed an image of the pool when it is first asked for, always by itself, instead of all of them at the
+            first use. That pays where far fewer images are drawn than the pool has.
 
     Example:
         >>> from pyro_smat.networks import ParameterSpace
@@ -57,6 +59,7 @@ class SourceFeatures:
         routings: Tensor | None = None,
         memory_limit: int | None = None,
         progress: bool = False,
+        singly: bool = False,
     ) -> None:
         self.network = network
         self.basis = basis.detach()
@@ -64,6 +67,8 @@ class SourceFeatures:
         self.memory_limit = memory_limit
         self.progress = progress
         self.routings = _with_sources(len(basis), len(network.space.block_names), routings)
+        self.singly = singly
+        self._rows: dict[int, Tensor] = {}
         self._table: Tensor | None = None
         self._compared: weakref.ref[Tensor] | None = None  # a basis that was found to be the same
 
@@ -138,16 +143,30 @@ class SourceFeatures:
     @torch.no_grad()
     def _look_up(self, columns: Tensor, images: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
         """``(*k, B, n, f)`` under the networks ``columns`` ``(*k, B)``, 1 instead of B where tasks share them."""
-        table = self._embedded_pool()  # (N, T, f)
+        place = rows.clamp(min=0)
+        if self.singly:
+            table, place = self._asked_for(place)
+        else:
+            table = self._embedded_pool()  # (N, T, f)
         columns = columns.expand(*columns.shape[:-1], len(rows)).unsqueeze(-1)
-        index = rows.clamp(min=0) * table.shape[1] + columns  # (*k, B, n)
+        index = place * table.shape[1] + columns  # (*k, B, n)
         features = table.flatten(0, 1)[index.to(table.device)].to(rows.device)
         own = (rows < 0) & (images.flatten(2).any(-1) if mask is None else mask)
         if own.any():
-            used, place = columns.expand(index.shape)[..., own].unique(return_inverse=True)  # (U,) and (*k, m)
+            used, which = columns.expand(index.shape)[..., own].unique(return_inverse=True)  # (U,) and (*k, m)
             found = self._under(used.tolist(), images[own])  # (m, U, f)
-            features[..., own, :] = found[torch.arange(place.shape[-1], device=place.device), place]
+            features[..., own, :] = found[torch.arange(which.shape[-1], device=which.device), which]
         return features
+
+    def _asked_for(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``(U, T, f)`` of the images that are asked for, each embedded by itself, and the places of ``rows`` there."""
+        assert self.pool is not None
+        asked, place = rows.unique(return_inverse=True)
+        for row in asked.tolist():
+            if row not in self._rows:
+                image = self.pool.at(torch.tensor([row], device=self.pool.images.device))
+                self._rows[row] = self._under(range(len(self.routings)), image)[0]
+        return torch.stack([self._rows[row] for row in asked.tolist()]), place
 
     @torch.no_grad()
     def _under(self, columns: Iterable[int], images: Tensor) -> Tensor:

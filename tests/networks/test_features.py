@@ -228,3 +228,21 @@ def test_blockwise_routings() -> None:
         expected = network(theta, batch.support.images.flatten(0, 1)).unflatten(0, batch.support.rows.shape)
         real = batch.support.mask
         torch.testing.assert_close(found[j][real], expected[real], rtol=1e-5, atol=1e-6)
+
+
+def test_singly_the_images_that_are_asked_for_and_no_others() -> None:
+    whole, _, _, images = world()
+    network = CountingNetwork(networks()[0], whole.network.space)
+    singly = SourceFeatures(network, whole.basis, images, singly=True)
+    batch = batch_from(images)
+    found = singly.attach(batch).support.features
+    assert network.seen == SOURCES * 6  # of 23; one is in both
+    expected = whole.attach(batch).support.features
+    assert found is not None
+    assert expected is not None
+    mask = batch.support.mask.unsqueeze(1).expand(found.shape[:3])
+    torch.testing.assert_close(found[mask], expected[mask])
+    again = singly.attach(batch[[1, 0]]).support.features
+    assert network.seen == SOURCES * 6
+    assert again is not None
+    assert torch.equal(again.flip(0)[mask], found[mask])  # bit for bit, in any order

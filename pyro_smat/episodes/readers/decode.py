@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def decode_files(paths: Sequence[Path], size: int | None, channels: int, max_pix
     """
     check_form(size, channels)
     with ThreadPoolExecutor() as pool:
-        decoded = pool.map(lambda path: _decode(path, size, channels, max_pixels), paths)
+        decoded = pool.map(lambda path: decode_image(path, size, channels, max_pixels), paths)
         return stack_pixels(zip(map(str, paths), decoded, strict=True), len(paths))
 
 
@@ -97,6 +98,24 @@ def stack_pixels(named: Iterable[tuple[str, np.ndarray]], count: int) -> Tensor:
             )
         stacked[i] = pixels
     return torch.from_numpy(stacked)
+
+
+def decode_image(
+    source: Path | bytes, size: int | None, channels: int, max_pixels: int = MAX_PIXELS, *, name: str = ""
+) -> np.ndarray:
+    """One image file, or the bytes of one, as ``(channels, H, W)`` uint8; arguments as in :func:`read_images`.
+
+    Raises:
+        ValueError: for a file that is missing, unreadable or too large; calls it by its ``name``, or by its path.
+    """
+    called = name or (source if isinstance(source, Path) else "the image")
+    if isinstance(source, Path) and not source.is_file():
+        raise ValueError(f"{called} is not there; expected an image file")
+    try:
+        with Image.open(source if isinstance(source, Path) else BytesIO(source), formats=_formats()) as image:
+            return to_pixels(image, size, channels, max_pixels)
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise ValueError(f"{called} cannot be read as an image ({error}); replace or remove the file") from error
 
 
 def to_pixels(image: Image.Image, size: int | None, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -158,16 +177,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or high > 255:
         values = (values + 128) // 257
     return Image.fromarray(values.astype(np.uint8))
-
-
-def _decode(path: Path, size: int | None, channels: int, max_pixels: int) -> np.ndarray:
-    if not path.is_file():
-        raise ValueError(f"{path} is not there; expected an image file")
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            return to_pixels(image, size, channels, max_pixels)
-    except Exception as error:  # decoders of damaged files raise almost anything
-        raise ValueError(f"{path} cannot be read as an image ({error}); replace or remove the file") from error
 
 
 def _extent(pixels: np.ndarray) -> str:

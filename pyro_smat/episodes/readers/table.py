@@ -132,7 +132,7 @@ def read_csv(
             splits_found.add(cells.get("split", ""))
             if split is not None and canonical_split(cells["split"]) != canonical_split(split):
                 continue
-            files.append(_file_of(start, line[columns["path"]].strip(), where, allow_outside))
+            files.append(listed_file(start, line[columns["path"]].strip(), where, allow_outside))
             listed.append(line[columns["path"]].strip())
             labels.append(cells["label"])
             domains.append(cells.get("domain", "all"))
@@ -190,8 +190,18 @@ def read_table_text(path: Path, encoding: str | None = None) -> str:
     return text
 
 
-def _file_of(start: Path, listed: str, where: str, allow_outside: bool) -> Path:
-    """The file of a line, below the root unless that is allowed; also when its name is in another Unicode form."""
+def listed_file(start: Path, listed: str, where: str, allow_outside: bool) -> Path:
+    """The file of a line, below the root unless that is allowed; also when its name is in another Unicode form.
+
+    Args:
+        start: the root.
+        listed: what the line says, absolute or from the root.
+        where: the line, for messages.
+        allow_outside: whether a file may be elsewhere.
+
+    Raises:
+        ValueError: for a file that is outside, or is not there.
+    """
     file = start / listed
     inside = file.resolve().is_relative_to(start.resolve())
     if not inside and ".." not in Path(listed).parts:  # a link below the root may lead elsewhere

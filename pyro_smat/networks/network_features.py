@@ -1,0 +1,51 @@
+"""NetworkFeatures: the images of a pool under composed networks that many tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.networks.composition import TaskNetwork
+from pyro_smat.networks.features import SourceFeatures
+
+
+class NetworkFeatures:
+    """Features of a pool's images under composed networks that many tasks use, such as those of a catalog's routings.
+
+    The pool is embedded under a network when that is first asked for (memory: images x f values for each network),
+    always in the same batches.
+
+    Args:
+        network: runs theta.
+        pool: the images.
+
+    Example:
+        >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        >>> images = torch.arange(4, dtype=torch.uint8).repeat_interleave(64).view(4, 1, 8, 8)
+        >>> pool = ImagePool(images, torch.zeros(4, 1).long(), ("class",), (("a",),), torch.zeros(4).long())
+        >>> from pyro_smat.networks import ParameterSpace
+        >>> features = NetworkFeatures(TaskNetwork(module, ParameterSpace.from_module(module)), pool)
+        >>> features.of("the first", torch.rand(195), images[:2].float(), torch.tensor([0, 1])).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, network: TaskNetwork, pool: ImagePool) -> None:
+        self.network, self.pool = network, pool
+        self._known: dict[Hashable, SourceFeatures] = {}
+
+    def of(self, name: Hashable, theta: Tensor, images: Tensor, rows: Tensor) -> Tensor:
+        """Features ``(n, f)`` of images ``(n, C, H, W)`` that are the pool's ``rows`` ``(n,)``, -1 for none of it.
+
+        Args:
+            name: of the network; whoever names two networks alike gets the features of the first.
+            theta: ``(d,)`` its weights.
+            images, rows: as in :meth:`SourceFeatures.of`.
+        """
+        known = self._known.get(name)
+        if known is None:
+            known = self._known.setdefault(name, SourceFeatures(self.network, theta.unsqueeze(0), self.pool))
+        every = torch.ones_like(rows, dtype=torch.bool).unsqueeze(0)
+        return known.of(images.unsqueeze(0), rows.unsqueeze(0), every)[0, 0]
