@@ -101,8 +101,6 @@ class PseudoBMAGuide(RoutingGuide):
         self.register_buffer("source", member, persistent=False)
         self.register_buffer("temperature_scale", torch.ones(()))
 
-    source: Tensor
-
     @property
     def infer(self) -> Mapping[str, str]:
         """Enumerated: what is trained beside it, the scale of the head for instance, has exact gradients."""

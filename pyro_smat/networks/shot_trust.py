@@ -19,12 +19,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pyro_smat.networks.heads import Metric, leave_one_out_logits
+from pyro_smat.networks.heads import LEAST_WEIGHT, Metric
 
 STRENGTH = 10.0  # m, shots that the expected share of wrong labels weighs
 STEPS = 6  # damped by a half; more change little
 LEAST_NOISE, MOST_NOISE = 1e-3, 0.9
+SMALLEST = 1e-12  # product of two lengths
 
 
 @dataclass(frozen=True)
@@ -77,22 +79,64 @@ def shot_trust(
         raise ValueError(f"label_noise is {label_noise}; expected a share of labels in [0, 1)")
     leading = features.shape[:-1]
     labels, mask = labels.expand(leading), mask.expand(leading)
-    shots, ways = mask.sum(-1).to(features.dtype), class_mask.sum(-1, keepdim=True).clamp(min=1).to(features.dtype)
-    real = mask.to(features.dtype)
-    trust = real
-
-    def right() -> Tensor:
-        logits = leave_one_out_logits(features, labels, mask, class_mask, scale, metric, trust)
-        return logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-
-    if label_noise == 0:
-        return ShotTrust(trust, right(), torch.zeros_like(shots))
-    noise = torch.full_like(shots, label_noise)
-    for _ in range(STEPS):
-        odds = (right() + ways.log() + torch.logit(1 - noise).unsqueeze(-1)).sigmoid() * real
-        trust = (trust + odds) / 2
-        wrong = (real - odds).sum(-1)
-        noise = ((STRENGTH * label_noise + wrong) / (STRENGTH + shots)).clamp(LEAST_NOISE, MOST_NOISE)
-    share = noise.unsqueeze(-1)
-    evidence = torch.logaddexp(right() + torch.log1p(-share), share.log() - ways.log())
+    real, classes = mask.to(features.dtype), class_mask.sum(-1, keepdim=True).clamp(min=1).to(features.dtype)
+    shots = real.sum(-1)
+    pairs = _Pairs(features, labels, mask, class_mask, metric)
+    trust, noise = real, torch.full_like(shots, label_noise)
+    with torch.no_grad():  # at the fixed point the trust is what it is, whatever moves it
+        for _ in range(STEPS if label_noise else 0):
+            odds = (pairs.right(trust, scale) + classes.log() + torch.logit(1 - noise).unsqueeze(-1)).sigmoid() * real
+            trust = (trust + odds) / 2
+            wrong = (real - odds).sum(-1)
+            noise = ((STRENGTH * label_noise + wrong) / (STRENGTH + shots)).clamp(LEAST_NOISE, MOST_NOISE)
+    evidence = pairs.right(trust, scale)
+    if label_noise:
+        share = noise.unsqueeze(-1)
+        evidence = torch.logaddexp(evidence + torch.log1p(-share), share.log() - classes.log())
     return ShotTrust(trust, evidence, noise)
+
+
+class _Pairs:
+    """Leave-one-out log likelihoods from inner products of shots, S x S numbers in place of S x f for every step.
+
+    The same as :func:`~pyro_smat.networks.heads.leave_one_out_logits` with weights.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor, metric: Metric) -> None:
+        self.products = features @ features.mT  # (*b, S, S)
+        self.squares = self.products.diagonal(dim1=-2, dim2=-1)
+        self.width, self.metric, self.class_mask = features.shape[-1], metric, class_mask
+        self.labels = labels.unsqueeze(-1)
+        self.is_own = F.one_hot(labels, class_mask.shape[-1]).to(features.dtype)  # (*b, S, W)
+        counted = (self.is_own * mask.unsqueeze(-1)).sum(-2, keepdim=True)
+        self.alone = (counted * self.is_own).sum(-1) < 2
+
+    def right(self, weights: Tensor, scale: Tensor | float) -> Tensor:
+        """Log likelihood ``(*b, S)`` of the labels, under prototypes of shots that weigh ``(*b, S)``."""
+        members = self.is_own * weights.unsqueeze(-1)
+        to_class, total = self.products @ members, weights.sum(-1, keepdim=True)  # f_i . P_k
+        squares, counts = (members * to_class).sum(-2), members.sum(-2)  # |P_k|^2 and its weight, (*b, W)
+        others = self._similarity(to_class, self.squares.unsqueeze(-1), squares.unsqueeze(-2), counts.unsqueeze(-2))
+        own, own_squares, own_count = (
+            (self.is_own * part).sum(-1) for part in (to_class, squares.unsqueeze(-2), counts.unsqueeze(-2))
+        )
+        left = own - weights * self.squares
+        left_squares = own_squares - 2 * weights * own + weights.square() * self.squares
+        to_all = (self.products * weights.unsqueeze(-2)).sum(-1)
+        all_squares = (weights * to_all).sum(-1, keepdim=True).expand_as(to_all)
+        centre = [
+            torch.where(self.alone, of_all, of_left)
+            for of_all, of_left in ((to_all, left), (all_squares, left_squares), (total, own_count - weights))
+        ]
+        mine = self._similarity(centre[0], self.squares, centre[1], centre[2]).unsqueeze(-1)
+        logits = scale * torch.where(self.is_own.bool(), mine, others)
+        logits = logits.masked_fill(~self.class_mask.unsqueeze(-2), -1e4)
+        return logits.log_softmax(-1).gather(-1, self.labels).squeeze(-1)
+
+    def _similarity(self, product: Tensor, square: Tensor, centre_square: Tensor, count: Tensor) -> Tensor:
+        """Of shots to sums of so many shots, from inner products and squared lengths."""
+        centre_square = centre_square.clamp(min=0)
+        if self.metric == "cosine":
+            return product / (square.sqrt() * centre_square.sqrt()).clamp(min=SMALLEST)
+        count = count.clamp(min=LEAST_WEIGHT)
+        return (2 * product / count - square - centre_square / count.square()) / self.width
