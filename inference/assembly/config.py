@@ -34,15 +34,17 @@ class Data(_Section):
     ``kind`` "glyphs" needs no path; "folder" reads ``path/<class>``, ``path/<split>/<class>`` or
     ``path/<domain>/<class>``; "csv" a table with columns path, label and optionally domain, split; "none" is a router
     that was made in Python: commands need ``--data``. ``train``, ``validation`` and ``test`` name the splits; for
-    folders a split may also be a path of its own. ``allow_outside``: files of a table may lie outside its folder.
+    folders a split may also be a path of its own. Where ``train`` and ``validation`` are not given, they are the splits
+    of these names, and all images where the data has no splits, which is warned of; "" says that it has none.
+    ``allow_outside``: files of a table may lie outside its folder.
     """
 
     kind: Literal["glyphs", "folder", "csv", "none"] = "glyphs"
     path: Path | None = None
     size: int = Field(default=32, ge=8)
     channels: Literal[1, 3] = 1
-    train: str | None = "train"
-    validation: str | None = "validation"
+    train: str | None = None
+    validation: str | None = None
     test: str | None = "test"
     allow_outside: bool = False
 

@@ -27,7 +27,7 @@ from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.deployment.format_3 import from_format_3
 from pyro_smat.networks.build import build_network, describe_network
 from pyro_smat.registry import Choice, choose
-from pyro_smat.registry.entries import Factory, is_file
+from pyro_smat.registry.entries import Factory, how_to_pass, is_file
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary, load_weights
 from pyro_smat.sources.template import Template, matches, space_without
@@ -232,8 +232,8 @@ def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Map
         return made
     if saved.network is None:
         raise ValueError(
-            f"{folder}: was made with a network of your own; pass network= a module of that architecture (command "
-            "line: --network file.py:build)"
+            f"{folder}: was made with a network of your own; {how_to_pass('network', 'file.py:build')}, or network= a "
+            "module of that architecture"
         )
     unused = torch.Generator().manual_seed(0)  # of initial weights, not to move the caller's random state
     try:
@@ -246,10 +246,9 @@ def _refuse_missing(folder: Path, config: RunConfig, own: Mapping[str, Factory])
     """Classes of the user's own that were not passed, at any depth of the config."""
     for choice in _choices(config):
         if is_file(choice.kind) and choice.of != "network" and choice.of not in own:
-            option = choice.of.replace("_", "-")
             raise ValueError(
-                f"{folder}: was trained with a {choice.of} of your own, {choice.kind}; pass "
-                f"own={{{choice.of!r}: that class}} (command line: --own {option}={choice.kind})"
+                f"{folder}: was trained with a {choice.of} of your own, {choice.kind}; "
+                f"{how_to_pass(choice.of, choice.kind)}"
             )
 
 
