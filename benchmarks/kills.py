@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -106,12 +106,14 @@ class Kills:
         same: whether the files of the final result are those of the command that was left alone.
         left: temporary files that are still there at the end.
         after: seconds after the start of each kill.
+        seconds: that the last start took, which was let to its end.
     """
 
     command: str
     same: bool = True
     left: list[str] = field(default_factory=list)
     after: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def kills(self) -> int:
@@ -200,7 +202,9 @@ def trial(name: str, folder: Path, left_alone: LeftAlone, generator: random.Rand
         after = generator.uniform(0, left_alone.seconds)
         if run(name, folder, output, after):
             found.after.append(after)
+    started = time.perf_counter()
     run(name, folder, output)
+    found.seconds = time.perf_counter() - started
     found.same = files_of(name, output) == left_alone.files
     found.left = [path.name for path in output.rglob(".*")]
     return found
@@ -220,6 +224,8 @@ def main() -> None:
             name = arguments.commands[len(done) % len(arguments.commands)]
             one = trial(name, folder, left_alone[name], generator)
             done.append(one)
+            shorter = min(left_alone[name].seconds, one.seconds)  # the machine may have been busy before
+            left_alone[name] = replace(left_alone[name], seconds=shorter)
             moments = ", ".join(f"{after:.2f}" for after in one.after)
             print(f"{name}: killed after {moments or 'nothing'} s; same: {one.same}, left: {one.left}", flush=True)
     print("\n| command | runs | kills | same result | files left | alone (s) |\n|---|---|---|---|---|---|")

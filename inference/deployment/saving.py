@@ -169,11 +169,13 @@ def _load(
         except RuntimeError as error:
             raise ValueError(f"{folder}: the saved {part} does not fit its config ({error})") from error
     try:
-        return router, Deployment.from_dict(saved.deployment, own=own)
+        deployment = Deployment.from_dict(saved.deployment, own=own)
     except ValidationError as error:
         raise ValueError(f"{folder / DESCRIPTION}: deployment: {first_problem(error)}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder / DESCRIPTION}: deployment: {error}") from error
+    _refuse_missing(folder, deployment, own)
+    return router, deployment
 
 
 def read_description(folder: Path) -> SavedRouter:
@@ -242,9 +244,9 @@ def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Map
         raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
 
 
-def _refuse_missing(folder: Path, config: RunConfig, own: Mapping[str, Factory]) -> None:
-    """Classes of the user's own that were not passed, at any depth of the config."""
-    for choice in _choices(config):
+def _refuse_missing(folder: Path, said: RunConfig | Deployment, own: Mapping[str, Factory]) -> None:
+    """Classes of the user's own that were not passed, at any depth of the config or the deployment."""
+    for choice in _choices(said):
         if is_file(choice.kind) and choice.of != "network" and choice.of not in own:
             raise ValueError(
                 f"{folder}: was trained with a {choice.of} of your own, {choice.kind}; "

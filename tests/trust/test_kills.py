@@ -20,7 +20,7 @@ def test_killed_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     left_alone, generator = kills.prepare(tmp_path), random.Random(1)
     for name in kills.COMMANDS:
         found = kills.trial(name, tmp_path, left_alone[name], generator, starts=3)
-        while not found.kills:  # it was faster than the moments that were drawn
+        while not found.kills:  # another moment: it had ended before those that were drawn
             found = kills.trial(name, tmp_path, left_alone[name], generator, starts=3)
         assert found.same, name
         assert found.left == [], name

@@ -179,7 +179,9 @@ def test_a_router_with_a_class_of_ones_own_asks_for_it_at_load(what: str, given:
     classifier = trained(config, tiny_router(config))
     classifier.save(tmp_path)
     network = classifier.router.network
-    told = rf"with a {what} of your own, my_{what}.py:{given.__name__}; pass own={{'{what}': that class}} \(command"
+    told = (
+        rf"with a {what} of your own, my_{what}.py:{given.__name__}; pass own={{'{what}': {given.__name__}}} \(command"
+    )
     with pytest.raises(ValueError, match=told):
         RoutedClassifier.load(tmp_path, network=network)
     again = RoutedClassifier.load(tmp_path, network=network, own={what: given})
