@@ -2,7 +2,7 @@
 PYTHON := $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' >/dev/null 2>&1 && echo python3.12 || echo python3)
 BIN := .venv/bin
 
-.PHONY: quickstart test slow check rooms wheel-test clean
+.PHONY: quickstart test slow audit check rooms wheel-test clean
 
 quickstart: .venv/installed
 	$(BIN)/pyro-smat quickstart
@@ -12,6 +12,13 @@ test: .venv/installed
 
 slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
+
+# Known vulnerabilities of what is installed, where the list of them can be reached; they are printed and fail nothing.
+audit: .venv/installed
+	@if $(BIN)/python -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2>/dev/null \
+		&& $(BIN)/python -m pip install --quiet pip-audit; then \
+		$(BIN)/python -m pip_audit --skip-editable || echo "audit: see the advisories above"; \
+	else echo "audit: skipped, the advisories of pypi.org cannot be reached"; fi
 
 check: .venv/installed rooms
 	$(BIN)/ruff check .

@@ -1,24 +1,28 @@
-"""SIGKILL at random moments of training and evaluating, and whether the result is that of a run that nobody killed.
+"""SIGKILL at random moments of a command, and whether its result is that of one that nobody killed.
 
-``python benchmarks/kills.py --kills 30`` makes a short run of random images once, then again and again: started,
-killed at a random moment, and started anew (``--resume``) until it ends. Prints one line for each kill and the counts.
-The router, its monitor, and the metrics of an evaluation have to be the same bytes; nothing half-written may be left.
+``python benchmarks/kills.py --kills 50`` makes a short run of random images, and the result of every command of
+:data:`COMMANDS` on it; then again and again: started, killed at a random moment, started anew (``--resume`` where there
+is something to resume), killed again, and at last let to its end. Prints one line for each run and a Markdown table
+(docs/reliability.md). The files of the result have to be the same bytes; nothing half-written may be left.
+
+Commands are forked from a server that has imported the package, so that kills fall into their work and not into
+imports. To add a command, add its words and what it writes to :data:`COMMANDS`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import multiprocessing
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -49,81 +53,83 @@ validate_every = 10
 validation_episodes = 8
 checkpoint_every = 2
 """
-COMPARED = ("router/router.safetensors", "router/router.json", "monitor.json")
-EVALUATED = ("metrics.json", "episodes.csv")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that is killed.
+
+    Attributes:
+        words: of the command line, from the folder with config.toml and the output folder.
+        files: of the output that have to be the same bytes; without measured seconds in them.
+        resumed: words more when the output folder holds ``begun``.
+        begun: a file that a run writes before anything can be resumed.
+    """
+
+    words: Callable[[Path, Path], list[str]]
+    files: tuple[str, ...]
+    resumed: tuple[str, ...] = ()
+    begun: str = ""
+
+
+COMMANDS: Mapping[str, Command] = MappingProxyType(
+    {
+        "train": Command(
+            lambda folder, output: [str(folder / "config.toml"), "--output", str(output)],
+            ("router/router.safetensors", "router/router.json", "monitor.json"),
+            ("--resume",),
+            "config.json",
+        ),
+        "evaluate": Command(
+            lambda folder, output: [str(folder / "left-alone-train"), "--episodes", "12", "--output", str(output)],
+            ("metrics.json", "episodes.csv"),
+        ),
+        "diagnose": Command(
+            lambda folder, output: [
+                *(str(folder / "left-alone-train"), "--episodes", "12", "--draws", "20", "--shots", "1,2"),
+                *("--output", str(output)),
+            ],
+            ("diagnostics.json",),
+        ),
+    }
+)
+IMPORTED = ["kills", "pyro_smat.cli.app", "pyro_smat.inference.runs.train", "pyro_smat.inference.evaluation.router"]
+IMPORTED += ["pyro_smat.inference.diagnostics.run", "pyro_smat.report.examples", "pyro_smat.report.summary"]
 
 
 @dataclass
 class Kills:
-    """What came of the kills.
+    """What came of killing one command again and again, until it was let to its end.
 
     Attributes:
-        command: "train" or "evaluate".
-        kills: how often the process was killed before it ended.
-        same: whether the files of the final result are those of the run that was left alone.
+        command: its name.
+        same: whether the files of the final result are those of the command that was left alone.
         left: temporary files that are still there at the end.
         after: seconds after the start of each kill.
+        seconds: that the last start took, which was let to its end.
     """
 
     command: str
     same: bool = True
     left: list[str] = field(default_factory=list)
     after: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def kills(self) -> int:
         return len(self.after)
 
 
-def command(name: str, folder: Path, output: Path, *, resume: bool = False) -> list[str]:
-    """The words of a command line on the folder with config.toml."""
-    start = [sys.executable, "-c", "from pyro_smat.cli import main; main()", name]
-    if name == "train":
-        more = [str(folder / "config.toml"), "--output", str(output), *(["--resume"] if resume else [])]
-    else:
-        more = [str(folder / "reference"), "--episodes", "12", "--output", str(output)]
-    return [*start, *more, "--no-progress", "--device", "cpu"]
+@dataclass(frozen=True)
+class LeftAlone:
+    """The result of a command that nobody disturbed: its files, and how many seconds it took."""
+
+    files: Mapping[str, bytes]
+    seconds: float
 
 
-def run(words: list[str], kill_after: float | None = None) -> bool:
-    """Run a command to its end, or until it is killed; whether it was killed.
-
-    Raises:
-        RuntimeError: when it fails by itself.
-    """
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _, errors = process.communicate(timeout=kill_after)
-    except subprocess.TimeoutExpired:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        return True
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {errors[-2000:]}")
-    return False
-
-
-def files_of(name: str, output: Path) -> dict[str, bytes]:
-    """The result of a command, without the measured seconds."""
-    return {file: (output / file).read_bytes() for file in (COMPARED if name == "train" else EVALUATED)}
-
-
-def trial(name: str, folder: Path, expected: dict[str, bytes], seconds: float, generator: random.Random) -> Kills:
-    """Start a command until it has been let to its end; kill it at random moments before."""
-    found, output = Kills(name), folder / f"killed-{name}"
-    shutil.rmtree(output, ignore_errors=True)
-    for last in (False, False, False, True):
-        after = None if last else generator.uniform(0.25 * seconds, seconds)
-        if run(command(name, folder, output, resume=output.joinpath("config.json").exists()), after):
-            assert after is not None
-            found.after.append(after)
-    found.same = files_of(name, output) == expected
-    found.left = [path.name for path in output.rglob(".*")]
-    return found
-
-
-def prepare(folder: Path) -> dict[str, tuple[dict[str, bytes], float]]:
-    """The results that nobody disturbed, and how long they took."""
+def prepare(folder: Path, names: tuple[str, ...] = tuple(COMMANDS)) -> dict[str, LeftAlone]:
+    """Images, checkpoints, a config, and the results of the commands on them, training first."""
     (folder / "config.toml").write_text(CONFIG)
     generator = np.random.default_rng(0)
     for split in ("train", "validation", "test"):
@@ -136,42 +142,102 @@ def prepare(folder: Path) -> dict[str, tuple[dict[str, bytes], float]]:
         network = build_network("conv4", generator=torch.Generator().manual_seed(seed), channels=4, image_size=16)
         save_file(network.state_dict(), folder / f"{name}.safetensors")
     found = {}
-    for name, output in (("train", "reference"), ("evaluate", "reference-evaluation")):
-        started = time.perf_counter()
-        run(command(name, folder, folder / output))
-        found[name] = (files_of(name, folder / output), time.perf_counter() - started)
+    _start(_nothing).join()  # the server imports now, and no command is charged for it
+    for name in dict.fromkeys(("train", *names)):
+        output, started = folder / f"left-alone-{name}", time.perf_counter()
+        run(name, folder, output)
+        found[name] = LeftAlone(files_of(name, output), time.perf_counter() - started)
+    return found
+
+
+def run(name: str, folder: Path, output: Path, kill_after: float | None = None) -> bool:
+    """Run a command to its end, or until it is killed; whether it was killed.
+
+    Raises:
+        RuntimeError: when it fails by itself.
+    """
+    command, said = COMMANDS[name], folder / f"said-{name}"
+    more = command.resumed if command.begun and (output / command.begun).exists() else ()
+    words = [name, *command.words(folder, output), *more, "--no-progress", "--device", "cpu"]
+    process = _start(_call, words, str(said))
+    process.join(kill_after)
+    killed = process.is_alive()
+    if killed:
+        process.kill()
+        process.join()
+    elif process.exitcode:
+        raise RuntimeError(f"{' '.join(words)} ended with {process.exitcode}: {said.read_text()[-2000:]}")
+    return killed
+
+
+def _start(call: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    process = context.Process(target=call, args=arguments)
+    process.start()
+    return process
+
+
+def _nothing() -> None:
+    pass
+
+
+def _call(words: list[str], said: str) -> None:
+    from pyro_smat.cli import main
+
+    sys.argv = ["pyro-smat", *words]
+    with Path(said).open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        main()
+
+
+def files_of(name: str, output: Path) -> dict[str, bytes]:
+    return {file: (output / file).read_bytes() for file in COMMANDS[name].files}
+
+
+def trial(name: str, folder: Path, left_alone: LeftAlone, generator: random.Random, starts: int = 4) -> Kills:
+    """Start a command, kill it at random moments, and let the last start run to its end."""
+    found, output = Kills(name), folder / f"killed-{name}"
+    shutil.rmtree(output, ignore_errors=True)
+    for _ in range(starts - 1):
+        after = generator.uniform(0, left_alone.seconds)
+        if run(name, folder, output, after):
+            found.after.append(after)
+    started = time.perf_counter()
+    run(name, folder, output)
+    found.seconds = time.perf_counter() - started
+    found.same = files_of(name, output) == left_alone.files
+    found.left = [path.name for path in output.rglob(".*")]
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="JSON file for the counts")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     arguments = parser.parse_args()
     generator, done = random.Random(arguments.seed), []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        expected = prepare(folder)
+        left_alone = prepare(folder, tuple(arguments.commands))
         while sum(one.kills for one in done) < arguments.kills:
-            name = ("train", "evaluate")[len(done) % 2]
-            one = trial(name, folder, *expected[name], generator)
+            name = arguments.commands[len(done) % len(arguments.commands)]
+            one = trial(name, folder, left_alone[name], generator)
             done.append(one)
+            shorter = min(left_alone[name].seconds, one.seconds)  # the machine may have been busy before
+            left_alone[name] = replace(left_alone[name], seconds=shorter)
             moments = ", ".join(f"{after:.2f}" for after in one.after)
             print(f"{name}: killed after {moments or 'nothing'} s; same: {one.same}, left: {one.left}", flush=True)
-    counts = {
-        name: {
-            "kills": sum(one.kills for one in done if one.command == name),
-            "runs": sum(one.command == name for one in done),
-            "same": sum(one.same for one in done if one.command == name),
-            "left": sum(len(one.left) for one in done if one.command == name),
-        }
-        for name in ("train", "evaluate")
-    }
-    print(json.dumps(counts, indent=2))
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(counts, indent=2))
+    print("\n| command | runs | kills | same result | files left | alone (s) |\n|---|---|---|---|---|---|")
+    for name in arguments.commands:
+        ours = [one for one in done if one.command == name]
+        kills, same, left = (sum(f(one) for one in ours) for f in (lambda o: o.kills, lambda o: o.same, _left))
+        print(f"| {name} | {len(ours)} | {kills} | {same} | {left} | {left_alone[name].seconds:.1f} |")
     sys.exit(any(not one.same or one.left for one in done))
+
+
+def _left(one: Kills) -> int:
+    return len(one.left)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ class Data(_Section):
     ``path/<domain>/<class>``; "csv" a table with columns path, label and optionally domain, split; "none" is a router
     that was made in Python: commands need ``--data``; any other is a registered layout of a published data set
     (:mod:`pyro_smat.episodes.readers.layouts`). ``train``, ``validation`` and ``test`` name the splits; for
-    folders a split may also be a path of its own. ``allow_outside``: files of a table may lie outside its folder.
+    folders a split may also be a path of its own. Where ``train`` and ``validation`` are not given, they are the splits
+    of these names, and all images where the data has no splits, which is warned of; "" says that it has none.
+    ``allow_outside``: files of a table may lie outside its folder.
 
     ``seen`` says what sources were trained on: the name of a source -> classes, or the name of a split. The router's
     episodes leave these classes out, or it learns to trust sources more than they deserve on new classes;
@@ -49,8 +51,8 @@ class Data(_Section):
     path: Path | None = None
     size: int = Field(default=32, ge=8)
     channels: Literal[1, 3] = 1
-    train: str | None = "train"
-    validation: str | None = "validation"
+    train: str | None = None
+    validation: str | None = None
     test: str | None = "test"
     allow_outside: bool = False
     seen: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)

@@ -27,7 +27,7 @@ from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.deployment.format_3 import from_format_3
 from pyro_smat.networks.build import build_network, describe_network
 from pyro_smat.registry import Choice, choose
-from pyro_smat.registry.entries import Factory, is_file
+from pyro_smat.registry.entries import Factory, how_to_pass, is_file
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary, load_weights
 from pyro_smat.sources.template import Template, matches, space_without
@@ -169,11 +169,13 @@ def _load(
         except RuntimeError as error:
             raise ValueError(f"{folder}: the saved {part} does not fit its config ({error})") from error
     try:
-        return router, Deployment.from_dict(saved.deployment, own=own)
+        deployment = Deployment.from_dict(saved.deployment, own=own)
     except ValidationError as error:
         raise ValueError(f"{folder / DESCRIPTION}: deployment: {first_problem(error)}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder / DESCRIPTION}: deployment: {error}") from error
+    _refuse_missing(folder, deployment, own)
+    return router, deployment
 
 
 def read_description(folder: Path) -> SavedRouter:
@@ -232,8 +234,8 @@ def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Map
         return made
     if saved.network is None:
         raise ValueError(
-            f"{folder}: was made with a network of your own; pass network= a module of that architecture (command "
-            "line: --network file.py:build)"
+            f"{folder}: was made with a network of your own; {how_to_pass('network', 'file.py:build')}, or network= a "
+            "module of that architecture"
         )
     unused = torch.Generator().manual_seed(0)  # of initial weights, not to move the caller's random state
     try:
@@ -242,14 +244,13 @@ def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Map
         raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
 
 
-def _refuse_missing(folder: Path, config: RunConfig, own: Mapping[str, Factory]) -> None:
-    """Classes of the user's own that were not passed, at any depth of the config."""
-    for choice in _choices(config):
+def _refuse_missing(folder: Path, said: RunConfig | Deployment, own: Mapping[str, Factory]) -> None:
+    """Classes of the user's own that were not passed, at any depth of the config or the deployment."""
+    for choice in _choices(said):
         if is_file(choice.kind) and choice.of != "network" and choice.of not in own:
-            option = choice.of.replace("_", "-")
             raise ValueError(
-                f"{folder}: was trained with a {choice.of} of your own, {choice.kind}; pass "
-                f"own={{{choice.of!r}: that class}} (command line: --own {option}={choice.kind})"
+                f"{folder}: was trained with a {choice.of} of your own, {choice.kind}; "
+                f"{how_to_pass(choice.of, choice.kind)}"
             )
 
 

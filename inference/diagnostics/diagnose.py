@@ -82,7 +82,8 @@ class Diagnosis:
             self.tree.to_netcdf(temporary, engine="h5netcdf")
         write_json(folder / "diagnostics.json", self.to_dict())
         for name, picture in self.pictures.items():
-            picture.figure.savefig(folder / f"{name}.svg")
+            with replacing(folder / f"{name}.svg") as temporary:
+                picture.figure.savefig(temporary, format="svg")
         return folder
 
     def __str__(self) -> str:

@@ -53,6 +53,10 @@ def train_router(
 ) -> tuple[RoutedClassifier, pd.DataFrame]:
     """Search the catalog, meta-train a router, calibrate it and choose how it is deployed, as the config says.
 
+    Draws come from PyTorch's global generators, as Pyro's do, seeded with ``config.seed``; afterwards these have the
+    state again that the caller left them in. Another thread that draws from them meanwhile changes the run: two
+    trainings need two processes.
+
     Args:
         config: the run.
         device: where to train.
@@ -69,7 +73,8 @@ def train_router(
         ValueError: when another process trains in the folder (:func:`pyro_smat.files.locked`), and for what the config
             says wrongly.
     """
-    with nullcontext() if folder is None else locked(folder):
+    forked = [device] if torch.device(device).type == "cuda" else []
+    with nullcontext() if folder is None else locked(folder), torch.random.fork_rng(devices=forked):
         return _train(config, device, folder, router, features, resume, progress)
 
 

@@ -17,6 +17,7 @@ from pyro_smat.cli.options import (
     OwnParts,
     Progress,
     Seed,
+    Wait,
     open_router,
     own_parts,
 )
@@ -53,11 +54,13 @@ def diagnose(
     seed: Seed = None,
     device: Device = "auto",
     progress: Progress = True,
+    wait: Wait = False,
 ) -> None:
     """Diagnose the routing posterior: calibration, concentration, collapse, prior; writes a DataTree and a report."""
     levels = _numbers(shots)
     if episodes < 1 or draws < 1:
         raise ValueError(f"--episodes is {episodes} and --draws {draws}; expected at least 1 of each")
+    from pyro_smat.files import locked
     from pyro_smat.inference.diagnostics.run import DIAGNOSE_SEED, diagnose_router
     from pyro_smat.registry import parse
     from pyro_smat.report.page import write_report
@@ -72,25 +75,27 @@ def diagnose(
     config = routers[0].config.replaced(data={"allow_outside": allow_outside})
     pool, name = pool_of(config, split, data)
     as_trained = label_noise is None and confounding is None and not corrupt
-    found = diagnose_router(
-        routers[0],
-        pool,
-        episodes=episodes,
-        num_samples=draws,
-        shots=levels,
-        prior=None if prior is None else parse(prior),
-        seeds=routers[1:],
-        against=others,
-        corruptions=None if as_trained else corruptions_of(label_noise or 0.0, confounding or 0.0, corrupt),
-        seed=DIAGNOSE_SEED if seed is None else seed,
-        progress=progress,
-    )
-    folder = found.write(output or runs[0] / "diagnostics" / name)
+    folder = output or runs[0] / "diagnostics" / name
     command = f"pyro-smat diagnose {' '.join(map(str, runs))} --episodes {episodes} --draws {draws} --shots {shots}"
     command += f" --split {split}" * bool(split) + f" --data {data}" * bool(data) + f" --prior {prior}" * bool(prior)
     command += "".join(f" --against {run}" for run in against or [])
     subtitle = f"{episodes} episodes from {len(pool):,} images ({name}), {draws} draws of each posterior"
-    write_report(report_of(found, subtitle, command), folder / "report.html")
+    with locked(folder, wait=wait):
+        found = diagnose_router(
+            routers[0],
+            pool,
+            episodes=episodes,
+            num_samples=draws,
+            shots=levels,
+            prior=None if prior is None else parse(prior),
+            seeds=routers[1:],
+            against=others,
+            corruptions=None if as_trained else corruptions_of(label_noise or 0.0, confounding or 0.0, corrupt),
+            seed=DIAGNOSE_SEED if seed is None else seed,
+            progress=progress,
+        )
+        found.write(folder)
+        write_report(report_of(found, subtitle, command), folder / "report.html")
     typer.echo(str(found))
     typer.echo(f"report: {folder / 'report.html'}")
 

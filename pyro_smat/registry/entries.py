@@ -91,8 +91,8 @@ def find(kind: str, name: str, *, own: Mapping[str, Factory] | None = None, run_
             return own[kind]
         if not run_files:
             raise ValueError(
-                f"it was made with a {kind} of your own, {name}, and loading never runs a file: pass "
-                f"own={{{kind!r}: ...}} with that class (command line: --{kind.replace('_', '-')} {name})"
+                f"it was made with a {kind} of your own, {name}, and loading never runs a file: "
+                f"{how_to_pass(kind, name)}"
             )
         return load_file(name)
     _read_room(kind)
@@ -105,6 +105,16 @@ def find(kind: str, name: str, *, own: Mapping[str, Factory] | None = None, run_
         hint = f"did you mean {near[0]!r}? Known are" if near else "expected one of"
         raise ValueError(f'there is no {kind} {name!r}; {hint} {", ".join(names(kind))}, or "file.py:Name"')
     return found
+
+
+def how_to_pass(kind: str, name: str = "file.py:Name") -> str:
+    """How a user hands over what a saved folder may not run, in Python and on a command line.
+
+    Example:
+        >>> how_to_pass("prior", "mine.py:Mine")
+        "pass own={'prior': Mine} (command line: --own prior=mine.py:Mine)"
+    """
+    return f"pass own={{{kind!r}: {name.rpartition(':')[2]}}} (command line: --own {kind}={name})"
 
 
 def load_file(reference: str) -> Factory:

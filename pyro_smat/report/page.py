@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import html
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -19,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from pyro_smat.files import write_atomically
 from pyro_smat.plotting.style import inline_svg
 from pyro_smat.report.example import Example
 
@@ -232,23 +231,7 @@ def write_report(report: Report, path: Path) -> Path:
     Raises:
         ValueError: when the file cannot be written there.
     """
-    page = render_report(report)
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(page)
-        Path(temporary).chmod(0o644)  # a temporary file is private, a report is to be passed on
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise ValueError(
-            f"cannot write the report to {path}: {error.strerror or error}; expected a writable folder"
-        ) from error
+    write_atomically(path, render_report(report).encode())
     return path
 
 

@@ -24,6 +24,7 @@ from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.glyphs import ATTRIBUTES, glyph_pool
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.episodes.stream import EpisodeStream
+from pyro_smat.files import replacing
 from pyro_smat.networks import build_network
 from pyro_smat.networks.heads import Metric, prototype_logits
 from pyro_smat.registry import Choice, choose
@@ -253,7 +254,8 @@ def make_glyph_sources(
             "pixel": "float32 grey in [0, 1]",
         }
         tensors = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
-        save_file(tensors, paths[name], metadata)
+        with replacing(paths[name]) as temporary:
+            save_file(tensors, temporary, metadata)
     return paths
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from pyro_smat.cli.app import app
+from pyro_smat.episodes.readers.duplicates import DuplicateWarning
+from pyro_smat.inference.assembly.config import RunConfig
+from pyro_smat.inference.runs.pools import build_pool
+
+QUICK = ("training.steps=1", "training.validate_every=0")
 
 
 def call(*words: object) -> Result:
@@ -84,8 +90,47 @@ def test_data_without_splits_can_be_trained_on(kind: str, path: str, world: Path
     assert json.loads((tmp_path / "config.json").read_text())["data"]["train"] == ""
 
 
-def test_data_without_splits_say_what_to_do(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "path"), [("csv", "plain.csv"), ("csv", "PLAIN.CSV"), ("folder", "whole")])
+def test_data_without_splits_are_read_as_a_whole_where_none_is_named(
+    kind: str, path: str, world: Path, tmp_path: Path
+) -> None:
+    """Nobody asked for a split: the run is trained, and told what its validation is worth."""
+    config = tmp_path / "config.toml"
+    config.write_text((world / "config.toml").read_text().replace('train = "train"\nvalidation = "val"\n', ""))
+    for name in ("base.safetensors", "other.pt"):
+        (tmp_path / name).symlink_to(world / name)
+    words = ["--output", tmp_path / "run", "--no-progress", "--device", "cpu"]
+    for override in (f'data.kind="{kind}"', f'data.path="{world / path}"', *QUICK):
+        words += ["--set", override]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = call("train", config, *words)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert done.stderr.count("has no splits, so training and validation see the same images") == 1
+    split = call("evaluate", tmp_path / "run", "--no-progress")  # all of it was trained on
+    assert split.exit_code == 2
+    assert "'test'" in split.stderr or "lacks ['split']" in split.stderr
+
+
+def test_splits_are_found_by_their_own_names_where_none_is_named(world: Path) -> None:
+    for data, kind in (("table.csv", "csv"), ("splits", "folder")):
+        config = RunConfig(data={"kind": kind, "path": world / data, "size": 16})
+        assert len(build_pool(config, "train")) == 40
+        assert len(build_pool(config, "test")) == 35
+        with pytest.raises(ValueError, match="validation"):  # they have splits, and this is none of them
+            build_pool(config, "validation")
+
+
+def test_a_class_that_is_called_as_a_split_is_a_class(world: Path, tmp_path: Path) -> None:
+    for vehicle in ("train", "car"):
+        (tmp_path / vehicle).symlink_to(world / "whole" / "c0")
+    config = RunConfig(data={"kind": "folder", "path": tmp_path, "size": 16})
+    with pytest.warns(DuplicateWarning):
+        assert build_pool(config, "train").class_names == (("car", "train"),)
+
+
+def test_a_split_that_was_named_and_is_not_there_is_refused(world: Path, tmp_path: Path) -> None:
     sets = ["--set", 'data.kind="csv"', "--set", f'data.path="{world / "plain.csv"}"']
     done = call("train", world / "config.toml", "--output", tmp_path, "--no-progress", "--device", "cpu", *sets)
     assert done.exit_code == 2
-    assert "split" in done.stderr
+    assert "lacks ['split']" in done.stderr

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from other_process import run_python
 
 import pyro_smat
 
@@ -66,7 +65,7 @@ def test_import_is_light_and_takes_at_most_a_tenth_of_a_second() -> None:
     )
     seconds = []
     for _ in range(3):
-        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        found = run_python("-c", program)
         taken, loaded = found.split(maxsplit=1)
         assert loaded.strip() == "[]"
         seconds.append(float(taken))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from other_process import run_python
 
 import pyro_smat.episodes as room
 
@@ -22,5 +20,4 @@ def test_readers_and_corruptions_load_on_first_use():
         "import sys; from pyro_smat.episodes import Episode, EpisodeBatch, ImagePool, Labelled; "
         "print([m for m in ('matplotlib', 'scipy', 'pydantic', 'PIL') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert run_python("-c", code).strip() == "[]"

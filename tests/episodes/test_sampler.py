@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 import torch
+from other_process import run_python
 
 from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
 from pyro_smat.episodes.corruptions.class_imbalance import ClassImbalance
@@ -158,8 +157,7 @@ drawn = str([batch.support.rows.tolist(), batch.query.rows.tolist(), batch.suppo
 def test_same_seed_same_episodes_in_another_process():
     here: dict = {}
     exec(DRAW, here)
-    there = subprocess.run([sys.executable, "-c", DRAW + "print(drawn)"], capture_output=True, text=True, check=True)
-    assert there.stdout.strip() == here["drawn"]
+    assert run_python("-c", DRAW + "print(drawn)").strip() == here["drawn"]
 
 
 ERRORS = [

@@ -7,12 +7,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from other_process import start_python
 
 from pyro_smat.files import locked, remove_leftovers
 from pyro_smat.files.atomic import replacing
@@ -31,9 +31,7 @@ with locked(Path(sys.argv[1])), replacing(Path(sys.argv[1]) / "inner" / "weights
 
 def hold(folder: Path) -> subprocess.Popen[str]:
     """Another process that has the folder, in the middle of writing a file."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = start_python("-c", HOLD, folder)
     assert process.stdout is not None
     assert process.stdout.readline() == "locked\n"
     return process

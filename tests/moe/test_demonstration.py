@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from other_process import run_python
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "moe"
 sys.path.insert(0, str(PROGRAM))
@@ -175,14 +175,10 @@ def test_a_whole_run_writes_its_arms_goes_on_and_makes_tables(tmp_path: Path) ->
         f"--data {tmp_path} --out {tmp_path}/run --state {tmp_path}/state --layers 2 --experts 4 --epochs 1 "
         "--head-epochs 1 --batch 12 --trajectories 2 --samples 2 --members 2"
     ).split()
-    command = [sys.executable, str(PROGRAM / "run.py"), *options, "--arms"]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "PATH": ""}
-    first = subprocess.run([*command, "deterministic,full .1"], env=environment, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
+    command = [PROGRAM / "run.py", *options, "--arms"]
+    run_python(*command, "deterministic,full .1", variables={"PATH": ""})
     before = (tmp_path / "run" / "0-full-.1.json").read_text()
-    second = subprocess.run([*command, arms], env=environment, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
-    assert "epoch" not in second.stdout  # the network of the first call was kept
+    assert "epoch" not in run_python(*command, arms, variables={"PATH": ""})  # the network of the first call was kept
     assert (tmp_path / "run" / "0-full-.1.json").read_text() == before
     report = json.loads(before)
     test = report["ways"]["trajectories"]["test"]["raw"]
@@ -192,13 +188,7 @@ def test_a_whole_run_writes_its_arms_goes_on_and_makes_tables(tmp_path: Path) ->
     assert test["nll"] == pytest.approx(-np.log(p[np.arange(24), labels]).mean(), abs=1e-2)
     assert report["stability"]["self"] == 1  # common random numbers
     assert 0 <= report["ways"]["mean"]["shift"]["verbs"]["logit_variance.last"]["auroc"] <= 1
-    tables = subprocess.run(
-        [sys.executable, str(PROGRAM / "table.py"), str(tmp_path / "run"), "--csv", str(tmp_path / "arms.csv")],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert tables.returncode == 0, tables.stderr
+    tables = run_python(PROGRAM / "table.py", tmp_path / "run", "--csv", tmp_path / "arms.csv", variables={"PATH": ""})
     written = list(csv.DictReader((tmp_path / "arms.csv").read_text().splitlines()))
     assert sorted({row["arm"] for row in written}) == sorted(arms.split(","))
     (row,) = (r for r in written if (r["arm"], r["way"]) == ("full .1", "trajectories"))
@@ -206,4 +196,4 @@ def test_a_whole_run_writes_its_arms_goes_on_and_makes_tables(tmp_path: Path) ->
     expected = float(row["tempered_nll"]) - float(plain["tempered_nll"])
     assert float(row["difference"]) == pytest.approx(expected, abs=2e-3)  # kept probabilities are in float16
     assert float(row["difference_low"]) <= float(row["difference"]) <= float(row["difference_high"])
-    assert tables.stdout.count("\n| full .1 |") >= 5
+    assert tables.count("\n| full .1 |") >= 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from odd_networks import NETWORKS, ONE_BY_ONE, made
+from other_process import run_python
 from torch import Tensor, nn
 
 from pyro_smat.networks.composition import TaskNetwork
@@ -171,10 +171,7 @@ def test_a_forked_process_goes_on_whatever_threads_were_doing() -> None:
     [thread.join() for thread in threads]
     sys.exit(any(codes))
     """
-    paths = repr([str(p) for p in (*sys.path,)])
-    script = f"import sys; sys.path[:] = {paths}\n" + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python("-W", "ignore", "-c", f"import sys; sys.path[:] = {sys.path!r}\n" + textwrap.dedent(code))
 
 
 def test_copies_and_pickles_run_alike() -> None:

@@ -107,7 +107,7 @@ def test_a_file_is_run_only_where_it_may_be(file: Path) -> None:
     ):
         find("prior", place)
     with pytest.raises(
-        ValueError, match=r"own={'episode_loss': ...} .*\(command line: --episode-loss .*own.py:build\)"
+        ValueError, match=r"pass own={'episode_loss': build} \(command line: --own episode_loss=.*own.py:build\)"
     ):
         find("episode_loss", place, own={"prior": int})
     assert find("prior", place, own={"prior": int}) is int

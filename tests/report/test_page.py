@@ -261,7 +261,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(ValueError, match=r"cannot write the report to .*report\.html: No space left"):
+    with pytest.raises(ValueError, match=r"report\.html cannot be written \(No space left"):
         write_report(_report(), path)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
@@ -269,7 +269,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
 
 def test_a_file_in_the_way_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write the report to .*runs/report\.html"):
+    with pytest.raises(ValueError, match=r"runs: report\.html cannot be written"):
         write_report(_report(), tmp_path / "runs" / "report.html")
 
 

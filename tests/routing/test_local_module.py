@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from other_process import run_python
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -143,14 +142,7 @@ assert flags() == expected
 assert torch.get_num_threads() == threads
 assert len(pyro.get_param_store()) == 0
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code.strip()],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr
+    run_python("-c", code.strip())
 
 
 def test_threads_share_a_module_and_switch_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,15 @@ import pyro
 import pytest
 import torch
 from small_world import classifier_of, task_of
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.router import build_router
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.runs.train import train_router
+from pyro_smat.inference.training.trainer import MetaTrainer
+from pyro_smat.sources.alignment import align_activations, find_groups
 
 
 def state() -> dict[str, Any]:
@@ -122,6 +126,57 @@ def test_building_and_evaluating_leave_the_random_state_alone(world: Path) -> No
     made = classifier_of(world / "config.toml")
     evaluate_router(made, build_pool(config, "test"), episodes=4, progress=False)
     assert state() == before
+
+
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+def test_training_leaves_the_random_state_alone_and_does_not_depend_on_it(
+    world: Path, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(world / "config.toml")
+    weights = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        before = state()
+        if ends == "well":
+            trained = train_router(config, progress=False)[0].router
+            weights.append({**trained.model.state_dict(), **trained.guide.state_dict()})
+        else:
+            monkeypatch.setattr(MetaTrainer, "validate", lambda self: self.no_such_thing)
+            with pytest.raises(AttributeError, match="no_such_thing"):
+                train_router(config, progress=False)
+        assert state() == before
+    assert all(torch.equal(first, second) for first, second in zip(*(w.values() for w in weights), strict=True))
+
+
+def test_aligning_by_activations_switches_nothing_meanwhile_either() -> None:
+    """A fused layer of a transformer would not call its parts; that must not be the concern of other threads."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    network = nn.Sequential(layer, nn.Linear(8, 3)).eval()
+    inputs = torch.rand(6, 5, 8)
+    weights = dict(network.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    other = {name: tensor + 0.1 * torch.rand(tensor.shape, generator=generator) for name, tensor in weights.items()}
+    groups = find_groups(network, inputs[:2])
+    inside, seen, looked = threading.Event(), [], threading.Event()
+
+    def wait(*_: Any) -> None:
+        inside.set()
+        assert looked.wait(60)
+
+    def look() -> None:
+        assert inside.wait(60)
+        seen.append(state())
+        looked.set()
+
+    before = state()
+    layer.linear1.register_forward_hook(wait)  # networks run as copies, hooks included
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    found = align_activations(weights, other, groups, network, inputs)
+    watcher.join()
+    assert seen == [before]
+    assert state() == before
+    assert {group.by for group in found.groups if "heads" not in group.name} == {"activations"}
 
 
 @pytest.mark.parametrize("guide", ["logistic_normal", "catalog", "dirichlet", "concrete", "hierarchical", "point"])

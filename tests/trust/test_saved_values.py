@@ -88,6 +88,7 @@ def test_router_json(router_json: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pyro_smat.inference.deployment.inputs.InputWarning")  # a forged size of images
 def test_router_json_that_is_used(router_json: Path) -> None:
     assert problems(router_json, use_router(router_json.parent), WRONG) == []
 

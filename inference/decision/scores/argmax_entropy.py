@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_smat.inference.decision.rules.rule import check_positive
 from pyro_smat.inference.decision.scores.score import UncertaintyScore, mean_over_blocks
 from pyro_smat.registry import register
 
@@ -30,8 +31,7 @@ class ArgmaxEntropy(UncertaintyScore):
     num_samples: int = 64
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples is {self.num_samples}; expected at least 1")
+        check_positive("num_samples", self.num_samples)
 
     def __call__(self, routed: RoutedBatch) -> Tensor:
         drawn = routed.posterior.sample(self.num_samples, routed.generator)

@@ -76,7 +76,8 @@ class LearnedRisk(CombinedScore):
             ValueError: when a score is missing or NaN, or it has not been fitted.
         """
         raw = self.fitted_columns(scores)
-        z = np.clip((raw - np.array(self.centre)) / np.array(self.scale), -FURTHEST, FURTHEST)
+        with np.errstate(over="ignore"):  # what overflows is cut off like all that is far away
+            z = np.clip((raw - np.array(self.centre)) / np.array(self.scale), -FURTHEST, FURTHEST)
         return z @ np.array(self.slopes) + self.intercept
 
     def fit(self, scores: Mapping[str, Numbers], losses: Numbers) -> FittedScore:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pyro_smat.inference.decision.rules.rule import check_positive
 from pyro_smat.inference.decision.scores.score import UncertaintyScore, mean_over_blocks
 from pyro_smat.registry import register
 
@@ -29,6 +30,7 @@ class Variance(UncertaintyScore):
     num_samples: int = 64
 
     def __post_init__(self) -> None:
+        check_positive("num_samples", self.num_samples)
         if self.num_samples < 2:
             raise ValueError(f"num_samples is {self.num_samples}; expected at least 2 to have a variance")
 

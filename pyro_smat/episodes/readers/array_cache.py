@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pyro_smat.files.atomic import remove_leftovers, replacing
 
 
 def cache_folder() -> Path:
@@ -35,21 +36,14 @@ def read_cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
 def write_cached(path: Path, images: NDArray[np.uint8]) -> None:
     """Write beside the target and rename, so that a reader sees a whole file or none.
 
-    A folder that cannot be written to is a warning: the images are made again next time.
+    What killed processes have left half-written in the folder is removed. A folder that cannot be written to is a
+    warning: the images are made again next time.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, images=images, digest=_digest(images))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
+        with replacing(path) as temporary, temporary.open("xb") as file:
+            np.savez(file, images=images, digest=_digest(images))
+        remove_leftovers(path.parent)
+    except ValueError as error:
         warnings.warn(f"cannot cache images in {path.parent} ({error}); they are made again next time", stacklevel=3)
 
 

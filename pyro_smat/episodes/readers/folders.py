@@ -135,6 +135,22 @@ def write_folder(
     return root
 
 
+def folder_has_splits(root: str | os.PathLike[str]) -> bool:
+    """Whether one of the folders in ``root`` is called as a split is and holds folders, not images.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_smat.episodes import glyph_pool
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_folder(glyph_pool("validation"), folder, attribute="style", each=1)
+        ...     folder_has_splits(folder)
+        False
+    """
+    return any(
+        canonical_split(folder.name) in SPLITS.values() and subfolders(folder) for folder in subfolders(Path(root))
+    )
+
+
 def canonical_split(name: str) -> str:
     """One spelling for each split: valid and validation are val, case does not matter."""
     plain = unicodedata.normalize("NFC", name).strip().lower()

@@ -15,7 +15,7 @@ import torch
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.decode import MAX_PIXELS, decode_files
 from pyro_smat.episodes.readers.duplicates import warn_of_duplicates
-from pyro_smat.episodes.readers.folders import canonical_split, read_folder
+from pyro_smat.episodes.readers.folders import canonical_split, folder_has_splits, read_folder
 from pyro_smat.episodes.readers.listing import looks_like_image
 
 LARGEST_TABLE = 2**28  # bytes: room for two million lines
@@ -47,12 +47,30 @@ def read_pool(
     Raises:
         ValueError: for a path that is not there, and as these do.
     """
-    where = Path(path)
+    where = _existing(path)
     if where.is_dir():
         return read_folder(where, size, channels, split, max_pixels=max_pixels)
-    if not where.exists():
-        raise ValueError(f"{where} is not there; expected a folder of class folders, or a CSV with path and label")
     return read_csv(where, None, size, channels, split, allow_outside=allow_outside, max_pixels=max_pixels)
+
+
+def has_splits(path: str | os.PathLike[str]) -> bool:
+    """Whether data has splits to choose from: a table with the column ``split``, or a folder with folders named so.
+
+    Raises:
+        ValueError: for a path that is not there, or a table that cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "images.csv").write_text("path,label,split")
+        ...     has_splits(Path(folder, "images.csv"))
+        True
+    """
+    where = _existing(path)
+    if where.is_dir():
+        return folder_has_splits(where)
+    _check_table(where)
+    return "split" in _header(_lines(csv.reader(io.StringIO(read_table_text(where), newline=""), strict=True), where))
 
 
 def read_csv(
@@ -105,19 +123,15 @@ def read_csv(
         ImagePool(28 images 1x32x32, class: 7 classes)
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise ValueError(f"{path} {what}; expected a CSV with the columns path, label")
+    _check_table(path)
     start = path.parent if root is None else Path(root)
     files, listed, labels, domains = [], [], [], []
     splits_found: set[str] = set()
-    if looks_like_image(path):
-        raise ValueError(f"{path} is an image; expected a CSV with the columns path, label")
     text = read_table_text(path, encoding)
     with io.StringIO(text, newline="") as stream:
         reader = csv.reader(stream, strict=True)
         lines = _lines(reader, path)
-        header = [name.strip().lower() for name in next(lines, [])]
+        header = _header(lines)
         columns = _columns(path, header, split)
         for line in lines:
             if not any(cell.strip() for cell in line):
@@ -132,7 +146,12 @@ def read_csv(
             splits_found.add(cells.get("split", ""))
             if split is not None and canonical_split(cells["split"]) != canonical_split(split):
                 continue
-            files.append(listed_file(start, line[columns["path"]].strip(), where, allow_outside))
+            try:
+                files.append(listed_file(start, line[columns["path"]].strip(), where, allow_outside))
+            except OSError as error:  # a name that is too long, a folder that may not be read
+                raise ValueError(
+                    f"{where}: {error.strerror}: {cells['path'][:80]!r}; expected an image file"
+                ) from error
             listed.append(line[columns["path"]].strip())
             labels.append(cells["label"])
             domains.append(cells.get("domain", "all"))
@@ -239,6 +258,25 @@ def _lines(reader: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
         yield from reader
     except csv.Error as error:
         raise ValueError(f"{path}: after line {getattr(reader, 'line_num', 0)} it is no CSV ({error})") from error
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    where = Path(path)
+    if not where.exists():
+        raise ValueError(f"{where} is not there; expected a folder of class folders, or a CSV with path and label")
+    return where
+
+
+def _check_table(path: Path) -> None:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise ValueError(f"{path} {what}; expected a CSV with the columns path, label")
+    if looks_like_image(path):
+        raise ValueError(f"{path} is an image; expected a CSV with the columns path, label")
+
+
+def _header(lines: Iterator[list[str]]) -> list[str]:
+    return [name.strip().lower() for name in next(lines, [])]
 
 
 def _columns(path: Path, header: list[str], split: str | None) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_smat.networks.evaluation_mode import EvaluationMode
 from pyro_smat.sources.alignment.assignment import best_permutation
 from pyro_smat.sources.alignment.loading import loaded
 from pyro_smat.sources.alignment.result import Alignment, GroupAlignment, State, check_pair, distance, moved
@@ -125,19 +126,17 @@ def _correlations(
                     f"module {name!r} is to be observed, but {type(module).__name__} has none of this name"
                 )
             hooks.append(parts[name].register_forward_hook(_recorder(outputs, name)))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a fused layer would not call the modules inside it
     moments = {seen: _Moments() for seen in observed}
     try:
         with torch.no_grad():
             for batch in inputs.split(batch_size):
                 for network, outputs in zip(networks, seen_by, strict=True):
                     outputs.clear()
-                    network(batch.clone())
+                    with EvaluationMode(network, batched=False, gradient=False):  # no fused layers: they call no parts
+                        network(batch.clone())
                 for seen in observed:
                     moments[seen].add(*(_samples(outputs, seen, sizes[seen]) for outputs in seen_by))
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for hook in hooks:
             hook.remove()
     return {

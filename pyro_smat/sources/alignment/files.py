@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.files import replacing
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources.alignment.activations import align_activations
 from pyro_smat.sources.alignment.barrier import Loss, loss_along
@@ -100,9 +101,9 @@ def align_files(
         loss = FewShotLoss(module, pool, way=way, shot=shot, query=query, seed=seed)
         lines.append(_barriers(loss, module, states, aligned, images))
     lines += [f"note: {note}" for note in groups.notes]
-    output.mkdir(parents=True, exist_ok=True)
     for name, state in aligned.items():
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, targets[name])
+        with replacing(targets[name]) as temporary:
+            save_file({key: tensor.contiguous() for key, tensor in state.items()}, temporary)
     lines.append("written: " + ", ".join(str(target) for target in targets.values()))
     return "\n".join(lines) + "\n"
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from other_process import start_python
 
 from pyro_smat.episodes.readers.array_cache import read_cached, write_cached
 
@@ -65,8 +63,8 @@ for _ in range(25):
 
 def test_two_processes_write_and_read_at_once(tmp_path):
     path = tmp_path / "cache.npz"
-    workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(path), str(seed)]) for seed in (0, 1)]
-    assert [worker.wait(120) for worker in workers] == [0, 0]
+    workers = [start_python("-c", WORKER, path, seed) for seed in (0, 1)]
+    assert [(worker.communicate(timeout=120)[1], worker.returncode) for worker in workers] == [("", 0)] * 2
     assert [p.name for p in tmp_path.iterdir()] == ["cache.npz"]
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import itertools
-import subprocess
-import sys
 import unicodedata
 
 import matplotlib
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fontTools.ttLib import TTFont
+from other_process import run_python, start_python
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pyro_smat.episodes.readers import glyphs
@@ -72,8 +71,33 @@ glyphs.LETTERS["test"] = "GξЫ"
 images = glyphs.glyph_pool("test", cache_dir={str(tmp_path / "other")!r}).images
 print(hashlib.sha256(images.numpy()).hexdigest())
 """
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    there = run_python("-c", code).strip()
     assert there == hashlib.sha256(here.numpy()).hexdigest()
+
+
+RENDER = """
+import hashlib, sys
+from pyro_smat.episodes.readers import glyphs
+glyphs.LETTERS["test"] = "GξЫ"
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(3):
+    images = glyphs.glyph_pool("test", cache_dir=sys.argv[1]).images
+    print(hashlib.sha256(images.numpy()).hexdigest())
+"""
+
+
+def test_two_processes_that_render_the_same_cache_at_once(few_letters, tmp_path):
+    """Neither waits, neither reads half a file: both draw what is missing, and one file is left."""
+    expected = hashlib.sha256(glyph_pool("test", cache_dir=tmp_path / "alone").images.numpy()).hexdigest()
+    workers = [start_python("-c", RENDER, tmp_path / "shared") for _ in range(2)]
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    said = [worker.communicate(timeout=120) for worker in workers]
+    assert said == [(f"{expected}\n" * 3, "")] * 2
+    assert len(list((tmp_path / "shared").iterdir())) == 1
 
 
 def test_second_call_reads_the_cache_and_a_spoilt_cache_is_drawn_again(few_letters, no_drawing, tmp_path, monkeypatch):

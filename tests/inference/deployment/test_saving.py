@@ -179,7 +179,9 @@ def test_a_router_with_a_class_of_ones_own_asks_for_it_at_load(what: str, given:
     classifier = trained(config, tiny_router(config))
     classifier.save(tmp_path)
     network = classifier.router.network
-    told = rf"with a {what} of your own, my_{what}.py:{given.__name__}; pass own={{'{what}': that class}} \(command"
+    told = (
+        rf"with a {what} of your own, my_{what}.py:{given.__name__}; pass own={{'{what}': {given.__name__}}} \(command"
+    )
     with pytest.raises(ValueError, match=told):
         RoutedClassifier.load(tmp_path, network=network)
     again = RoutedClassifier.load(tmp_path, network=network, own={what: given})
@@ -190,7 +192,7 @@ def test_a_router_with_a_class_of_ones_own_asks_for_it_at_load(what: str, given:
 
 def test_a_network_of_ones_own_is_asked_for(tmp_path: Path) -> None:
     tiny_classifier().save(tmp_path)
-    with pytest.raises(ValueError, match=r"was made with a network of your own; pass network= .*--network file.py:bui"):
+    with pytest.raises(ValueError, match=r"a network of your own; pass own={'network': build} \(command line: --own n"):
         RoutedClassifier.load(tmp_path)
     with pytest.raises(ValueError, match=r"sources are \(3, 325\); expected \(3, 650\)"):
         RoutedClassifier.load(tmp_path, network=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pandas as pd
 import pytest
 import tiny_run
 import torch
+from other_process import start_python
 from tiny_run import CASES, CHECKPOINT_EVERY, STEPS, VALIDATE_EVERY, build_trainer
 
 from pyro_smat.episodes.sampler import EpisodeSampler
@@ -112,10 +111,7 @@ def test_thresholds_baselines_and_temperatures_are_in_the_checkpoint(
 
 def test_run_killed_by_the_system_resumes(tmp_path: Path, uninterrupted: dict[str, MetaTrainer]) -> None:
     """SIGKILL after step 7 leaves the checkpoint of step 6."""
-    command = [sys.executable, str(Path(tiny_run.__file__)), str(tmp_path), "7"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start_python(tiny_run.__file__, tmp_path, 7) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "waiting\n"
