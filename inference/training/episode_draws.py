@@ -17,6 +17,7 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -66,13 +67,13 @@ def check_sharing(world: World, episodes: int, sampler: EpisodeSampler, numbered
     """
     if (numbered or world.size > 1) and not hasattr(sampler, "at"):
         raise ValueError(
-            f"{type(sampler).__name__} has no method at(numbers); expected one, as EpisodeSampler has it, to draw episodes "
-            "by number: several processes and training.numbered need it"
+            f"{type(sampler).__name__} has no method at(numbers); expected one, as EpisodeSampler has it, to draw "
+            "episodes by number: several processes and training.numbered need it"
         )
     if world.size > episodes:
         raise ValueError(
-            f"training.episodes is {episodes} and there are {world.size} processes; expected at least one episode a step "
-            "for each: raise episodes, or start fewer processes"
+            f"training.episodes is {episodes} and there are {world.size} processes; expected at least one episode "
+            "a step for each: raise episodes, or start fewer processes"
         )
 
 
@@ -117,7 +118,8 @@ class EpisodeDraws(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         frames: Sequence[CondIndepStackFrame] = msg["cond_indep_stack"]
         plate = next((f for f in frames if f.name == self.episode_plate and f.vectorized), None)
-        if plate is None or msg["done"] or msg["is_observed"] or msg["value"] is not None:
+        known = msg["done"] or msg["is_observed"] or msg["value"] is not None
+        if plate is None or known or site_is_subsample(msg):
             return
         batch_shape, dim = msg["fn"].batch_shape, plate.dim
         if len(batch_shape) < -dim or batch_shape[dim] != len(self._seeds):

@@ -182,17 +182,17 @@ class MetaTrainer:
         self.model.eval()
         self.guide.eval()
         world, basis = self.world, self.model.basis()
+        share = world.share(len(self.validation))
         outcomes = []
-        for batch in (self.validation[i] for i in world.share(len(self.validation))):
+        for batch in (self.validation[i] for i in share or [0]):
             mean = self.guide.posterior(batch).mean.unsqueeze(0)
             outcomes.append(
                 run_routings(self.model, batch, {"mean": (mean, mean.new_ones(1, len(batch)))}, basis=basis)["mean"]
             )
-        nothing = [torch.zeros(0, device=self.device)]  # the share of a process, where there are few batches
-        loss, accuracy = (
-            torch.cat(of_batches or nothing)
-            for of_batches in ([o.losses for o in outcomes], [o.accuracy for o in outcomes])
-        )
+        loss = torch.cat([outcome.losses for outcome in outcomes])
+        accuracy = torch.cat([outcome.accuracy for outcome in outcomes])
+        if not share:  # more processes than batches: it gives nothing, of the right dtype
+            loss, accuracy = loss[:0], accuracy[:0]
         (loss, accuracy), _ = world.gather(loss, accuracy)
         return {
             "validation_accuracy": accuracy.mean().item(),
@@ -254,8 +254,8 @@ class MetaTrainer:
         check_sharing(world, self.settings.episodes, self.sampler, self.numbered)
         if world.size > 1 and self.step and not self.numbered and world.leads:
             warnings.warn(
-                f"the first {self.step} steps drew their episodes from the stream of one process; from here on they are "
-                "drawn by number (training.numbered = true draws them so from the start)",
+                f"the first {self.step} steps drew their episodes from the stream of one process; from here on they "
+                "are drawn by number (training.numbered = true draws them so from the start)",
                 stacklevel=3,
             )
         self.numbered |= world.size > 1

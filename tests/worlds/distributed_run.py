@@ -1,4 +1,4 @@
-"""Short float64 trainings in any number of processes: ``torchrun --nproc-per-node 2 distributed_run.py FOLDER CASE ...``.
+"""Short float64 trainings in many processes: ``torchrun --nproc-per-node 2 distributed_run.py FOLDER CASE ...``.
 
 The first process saves the parameters, the history and the state of the objective of every case; all assert that theirs
 are the same. Without torchrun it is one process, which draws by number all the same.
@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "concrete": ("guide.kind=concrete", "experts.ramp=0.8", "training.kl_warmup=3"),
     "learned": ("objective.threshold=learned", "experts.budget=primal_dual", "objective.entropy_weight=0.5"),
     "queue": (*SCORED, "objective.baseline=decaying_average", "objective.threshold=queue"),
-    "leave_one_out": (*SCORED, "objective.baseline=leave_one_out", "training.episodes=6"),
+    "leave_one_out": (*SCORED, "objective.baseline=leave_one_out", "training.episodes=6", "objective.rho=0.9"),
     "clipped": ("training.clip_norm=0.001",),
     "distilled": (*CATALOG, "objective.distillation={routing=0.5, prediction=0.5}", "training.episodes=5"),
     "learned_prior": (*CATALOG, "guide.kind=hierarchical", "prior.kind=hierarchical"),
