@@ -1,4 +1,6 @@
-"""Short float64 trainings in many processes: ``torchrun --nproc-per-node 2 distributed_run.py FOLDER CASE ...``.
+"""Short float64 trainings in many processes: ``torchrun --nproc-per-node 2 distributed_run.py FOLDER UNTIL CASE ...``.
+
+UNTIL is the step at which the run of FOLDER/resumed, which is resumed where it is there, is given up.
 
 The first process saves the parameters, the history and the state of the objective of every case; all assert that theirs
 are the same. Without torchrun it is one process, which draws by number all the same.
@@ -7,7 +9,9 @@ are the same. Without torchrun it is one process, which draws by number all the 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,11 @@ from tiny_run import build_trainer
 from torch import distributed
 
 from pyro_smat.distributed import World, joined
-from pyro_smat.episodes import EpisodeSampler
+from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
 from pyro_smat.files import save_state
 from pyro_smat.inference.training.trainer import MetaTrainer
 
-STEPS = 4
+STEPS = 3
 CATALOG = ("guide.kind=catalog",)
 SCORED = ("guide.kind=catalog", "guide.estimator=score_function")
 CASES: dict[str, tuple[str, ...]] = {
@@ -56,18 +60,57 @@ def result_of(trainer: MetaTrainer) -> dict[str, Any]:
     return {**states, "elbo": trainer.elbo.state_dict(), "history": trainer.history}
 
 
-def run(folder: Path, cases: Sequence[str]) -> None:
+def run_all(folder: Path, cases: Sequence[str]) -> None:
     for case in cases:
         trainer = trainer_of(case)
-        if World.current().rank:
-            torch.manual_seed(999)  # what other processes would draw by themselves is another story
+        if not World.current().leads:  # what a process has seeded and built for itself does not matter
+            trainer.seed = 999
+            with torch.no_grad():
+                for parameter in trainer.guide.parameters():
+                    parameter += 1.0
         trainer.fit(progress=False)
-        World.current().check_alike("the trained parameters", *(p.tolist() for p in trainer.guide.parameters()))
+        World.current().check_alike("the trained guide", *(p.tolist() for p in trainer.guide.parameters()))
         if World.current().leads:
             save_state(folder / case, result_of(trainer))
 
 
+def resume(folder: Path, until: int) -> MetaTrainer:
+    """A run that is given up at a step, or comes to its end."""
+    trainer = trainer_of("learned", folder, checkpoint_every=1)
+    step = trainer.training_step
+
+    def training_step() -> dict[str, float]:
+        if trainer.step == until:
+            raise KeyboardInterrupt
+        return step()
+
+    trainer.training_step = training_step  # type: ignore[method-assign]
+    with suppress(KeyboardInterrupt):
+        trainer.fit(resume=True, progress=False)
+    return trainer
+
+
+def fail(folder: Path) -> None:
+    """The last process meets an error of its own in the second step."""
+    trainer = trainer_of("rho_1", folder)
+    if World.current().rank == World.current().size - 1:
+        sampler, at = trainer.sampler, trainer.sampler.at
+
+        def broken(numbers: Sequence[int]) -> EpisodeBatch:
+            if trainer.step == 1:
+                raise ValueError("this process has lost its images")
+            return at(numbers)
+
+        sampler.at = broken  # type: ignore[assignment, method-assign]
+    trainer.fit(progress=False)
+
+
 if __name__ == "__main__":
+    where, until, *cases = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+    warnings.filterwarnings("ignore", "rho x B")
     with joined(torch.device("cpu")):
         assert distributed.is_initialized()
-        run(Path(sys.argv[1]), sys.argv[2:] or list(CASES))
+        if until < 0:
+            fail(where)
+        run_all(where, cases)
+        resume(where / "resumed", until)
