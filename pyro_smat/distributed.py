@@ -30,8 +30,8 @@ class World:
     Example:
         >>> World.current()
         World(rank=0, size=1)
-        >>> World(rank=1, size=3).share(8)  # numbers that follow each other; shares differ by one at most
-        range(3, 6)
+        >>> World(rank=1, size=3).share(8)  # shares follow each other and differ by one at most
+        range(2, 5)
     """
 
     rank: int = 0
