@@ -1,7 +1,7 @@
 """Throughput of training on 1 and on N processes, and whether the losses are the same.
 
-    python benchmarks/distributed.py --processes 1 2              # GPUs if there are as many, else gloo on the CPU
-    python benchmarks/distributed.py --processes 1 2 4 --steps 30 --episodes 32 --set sources.network.kind=conv4
+    python benchmarks/distributed.py --processes 1 --processes 2  # GPUs if there are as many, else gloo on the CPU
+    python benchmarks/distributed.py --processes 1 --processes 4 --steps 30 --episodes 32 --config config.toml
 
 Trains the router of the built-in glyphs (or of ``--config``), without validation, from the same seed under torchrun for
 every number of processes, each with one thread. Images per second are the median over steps after the first five;
@@ -26,10 +26,9 @@ WARM_UP = 5
 
 
 def main(
-    processes: Annotated[list[int], typer.Option(help="Numbers of processes; the first one is compared with.")] = [
-        1,
-        2,
-    ],  # noqa: B006
+    processes: Annotated[
+        list[int] | None, typer.Option(help="Numbers of processes; the first one is compared with.")
+    ] = None,
     steps: int = 25,
     episodes: Annotated[int, typer.Option(help="Episodes a step, of all processes together.")] = 16,
     config: Annotated[Path | None, typer.Option(help="TOML config; default: the built-in glyphs.")] = None,
@@ -37,13 +36,14 @@ def main(
     json_: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
 ) -> None:
     """Train under torchrun for every number of processes, and print the table."""
-    device = "cuda" if torch.cuda.device_count() >= max(processes) else "cpu"
+    counts = processes or [1, 2]
+    device = "cuda" if torch.cuda.device_count() >= max(counts) else "cpu"
     settings = [f"training.steps={steps}", f"training.episodes={episodes}", "training.validate_every=0"]
     settings += ["training.numbered=true", "training.validation_episodes=2", *(set_ or [])]
     rows: list[dict[str, float | int | str]] = []
     first: pd.DataFrame | None = None
     with tempfile.TemporaryDirectory() as folder:
-        for count in processes:
+        for count in counts:
             history = _train(count, device, Path(folder) / str(count), config, settings)
             first = history if first is None else first
             difference = (history["loss"] - first["loss"]).abs().max()
