@@ -24,6 +24,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_smat.distributed import World
 from pyro_smat.inference.objective.losses import EpisodeLoss, OfExpectation, as_episode_loss
 from pyro_smat.inference.objective.particle import EpisodePenalty, Particle, TermOptions
 from pyro_smat.inference.objective.score_function import BASELINES, Baseline, Risk, ScoreFunction
@@ -64,9 +65,16 @@ class CVaR_ELBO(ELBO):
         baseline: of score-function sites, i.e. guide sites that are neither reparameterised nor enumerated: "none"
             (as Trace_ELBO), "leave_one_out" (several particles) or "decaying_average".
         penalties: name -> optional term, see :class:`EpisodePenalty`.
+        world: the processes whose batches are one batch; None: those of torch.distributed's default group, if there is
+            one; ``World()``: this process alone.
         num_particles, max_plate_nesting, vectorize_particles, **options: as in :class:`pyro.infer.ELBO`. When it is
             not given and particles are vectorised, the nesting is guessed at the first call (without touching the
             random generators) and kept: use one object for one pair of model and guide.
+
+    In several processes each is given its own episodes, and the tail is that of all of them: losses are gathered before
+    their tail weights are taken. Every value that is returned is of the whole batch; gradients are of the process's own
+    episodes, and their sum over processes (:meth:`pyro_smat.distributed.World.sum_gradients`) is the gradient of the
+    whole batch. All processes have to call it, and to draw the same values at sites outside the episode plate.
 
     Thresholds and baselines have a state, which moves on in every evaluation but :meth:`loss`; see :meth:`state_dict`.
 
@@ -103,6 +111,7 @@ class CVaR_ELBO(ELBO):
         kl: Literal["exact", "sampled"] = "exact",
         baseline: Baseline = "none",
         penalties: Mapping[str, EpisodePenalty] | None = None,
+        world: World | None = None,
         num_particles: int = 1,
         max_plate_nesting: float = float("inf"),
         vectorize_particles: bool = False,
@@ -144,6 +153,7 @@ class CVaR_ELBO(ELBO):
         self.kl = kl
         self.score_function = ScoreFunction(baseline)
         self.penalties = dict(penalties or {})
+        self.world = world
         self._warned_small_tail = False
         self._warned_order = False
 
@@ -208,10 +218,14 @@ class CVaR_ELBO(ELBO):
             values = torch.cat([getattr(particle, name) for particle in particles])
             return values[0] if len(values) == 1 else values.mean(0)
 
-        losses, kl, global_kl = mean("losses"), mean("kl"), mean("global_kl")
-        values = losses.detach()
-        regret = losses if self.reference is None else losses - self._reference(values, args, kwargs)
-        episodes = len(values)
+        losses = mean("losses")
+        regret = losses if self.reference is None else losses - self._reference(losses.detach(), args, kwargs)
+        own = len(losses)
+        world = self.world or World.current()
+        (losses, regret, kl, nll), mine = world.gather(losses, regret, mean("kl"), mean("nll"))
+        (extra,), _ = world.gather(mean("extra").unsqueeze(0))
+        global_kl, global_extra = world.share_gradient(mean("global_kl")), world.share_gradient(mean("global_extra"))
+        values, episodes = losses.detach(), len(losses)
         self._warn_of_small_tail(episodes)
         tail = self.threshold(regret.detach(), self.rho, update)
         tail_loss = tail.loss(regret)
@@ -221,10 +235,10 @@ class CVaR_ELBO(ELBO):
         elif self.tail_weight < 1:
             risk = (1 - self.tail_weight) * losses.mean() + self.tail_weight * tail_loss
         kl_sum = kl.sum() + global_kl
-        loss = episodes * risk + kl_weight * kl_sum + mean("extra")
+        loss = episodes * risk + kl_weight * kl_sum + (extra.sum() + global_extra)
         if particles[0].scored and torch.isfinite(loss):  # what an infinite loss falls by has no value
-            at = Risk(regret.detach(), tail, tail_loss.detach(), self.tail_weight)
-            loss = loss + self.score_function.surrogate([p.costs() for p in particles], at, update)
+            at = Risk(regret.detach(), tail, tail_loss.detach(), self.tail_weight, mine)
+            loss = loss + self.score_function.surrogate([p.costs() for p in particles], at, world, update)
         penalties = {name: torch.stack([p.penalties[name] for p in particles]).mean(0) for name in self.penalties}
         return ELBOTerms(
             loss=loss,
@@ -232,12 +246,12 @@ class CVaR_ELBO(ELBO):
             tail_loss=tail_loss.detach(),
             kl=kl.detach().mean(),
             global_kl=global_kl.detach(),
-            negative_elbo=mean("nll").sum() + kl_sum.detach(),
+            negative_elbo=nll.sum() + kl_sum.detach(),
             threshold=tail.threshold,
             weights=tail.weights,
             episode_losses=values,
             episode_kl=kl.detach(),
-            penalties={name: value.detach() for name, value in penalties.items()},
+            penalties={name: world.mean(value.detach(), own) for name, value in penalties.items()},
         )
 
     def _reference(self, losses: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:

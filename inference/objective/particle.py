@@ -64,7 +64,8 @@ class Particle:
     Attributes:
         losses, nll, kl: ``(k, B)`` episode losses, plain summed NLL, KL.
         global_kl: ``(k,)``.
-        extra: ``(k,)``, weighted and summed: penalties, and what an entropy_weight of its own changes.
+        extra, global_extra: ``(k,)``, weighted and summed over the episodes, or of global sites: penalties, and what an
+            entropy_weight of its own changes.
         penalties: name -> mean penalty, a scalar.
         scored: the guide sites that need the score function.
     """
@@ -85,7 +86,7 @@ class Particle:
 
         zero = observed[0]["log_prob"].new_zeros(())
         self.losses = self.nll = self.kl = zero.expand(1, self.layout.size)
-        self.global_kl = self.extra = zero.expand(1)
+        self.global_kl = self.extra = self.global_extra = zero.expand(1)
         for site in observed:
             Layout.of(options.episode_plate, site)
             self._observe(site)
@@ -151,9 +152,10 @@ class Particle:
         """Add more weight to a part of a KL term."""
         part = self._expect(part, site)
         self._cost(self._regulariser_costs, site, part, weight, silent_for)
-        local = self.layout.is_local(site)
-        each = self.layout.per_episode(part, site).sum(-1) if local else per_particle(part, site)
-        self.extra = self.extra + weight * each
+        if self.layout.is_local(site):
+            self.extra = self.extra + weight * self.layout.per_episode(part, site).sum(-1)
+        else:
+            self.global_extra = self.global_extra + weight * per_particle(part, site)
 
     def _cost(
         self, terms: list[CostTerm], site: Site, term: Tensor, weight: float = 1.0, silent_for: str | None = None

@@ -25,13 +25,14 @@ def source_logits(
     features: SourceFeatures, batch: EpisodeBatch, scale: Tensor | float = PRETRAINED_SCALE, metric: Metric = "cosine"
 ) -> Tensor:
     """Logits of every source by itself, ``(B, R, Q, W)``."""
-    support = features.of(batch.support.images, batch.support.rows).float()
-    queries = features.of(batch.query.images, batch.query.rows).float()
+    support = features.of(batch.support.images, batch.support.rows)
+    queries = features.of(batch.query.images, batch.query.rows)
+    dtype = torch.promote_types(support.dtype, torch.float32)
     return prototype_logits(
-        support,
+        support.to(dtype),
         batch.support.labels.unsqueeze(1),
         batch.support.mask.unsqueeze(1),
-        queries,
+        queries.to(dtype),
         batch.class_mask.unsqueeze(1),
         scale,
         metric,

@@ -19,7 +19,9 @@ from typing import Literal
 import torch
 from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
+from torch.nn import functional as F
 
+from pyro_smat.distributed import World
 from pyro_smat.inference.objective.losses import EpisodeLoss, OfExpectation
 from pyro_smat.inference.objective.sites import Layout, Site, depends_on, particle_dim
 from pyro_smat.inference.objective.threshold import Tail
@@ -37,12 +39,14 @@ class Risk:
         regret: X - r ``(B,)``, detached.
         tail, tail_loss: of the regret.
         tail_weight: kappa.
+        mine: which of the episodes are this process's own; only their costs are asked for.
     """
 
     regret: Tensor
     tail: Tail
     tail_loss: Tensor
     tail_weight: float
+    mine: slice
 
     def fall(self, by: Tensor, layout: Layout, apart: bool) -> Tensor:
         """By how much it falls when the losses fall ``by`` so much, which has the episodes at the layout's dim.
@@ -53,7 +57,8 @@ class Risk:
         by = by.movedim(layout.dim, -1)
         if apart:
             mean = by
-            other = torch.diag_embed(-by) + self.regret
+            others = (self.mine.start, len(self.regret) - self.mine.stop)
+            other = F.pad(torch.diag_embed(-by), others) + self.regret
         else:
             mean, other = by.sum(-1, keepdim=True), (self.regret - by).unsqueeze(-2)
         tail = len(self.regret) * (self.tail_loss - self.tail.at(other))
@@ -137,12 +142,28 @@ class ScoreFunction:
         self.baseline = baseline
         self.averages: dict[str, Tensor] = {}  # of the losses and of the regularisers
 
-    def surrogate(self, particles: Sequence[Costs], risk: Risk, update: bool = True) -> Tensor:
-        """Args: particles: one for each pair of traces; risk: of the average of all particles."""
+    def surrogate(self, particles: Sequence[Costs], risk: Risk, world: World, update: bool = True) -> Tensor:
+        """Of this process's episodes.
+
+        Args:
+            particles: one for each pair of traces.
+            risk: of the average of all particles.
+            world: the processes that share the batch.
+            update: whether decaying averages move on.
+
+        Raises:
+            ValueError: for a site outside the episode plate, where there are several processes.
+        """
         total = risk.regret.new_zeros(())
         layout = particles[0].layout
         for index, first in enumerate(particles[0].scored):
             sites = [p.scored[index] for p in particles]
+            if world.size > 1 and not layout.is_local(first):
+                raise ValueError(
+                    f"guide site {first['name']!r} ({type(first['fn']).__name__}) needs the score function and is "
+                    f"outside the plate {layout.plate!r}, which several processes cannot share; expected a "
+                    "reparameterised or enumerated site there, or one process"
+                )
             losses, regularisers = zip(*(p.of(site) for p, site in zip(particles, sites, strict=True)), strict=True)
             count = len(particles) * _vectorised(first)
             for site, loss, regulariser in zip(
@@ -152,7 +173,7 @@ class ScoreFunction:
                 part = (cost * site["score_parts"].score_function).sum()
                 total = total + (part - part.detach())
             if self.baseline == "decaying_average" and update:
-                self._remember(first["name"], losses, regularisers)
+                self._remember(first["name"], losses, regularisers, world, layout.size)
         return total
 
     def _centred(self, which: int, terms: Sequence[Tensor], site: Site) -> Sequence[Tensor]:
@@ -167,8 +188,11 @@ class ScoreFunction:
             return [term - average.to(term) for term in terms]
         return terms
 
-    def _remember(self, name: str, losses: Sequence[Tensor], regularisers: Sequence[Tensor]) -> None:
+    def _remember(
+        self, name: str, losses: Sequence[Tensor], regularisers: Sequence[Tensor], world: World, episodes: int
+    ) -> None:
         now = torch.stack([torch.stack([t.mean() for t in terms]).mean() for terms in (losses, regularisers)])
+        now = world.mean(now, episodes)
         self.averages[name] = DECAY * self.averages.get(name, now).to(now) + (1 - DECAY) * now
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ELBOTerms:
-    """One evaluation of the objective, its terms apart.
+    """One evaluation of the objective, its terms apart; of the episodes of all processes, where there are several.
 
     Attributes:
-        loss: the scalar to minimise, with gradient.
+        loss: the scalar to minimise, with gradient (by this process's own episodes).
         mean_loss: mean of the episode losses X.
         tail_loss: CVaR_rho of X - r.
         kl: mean KL of an episode; global_kl: KL of the sites outside the episode plate, minus the log density of

@@ -4,8 +4,11 @@ for every evaluation evaluations/<name>/ with metrics.json, episodes.csv, figure
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from pyro_smat.distributed import World
 from pyro_smat.files import locked, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.training.trainer import CHECKPOINT
@@ -14,8 +17,19 @@ MONITOR = "monitor.json"  # of the validation episodes, for `pyro-smat monitor`
 CATALOG = "catalog.safetensors"  # of a searched catalog
 
 
+@contextmanager
+def own_folder(folder: Path | None, *, wait: bool = False) -> Iterator[None]:
+    """The folder is this run's own inside the block: the first of its processes locks it, see
+    :func:`pyro_smat.files.locked`; None is no folder."""
+    if folder is None or not World.current().leads:
+        yield
+        return
+    with locked(folder, wait=wait):
+        yield
+
+
 def prepare_folder(folder: Path, config: RunConfig, *, resume: bool = False, replace: bool = False) -> None:
-    """Make a run folder and write its config.
+    """Make a run folder and write its config; the first process of a run does it.
 
     Args:
         folder: the run folder.
@@ -27,8 +41,9 @@ def prepare_folder(folder: Path, config: RunConfig, *, resume: bool = False, rep
         ValueError: when the folder cannot be written, holds another run or is in use by another process, or ``resume``
             meets another config.
     """
-    with locked(folder):
-        _prepare(folder, config, resume=resume, replace=replace)
+    if World.current().leads:
+        with locked(folder):
+            _prepare(folder, config, resume=resume, replace=replace)
 
 
 def _prepare(folder: Path, config: RunConfig, *, resume: bool, replace: bool) -> None:

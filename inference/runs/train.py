@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from pyro_smat.distributed import World
 from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
 from pyro_smat.episodes.pixels import PixelStatistics
 from pyro_smat.episodes.pool import ImagePool
-from pyro_smat.files import load_state, locked, save_state, write_atomically
+from pyro_smat.files import load_state, save_state, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.pair import check_pair
@@ -24,7 +24,7 @@ from pyro_smat.inference.deployment.monitoring import RoutingMonitor, routing_sc
 from pyro_smat.inference.evaluation.choosing import choose_on
 from pyro_smat.inference.evaluation.source_advantages import source_advantages, warn_of_seen
 from pyro_smat.inference.objective.build import build_elbo
-from pyro_smat.inference.runs.folder import CATALOG, MONITOR
+from pyro_smat.inference.runs.folder import CATALOG, MONITOR, own_folder
 from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.runs.seen import seen_classes
 from pyro_smat.inference.training.catalogs import CatalogSearch, needs_search
@@ -57,6 +57,9 @@ def train_router(
     state again that the caller left them in. Another thread that draws from them meanwhile changes the run: two
     trainings need two processes.
 
+    In torch.distributed's default group the processes train together; whatever else there is to do each does for
+    itself, with the same result, and the first one writes the folder and shows progress.
+
     Args:
         config: the run.
         device: where to train.
@@ -74,7 +77,7 @@ def train_router(
             says wrongly.
     """
     forked = [device] if torch.device(device).type == "cuda" else []
-    with nullcontext() if folder is None else locked(folder), torch.random.fork_rng(devices=forked):
+    with own_folder(folder), torch.random.fork_rng(devices=forked):
         return _train(config, device, folder, router, features, resume, progress)
 
 
@@ -87,6 +90,9 @@ def _train(
     resume: bool,
     progress: bool,
 ) -> tuple[RoutedClassifier, pd.DataFrame]:
+    world = World.current()
+    world.check_alike("the config", config.model_dump_json())
+    progress = progress and world.leads
     searches = router is None and takes(config.guide, "catalog") and needs_search(config.guide.options["catalog"])
     opened = router or build_router(_without_experts(config) if searches else config, device)
     device = opened.device
@@ -147,7 +153,7 @@ def _train(
         config=router.config.replaced(data={"seen": seen}),
     )
     classifier = RoutedClassifier(router, deployment)
-    if folder is not None:
+    if folder is not None and world.leads:
         write_atomically(folder / "history.csv", history.to_csv(index=False).encode())
         classifier.save(folder / "router")
         _monitor(router, validation, config.seed).save(folder / MONITOR)
@@ -201,6 +207,6 @@ def _searched_catalog(
     search = CatalogSearch(stand_in.model, draw, config.objective.rho, config.seed, progress)
     choice: Choice = config.guide.options["catalog"]
     catalog: Catalog = build(choice, catalog_supply(config, stand_in.library, search=search))
-    if path is not None:
+    if path is not None and World.current().leads:
         save_state(path, catalog.to_dict())
     return catalog

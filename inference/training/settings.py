@@ -12,7 +12,9 @@ class TrainingSettings(BaseModel):
 
     Attributes:
         steps: optimizer steps.
-        episodes: B, episodes a step.
+        episodes: B, episodes a step, of all processes together.
+        numbered: draw episodes, and everything that is random about them, by number, as several processes always do:
+            the run is then the same in one process as in many. Otherwise one process draws from one stream.
         learning_rate: of the router and the head's scale.
         delta_learning_rate: of the shared delta.
         gate_learning_rate: of the experts' log alpha.
@@ -37,6 +39,7 @@ class TrainingSettings(BaseModel):
 
     steps: int = Field(default=300, ge=0)
     episodes: int = Field(default=16, ge=1)
+    numbered: bool = False
     learning_rate: float = Field(default=3e-3, gt=0)
     delta_learning_rate: float = Field(default=1e-3, gt=0)
     gate_learning_rate: float = Field(default=5e-2, gt=0)

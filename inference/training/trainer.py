@@ -1,5 +1,6 @@
 """MetaTrainer: meta-trains router, experts and head scale on a stream of episodes.
 
+In torch.distributed's default group each process trains on its share of every batch, and they go on as one run.
 sampler -> frozen features -> CVaR_ELBO(model, guide) -> AdamW; primal-dual sparsity; validation on held-out episodes;
 a checkpoint with every random state, from which a killed run continues to the same result.
 """
@@ -7,6 +8,8 @@ a checkpoint with every random state, from which a killed run continues to the s
 from __future__ import annotations
 
 import time
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyro_smat.distributed import World
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.files import load_state, save_state
@@ -25,6 +29,8 @@ from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
 from pyro_smat.inference.objective.outcome import run_routings
 from pyro_smat.inference.objective.terms import ELBOTerms
 from pyro_smat.inference.training.annealing import KLSchedule
+from pyro_smat.inference.training.episode_draws import check_sharing, numbered_episodes
+from pyro_smat.inference.training.parameter_groups import parameter_groups
 from pyro_smat.inference.training.random_state import random_state, set_random_state
 from pyro_smat.inference.training.schedule import warmup_then_cosine
 from pyro_smat.inference.training.settings import TrainingSettings
@@ -35,6 +41,7 @@ from pyro_smat.networks.features import SourceFeatures
 
 CHECKPOINT = "checkpoint.safetensors"
 SAVED = {"step", "settings", "model", "guide", "optimizer", "schedule", "elbo", "sampler", "random", "history"}
+SAVED |= {"numbered", "seed"}
 
 
 class MetaTrainer:
@@ -43,18 +50,20 @@ class MetaTrainer:
     Args:
         model, guide: the pair; both are moved to ``device``.
         elbo: the objective; its kl_weight is the whole weight of the KL schedule.
-        sampler: of training episodes.
+        sampler: of training episodes; where they are numbered, the numbers of step s are s B, ..., (s + 1) B - 1.
         features: frozen features of the sampler's pool.
         settings: how to train; default: as :class:`TrainingSettings` has it.
         validation: held-out episodes with features attached, or none.
-        folder: where checkpoints go; None keeps none.
+        folder: where checkpoints go; None keeps none. All processes read them there, the first one writes them.
         device: where to train.
 
     Attributes:
         history: one dict a step: step, loss, episode_loss, cvar, threshold, kl, negative_elbo (the plain one, of an
-            episode), information of the posterior (entropy, variance, mutual_information, effective_routings),
-            sparsity, images_per_second, optional terms of the ELBO by name; at validations also validation_accuracy,
-            validation_loss and validation_cvar.
+            episode), information of the posterior (entropy, variance, mutual_information, effective_routings: of
+            several processes the mean over their shares of the batch), sparsity, images_per_second, optional terms of
+            the ELBO by name; at validations also validation_accuracy, validation_loss and validation_cvar.
+        numbered: whether episodes are drawn by number; see :class:`TrainingSettings`.
+        seed: of what is drawn by number, that of torch's global generator.
 
     Example:
         >>> from pyro_smat import EpisodeSampler, glyph_pool
@@ -92,9 +101,15 @@ class MetaTrainer:
         self.folder = folder
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self.optimizer = torch.optim.AdamW(_parameter_groups(model, guide, settings), betas=(0.9, 0.99))
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, guide, settings), betas=(0.9, 0.99))
         self.schedule = warmup_then_cosine(self.optimizer, settings.warmup, settings.steps)
+        self.numbered, self.seed = settings.numbered, torch.initial_seed() % 2**63
         self._kl_schedule = KLSchedule(settings.kl_warmup, settings.kl_cycles)
+
+    @property
+    def world(self) -> World:
+        """The processes that train together."""
+        return self.elbo.world or World.current()
 
     def fit(self, *, resume: bool = False, progress: bool = True) -> pd.DataFrame:
         """Train to the end and leave model and guide in evaluation mode; returns :attr:`history`.
@@ -104,13 +119,15 @@ class MetaTrainer:
             progress: show a progress bar.
 
         Raises:
-            ValueError: when a checkpoint is damaged or of other settings, or the loss is no longer finite.
+            ValueError: when a checkpoint is damaged or of other settings, the loss is no longer finite, there are fewer
+                episodes than processes, or the sampler cannot number them.
         """
+        world = self.world
         if resume and self.folder is not None and (self.folder / CHECKPOINT).exists():
             self.load(self.folder / CHECKPOINT)
-        bar = tqdm(
-            total=self.settings.steps, initial=self.step, desc="meta-training", disable=not progress, unit="step"
-        )
+        self._meet(world)
+        shown = progress and world.leads
+        bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-training", disable=not shown, unit="step")
         with bar:
             while self.step < self.settings.steps:
                 row = self.training_step()
@@ -120,7 +137,8 @@ class MetaTrainer:
                 self.history.append(row)
                 self._show(bar, row)
                 every = self.settings.checkpoint_every
-                if self.folder is not None and (self.step == self.settings.steps or (every and self.step % every == 0)):
+                due = self.step == self.settings.steps or (every and self.step % every == 0)
+                if self.folder is not None and due and world.leads:
                     self.save(self.folder / CHECKPOINT)
         self.model.eval()
         self.guide.eval()
@@ -131,11 +149,13 @@ class MetaTrainer:
         started = time.perf_counter()
         self.model.train()
         self.guide.train()
-        batch = self.features.attach(self.sampler.sample(self.settings.episodes).to(self.device))
+        world = self.world
         self._anneal()
         kl_factor = self._kl_schedule.factor(self.step, self.settings.steps)
-        terms = self.elbo.terms(self.model, self.guide, batch, kl_factor=kl_factor)
-        loss = terms.loss / len(batch) + self._penalty()
+        with self._episodes(world) as drawn:
+            batch = self.features.attach(drawn.to(self.device))
+            terms = self.elbo.terms(self.model, self.guide, batch, kl_factor=kl_factor)
+        loss = terms.loss / self.settings.episodes + self._penalty(world)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss.item()} at step {self.step + 1}; expected a finite number: lower learning_rate, "
@@ -143,6 +163,7 @@ class MetaTrainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        world.sum_gradients(parameter for group in self.optimizer.param_groups for parameter in group["params"])
         experts = self._experts()
         if experts is not None:
             experts.after_backward()
@@ -153,24 +174,28 @@ class MetaTrainer:
         if experts is not None:
             experts.after_step()
         self.step += 1
-        images = int(batch.support.mask.sum() + batch.query.mask.sum()) * self.elbo.num_particles
-        return self._row(terms, loss, batch, images / (time.perf_counter() - started))
+        return self._row(terms, loss, batch, world, started)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Accuracy, loss and CVaR of the posterior-mean network, as deployed, on the held-out episodes."""
         self.model.eval()
         self.guide.eval()
-        basis = self.model.basis()
+        world, basis = self.world, self.model.basis()
+        share = world.share(len(self.validation))
         outcomes = []
-        for batch in self.validation:
+        for batch in (self.validation[i] for i in share or [0]):
             mean = self.guide.posterior(batch).mean.unsqueeze(0)
             outcomes.append(
                 run_routings(self.model, batch, {"mean": (mean, mean.new_ones(1, len(batch)))}, basis=basis)["mean"]
             )
         loss = torch.cat([outcome.losses for outcome in outcomes])
+        accuracy = torch.cat([outcome.accuracy for outcome in outcomes])
+        if not share:  # more processes than batches: it gives nothing, of the right dtype
+            loss, accuracy = loss[:0], accuracy[:0]
+        (loss, accuracy), _ = world.gather(loss, accuracy)
         return {
-            "validation_accuracy": torch.cat([outcome.accuracy for outcome in outcomes]).mean().item(),
+            "validation_accuracy": accuracy.mean().item(),
             "validation_loss": loss.mean().item(),
             "validation_cvar": cvar(loss, self.elbo.rho).item(),
         }
@@ -190,6 +215,8 @@ class MetaTrainer:
                 "sampler": self.sampler.state_dict(),
                 "random": random_state(self.device),
                 "history": self.history,
+                "numbered": self.numbered,
+                "seed": self.seed,
             },
         )
 
@@ -219,15 +246,41 @@ class MetaTrainer:
         self.elbo.load_state_dict(state["elbo"])
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.history = state["step"], state["history"]
+        self.numbered, self.seed = state["numbered"], state["seed"]
         set_random_state(state["random"], self.device)
+
+    def _meet(self, world: World) -> None:
+        """All processes start from the same numbers: those of the first one."""
+        check_sharing(world, self.settings.episodes, self.sampler, self.numbered)
+        if world.size > 1 and self.step and not self.numbered and world.leads:
+            warnings.warn(
+                f"the first {self.step} steps drew their episodes from the stream of one process; from here on they "
+                "are drawn by number (training.numbered = true draws them so from the start)",
+                stacklevel=3,
+            )
+        self.numbered |= world.size > 1
+        states = [*self.model.state_dict().items(), *self.guide.state_dict().items()]
+        shapes = [(name, tuple(value.shape), value.dtype) for name, value in states]
+        world.check_alike("the run (settings, checkpoint, model or guide)", self.settings, self.step, shapes)
+        seed = torch.tensor(self.seed)
+        world.broadcast([*(value for _, value in states), seed])
+        self.seed = int(seed)
+
+    def _episodes(self, world: World) -> AbstractContextManager[EpisodeBatch]:
+        """This process's episodes of the step, by number, or the next ones of the stream."""
+        size = self.settings.episodes
+        if self.numbered:
+            numbers = [self.step * size + i for i in world.share(size)]
+            return numbered_episodes(self.sampler, numbers, self.seed, self.step, self.elbo.episode_plate)
+        return nullcontext(self.sampler.sample(size))
 
     def _experts(self) -> ExpertBank | None:
         experts = self.model.experts
         return experts if experts is not None and len(experts) else None
 
-    def _penalty(self) -> Tensor | float:
+    def _penalty(self, world: World) -> Tensor | float:
         experts, weight = self._experts(), self.settings.orthogonality
-        return weight * experts.orthogonality() if experts is not None and weight else 0.0
+        return world.share_gradient(weight * experts.orthogonality()) if experts is not None and weight else 0.0
 
     def _anneal(self) -> None:
         """What changes as training goes on: relaxation temperatures and the experts' budget."""
@@ -237,10 +290,16 @@ class MetaTrainer:
         if experts is not None:
             experts.set_progress(min(1.0, progress))
 
-    def _row(self, terms: ELBOTerms, loss: Tensor, batch: EpisodeBatch, images_per_second: float) -> dict[str, float]:
+    def _row(
+        self, terms: ELBOTerms, loss: Tensor, batch: EpisodeBatch, world: World, started: float
+    ) -> dict[str, float]:
         with torch.no_grad():
             generator = torch.Generator(self.device).manual_seed(self.step)
-            found = posterior_information(self.guide.posterior(batch), generator=generator)
+            found = asdict(posterior_information(self.guide.posterior(batch), generator=generator))
+        found["images"] = int(batch.support.mask.sum() + batch.query.mask.sum()) / len(batch)
+        means = world.mean(torch.tensor(list(found.values()), dtype=torch.float64), len(batch)).tolist()
+        found = dict(zip(found, means, strict=True))
+        images = found.pop("images") * self.settings.episodes * self.elbo.num_particles
         row = {
             "step": self.step,
             "loss": loss.item(),
@@ -248,9 +307,9 @@ class MetaTrainer:
             "cvar": terms.tail_loss.item(),
             "threshold": terms.threshold.item(),
             "kl": terms.kl.item(),
-            "negative_elbo": terms.negative_elbo.item() / len(batch),
-            **asdict(found),
-            "images_per_second": images_per_second,
+            "negative_elbo": terms.negative_elbo.item() / self.settings.episodes,
+            **found,
+            "images_per_second": images / (time.perf_counter() - started),
         }
         row |= {name: value.item() for name, value in terms.penalties.items()}
         experts = self._experts()
@@ -270,26 +329,3 @@ class MetaTrainer:
             shown["sparsity"] = f"{row['sparsity']:.2f}"
         bar.set_postfix(shown)
         bar.update(1)
-
-
-def _parameter_groups(model: RoutedModel, guide: RoutingGuide, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Router matrices decay; vectors, the head's scale, delta and gates do not."""
-    matrices = [p for p in _trained(guide) if p.ndim > 1]
-    vectors = [p for p in _trained(guide) if p.ndim <= 1]
-    experts = _trained(model.experts) if model.experts is not None else []
-    rest = [p for p in _trained(model) if all(p is not e for e in experts)]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-        {"params": vectors + rest, "lr": settings.learning_rate, "weight_decay": 0.0},
-    ]
-    if model.experts is not None and len(model.experts):
-        delta, gates = model.experts.delta, model.experts.log_alpha
-        groups += [
-            {"params": [delta], "lr": settings.delta_learning_rate, "weight_decay": 0.0},
-            {"params": [gates], "lr": settings.gate_learning_rate, "weight_decay": 0.0},
-        ]
-    return groups
-
-
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""``pyro-smat train config.toml``: meta-trains a router into a run folder."""
+"""``pyro-smat train config.toml``: meta-trains a router into a run folder; under torchrun, in many processes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def train(
     progress: Progress = True,
     wait: Wait = False,
 ) -> None:
-    """Meta-train a router."""
-    from pyro_smat.files import locked
+    """Meta-train a router; in many processes: torchrun --nproc-per-node 4 -m pyro_smat train config.toml."""
+    from pyro_smat.distributed import World, joined
     from pyro_smat.inference.assembly.config import load_config
 
     parts = own_parts(model, guide, network, own)
@@ -44,13 +44,15 @@ def train(
     overrides = [f"{sections.get(kind, kind)}.kind={name}" for kind, name in parts.items()]
     parsed = load_config(config, [*(set_ or []), *([] if seed is None else [f"seed={seed}"]), *overrides])
     from pyro_smat.inference.assembly.router import choose_device
-    from pyro_smat.inference.runs.folder import prepare_folder
+    from pyro_smat.inference.runs.folder import own_folder, prepare_folder
     from pyro_smat.inference.runs.train import train_router
 
-    where = choose_device(device)
-    with locked(output, wait=wait):
+    with joined(choose_device(device)) as where, own_folder(output, wait=wait):
         prepare_folder(output, parsed, resume=resume)
         classifier, history = train_router(parsed, where, folder=output, resume=resume, progress=progress)
+        leads = World.current().leads
+    if not leads:
+        return
     if len(history):
         last = history.iloc[-1]
         shown = [k for k in history.columns if last[k] == last[k] and k != "images_per_second"]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from pyro_smat.files.atomic import replacing
 from pyro_smat.networks.parameters import Entry, ParameterSpace
 from pyro_smat.sources.checkpoint import Checkpoint, TensorsInMemory
 from pyro_smat.sources.comparison import compare
@@ -139,6 +141,39 @@ class SourceLibrary:
                 basis[:, start : start + rows.shape[1]] = rows
             self._basis = basis
         return self._basis
+
+    def mapped(self, path: Path) -> SourceLibrary:
+        """The same sources with a basis that stays on disk, for more of them than the memory holds.
+
+        The basis is written to a file, a piece at a time, and mapped: composing and its gradient read it through, and
+        the system drops what it has read when memory is short. All processes of a machine that map one file share what
+        is in memory. The basis is a tensor on the CPU like any other, with the same values. What copies it needs the
+        memory after all: moving it to a GPU, another ``compute_dtype``, and experts, which a model puts beside the
+        sources.
+
+        Args:
+            path: of the file, R x d numbers; it is written anew, and must stay while the library is used.
+
+        Raises:
+            ValueError: for a file that cannot be written, or weights that are not finite.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> from pyro_smat.sources.pretraining import glyph_network, shipped_glyph_sources
+            >>> library = SourceLibrary.from_files(glyph_network(), shipped_glyph_sources())
+            >>> mapped = library.mapped(Path(mkdtemp()) / "basis.bin")
+            >>> torch.equal(mapped.basis, library.basis)
+            True
+        """
+        size = len(self) * self.space.dim
+        with replacing(path) as temporary:
+            with temporary.open("xb") as file:
+                file.truncate(size * self.dtype.itemsize)
+            written = torch.from_file(str(temporary), shared=True, size=size, dtype=self.dtype).view(len(self), -1)
+            for start, rows in self.pieces():
+                written[:, start : start + rows.shape[1]] = rows
+        basis = torch.from_file(str(path), shared=True, size=size, dtype=self.dtype).view(len(self), -1)
+        return SourceLibrary(self.names, basis, self.space, self._template)
 
     def block(self, index: int | str) -> Tensor:
         """``(R, d_l)``: one block of all sources, by number or name; nothing else is read.

@@ -100,12 +100,18 @@ def tiny_router(config: RunConfig, **options: Any) -> Router:
 
 
 def build_trainer(
-    folder: Path | None, case: str = "logistic_normal", overrides: Sequence[str] = (), **changed: Any
+    folder: Path | None,
+    case: str = "logistic_normal",
+    overrides: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+    **changed: Any,
 ) -> MetaTrainer:
     """New objects every time, always the same; ``changed`` are settings of the trainer."""
     settings = [f"training.{name}={value}" for name, value in changed.items()]
     config = tiny_config([*CASES[case], *settings, *overrides])
     router = tiny_router(config)
+    router.model.to(dtype).compute_dtype = dtype
+    router.guide.to(dtype)
     features = router.features(tiny_pool())
     held_out = EpisodeSampler(features.pool, 3, 2, 2, seed=2)
     torch.manual_seed(0)

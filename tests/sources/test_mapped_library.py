@@ -1,0 +1,72 @@
+"""A mapped basis: the same numbers as in memory, where the memory does not hold it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+
+from pyro_smat.inference.assembly.router import build_router
+
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from pyro_smat import ParameterSpace, SourceLibrary, compose
+
+folder, how = Path(sys.argv[1]), sys.argv[2]
+module = torch.nn.Linear(1000, 300)
+SOURCES = 100  # 120 MB in all
+for seed in range(SOURCES):
+    path = folder / f"{seed}.safetensors"
+    if not path.exists():
+        generator = torch.Generator().manual_seed(seed)
+        save_file({"weight": torch.randn(300, 1000, generator=generator), "bias": torch.zeros(300)}, path)
+library = SourceLibrary.from_files(module, {str(i): folder / f"{i}.safetensors" for i in range(SOURCES)})
+c = torch.rand(2, SOURCES, generator=torch.Generator().manual_seed(0)).requires_grad_()
+compose(torch.rand(2, 4), torch.rand(4, 300), None).sum()  # buffers of the matrix product
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
+if how != "free":
+    resource.setrlimit(resource.RLIMIT_DATA, (used + 60 * 2**20,) * 2)
+basis = library.mapped(folder / f"{how}.bin").basis if how == "mapped" else library.basis
+theta = compose(c, basis)
+theta.square().sum().backward()
+torch.save((theta.detach(), c.grad), folder / f"{how}.pt")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of a process as Linux does")
+def test_sources_that_do_not_fit_into_memory(tmp_path: Path) -> None:
+    """120 MB of sources in a process that may have 60 MB more: gradients too are those of a basis in memory."""
+
+    def run(how: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path), how]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+
+    for how in ("free", "mapped"):
+        done = run(how)
+        assert done.returncode == 0, done.stderr
+    limited = run("limited")
+    assert limited.returncode != 0
+    assert "can't allocate memory" in limited.stderr or "MemoryError" in limited.stderr, limited.stderr
+    for found, expected in zip(torch.load(tmp_path / "mapped.pt"), torch.load(tmp_path / "free.pt"), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_training_over_a_mapped_library_is_the_same(tmp_path: Path) -> None:
+    config = tiny_run.quick_config(["experts.count=0"])
+    network, library = tiny_run.tiny_sources(config)
+    histories = []
+    for own in (library, library.mapped(tmp_path / "basis.bin")):
+        router = build_router(config, opened=(network, own))
+        assert router.model.basis().data_ptr() == own.basis.data_ptr()  # nothing is copied
+        folder = tmp_path / str(len(histories))
+        tiny_run.trained(config, router, folder=folder)
+        histories.append((folder / "history.csv").read_text().splitlines())
+    columns = [[row.split(",")[:6] for row in history] for history in histories]
+    assert columns[0] == columns[1]
