@@ -26,7 +26,7 @@ from pyro_smat.networks.heads import LEAST_WEIGHT, Metric
 STRENGTH = 10.0  # m, shots that the expected share of wrong labels weighs
 STEPS = 6  # damped by a half; more change little
 LEAST_NOISE, MOST_NOISE = 1e-3, 0.9
-SMALLEST = 1e-12  # product of two lengths
+SMALLEST = 1e-24  # squared length
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class _Pairs:
 
     def _similarity(self, product: Tensor, square: Tensor, centre_square: Tensor, count: Tensor) -> Tensor:
         """Of shots to sums of so many shots, from inner products and squared lengths."""
-        centre_square = centre_square.clamp(min=0)
+        centre_square = centre_square.clamp(min=SMALLEST)
         if self.metric == "cosine":
-            return product / (square.sqrt() * centre_square.sqrt()).clamp(min=SMALLEST)
+            return product / (square.clamp(min=SMALLEST).sqrt() * centre_square.sqrt())
         count = count.clamp(min=LEAST_WEIGHT)
         return (2 * product / count - square - centre_square / count.square()) / self.width

@@ -1,0 +1,92 @@
+"""RoutedClassifier.from_sources: the average by hand, doubt without validation, files, and label noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_smat.episodes import EpisodeSampler, glyph_pool
+from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.evaluation.baselines import ComposedLibrary, WeightedSourceAverage
+from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.sources.pretraining import glyph_network, shipped_glyph_sources
+
+NOISE = {"kind": "label_noise", "fraction": 0.4}
+
+
+def classifier(**options: object) -> RoutedClassifier:
+    return RoutedClassifier.from_sources(
+        shipped_glyph_sources(),
+        network=glyph_network(),
+        image_shape=(1, 32, 32),
+        **options,  # type: ignore[arg-type]  # options of tests
+    )
+
+
+def sampler(shot: int = 5, **options: object) -> EpisodeSampler:
+    return EpisodeSampler(glyph_pool("validation"), 5, shot, 8, **options)  # type: ignore[arg-type]
+
+
+def accuracy(made: RoutedClassifier, stream: EpisodeSampler, episodes: int) -> float:
+    hits = []
+    for _ in range(episodes):
+        episode = stream.episode()
+        task = made.adapt(episode.support.images, episode.support.labels.tolist())
+        found = torch.tensor(task.predict(episode.query.images))
+        hits.append((found == episode.query.labels).float().mean())
+    return torch.stack(hits).mean().item()
+
+
+def test_it_is_the_weighted_average_of_all_sources(tmp_path: Path) -> None:
+    made = classifier(label_noise=0.0, temperature=0.3)
+    made.save(tmp_path)
+    again = RoutedClassifier.load(tmp_path)
+    model = made.router.model
+    composed = ComposedLibrary.of(model)
+    baseline = WeightedSourceAverage(composed, temperature=0.3)
+    batch = SourceFeatures(model.network, model.source_basis).attach(sampler(seed=4).sample(3))
+    expected = baseline(batch)
+    for b in range(3):
+        episode = batch.episode(b)
+        for one in (made, again):
+            task = one.adapt(episode.support.images, episode.support.labels.tolist())
+            found = task.predict_proba(episode.query.images)
+            # the posterior predictive sums the catalog up to a mass of .99
+            torch.testing.assert_close(torch.as_tensor(found), expected[b], rtol=0.05, atol=0.02)
+
+
+def test_doubt_without_validation() -> None:
+    made = classifier()
+    clean, one_shot = sampler(seed=1).episode(), sampler(1, seed=1).episode()
+    labels = clean.support.labels.tolist()
+    assert made.adapt(clean.support.images, labels).reliable
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+    assert made.adapt(clean.support.images, [labels[i] for i in shuffled]).abstains
+    assert made.adapt(torch.rand(25, 1, 32, 32, generator=torch.Generator().manual_seed(0)), labels).abstains
+    single = made.adapt(one_shot.support.images, one_shot.support.labels.tolist())
+    assert single.abstains  # nothing can be left out
+    assert "not reliable" in str(single.explain())
+
+
+def test_labels_that_are_wrong_cost_less() -> None:
+    gained = {
+        noise: [accuracy(classifier(label_noise=noise), sampler(seed=7, corruptions=c), 30) for c in ((), (NOISE,))]
+        for noise in (0.0, 0.1)
+    }
+    assert gained[0.1][1] > gained[0.0][1] + 0.08
+    assert gained[0.1][0] > gained[0.0][0] - 0.02
+
+
+@pytest.mark.slow
+def test_validation_fits_the_temperature_and_what_a_task_says_of_itself() -> None:
+    made = classifier(validation=sampler(seed=2, corruptions=({**NOISE, "probability": 0.5},)))
+    assert made.router.guide.temperature_scale != 1
+    assert made.deployment.reliability is not None
+    assert made.deployment.reliability.learned_from
+
+
+def test_an_unknown_network_is_named() -> None:
+    with pytest.raises(ValueError, match="no network 'mobilenet_v3'; did you mean 'mobilenet_v2'"):
+        RoutedClassifier.from_sources(shipped_glyph_sources(), network="mobilenet_v3", image_shape=(1, 32, 32))
