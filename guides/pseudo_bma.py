@@ -138,7 +138,8 @@ def stacked_weights(log_likelihoods: Tensor, mask: Tensor) -> Tensor:
         mask: ``(B, S)`` bool.
 
     Example:
-        >>> stacked_weights(torch.tensor([[[0.9, 0.1], [0.1, 0.9], [0.4, 0.4]]]).log(), torch.ones(1, 2).bool())
+        >>> log_likelihoods = torch.tensor([[[0.9, 0.1], [0.1, 0.9], [0.4, 0.4]]]).log()
+        >>> stacked_weights(log_likelihoods, torch.ones(1, 2).bool()).round(decimals=3)
         tensor([[0.5000, 0.5000, 0.0000]])
     """
     likelihoods = (log_likelihoods - log_likelihoods.amax(1, keepdim=True)).exp() * mask.unsqueeze(1)

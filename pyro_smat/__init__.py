@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         HierarchicalGuide,
         LogisticNormalGuide,
         PointGuide,
+        PseudoBMAGuide,
     )
     from pyro_smat.inference import (
         CVaR_ELBO,
@@ -81,6 +82,7 @@ __all__ = [
     "MixturePrior",
     "ParameterSpace",
     "PointGuide",
+    "PseudoBMAGuide",
     "RoutedClassifier",
     "RoutedModel",
     "SimplexCostPrior",
@@ -108,7 +110,9 @@ if all(os.path.isfile(os.path.join(_CHECKOUT, *part)) for part in (("pyproject.t
 
 _HOMES = {
     "episodes": "Episode EpisodeBatch EpisodeSampler Labelled glyph_pool read_csv read_folder write_folder",
-    "guides": "CatalogGuide ConcreteGuide DirichletGuide HierarchicalGuide LogisticNormalGuide PointGuide",
+    "guides": (
+        "CatalogGuide ConcreteGuide DirichletGuide HierarchicalGuide LogisticNormalGuide PointGuide PseudoBMAGuide"
+    ),
     "inference": ("CVaR_ELBO Deployment MetaTrainer RoutedClassifier SourceReference TrainingSettings evaluate"),
     "inference.diagnostics": "diagnose",
     "models": "RoutedModel",

@@ -54,11 +54,19 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return made
 
 
+def roles(folder: Path) -> list[tuple[str, Path]]:
+    """The first image of every class as a query, the others as its support."""
+    paths = [sorted(one.glob("*.png")) for one in sorted(folder.iterdir()) if one.is_dir()]
+    return [("query" if path == own[0] else "support", path) for own in paths for path in own]
+
+
 def good(world: Path, run: Path, output: Path) -> dict[str, list[object]]:
     """For each command arguments that would do."""
     support, image = world / "images" / "test", world / "images" / "test" / "stripe0" / "0.png"
     config, stream = world / "config.toml", world / "stream.jsonl"
     stream.write_text('{"kl": 0.1, "entropy": 0.2}\n')
+    lines = [f"t,{role},{path.relative_to(world)},{path.parent.name}" for role, path in roles(support)]
+    (world / "tasks.csv").write_text("\n".join(["task,role,path,label", *lines]))
     return {
         "quickstart": [],
         "train": [config],
@@ -69,6 +77,7 @@ def good(world: Path, run: Path, output: Path) -> dict[str, list[object]]:
         "monitor": [run / "monitor.json", stream],
         "cost": [run],
         "diagnose": [run],
+        "route": [run, world / "tasks.csv", "--output", output],
         "sources inspect": [config],
         "sources compare": [config],
         "sources align": [config, "--output", output],

@@ -25,8 +25,10 @@ from pyro_smat.inference.training.trainer import MetaTrainer
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.parameters import ParameterSpace
+from pyro_smat.registry import accepts, find, names
 from pyro_smat.sources import SourceLibrary
 
+ENCODING_GUIDES = tuple(name for name in names("guide") if accepts(find("guide", name), "encoder"))
 STEPS = 10
 CHECKPOINT_EVERY = 3
 VALIDATE_EVERY = 4

@@ -86,7 +86,10 @@ def test_sections_are_replaced_whole_or_in_part() -> None:
         ("prior={kind='dirichlet', scale=1.0}", r"'dirichlet' has no option 'scale'; it has concentration"),
         ("prior={kind='simplex_cost', scale=1.0}", r"'simplex_cost' has no option 'scale'; it has beta, costs, "),
         ("prior={kind='cost_aware', costs='dear'}", r"prior: costs: .*found 'dear'"),
-        ("training.temperature_scaling=true", r"guides over a catalog \(catalog, hierarchical\); found guide 'logis"),
+        (
+            "training.temperature_scaling=true",
+            r"guides over a catalog \(catalog, hierarchical, pseudo_bma\); found guide 'logis",
+        ),
         ("guide={kind='catalog', straight_through=true}", r"'catalog' has no option 'straight_through'"),
         (
             "guide.encoder=prototype_moment",

@@ -9,7 +9,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from tiny_run import build_trainer, moved, tiny_config, tiny_pool, tiny_router, tiny_sources
+from tiny_run import ENCODING_GUIDES, build_trainer, moved, tiny_config, tiny_pool, tiny_router, tiny_sources
 
 from pyro_smat.inference.assembly import RunConfig, choose_device, open_library
 from pyro_smat.inference.assembly.router import default_catalog
@@ -19,7 +19,7 @@ from pyro_smat.inference.objective.distillation import PredictionDistillation, R
 from pyro_smat.inference.objective.threshold import THRESHOLDS
 from pyro_smat.registry import names
 
-GUIDES = names("guide")
+GUIDES = ENCODING_GUIDES
 CATALOG_GUIDES = ("catalog", "hierarchical")
 BLOCKS = 'sources.blocks={weight=".*weight", bias=".*bias"}'
 pytestmark = pytest.mark.filterwarnings("ignore:rho x B")

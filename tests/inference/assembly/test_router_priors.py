@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import build_trainer, moved, tiny_config, tiny_router, tiny_sources
+from tiny_run import ENCODING_GUIDES, build_trainer, moved, tiny_config, tiny_router, tiny_sources
 
 from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.assembly.pair import goes_with
@@ -17,7 +17,7 @@ from pyro_smat.inference.assembly.router import build_router
 from pyro_smat.models.priors import ConcretePrior, LogisticNormalPrior, RoutingPrior, SimplexCostPrior
 from pyro_smat.registry import find, names
 
-GUIDES, PRIORS = names("guide"), names("prior")
+GUIDES, PRIORS = ENCODING_GUIDES, names("prior")
 CATALOG_GUIDES = ("catalog", "hierarchical")
 OF_CATALOGS = {"uniform", "cost_aware", "catalog", "hierarchical", "mixture"}
 OF_SIMPLEX = {"uniform", "cost_aware", "logistic_normal", "dirichlet", "concrete", "simplex_cost", "mixture"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import tiny_config, tiny_pool, tiny_sources
+from tiny_run import ENCODING_GUIDES, tiny_config, tiny_pool, tiny_sources
 from torch import Tensor
 
 from pyro_smat.episodes.sampler import EpisodeSampler
@@ -16,10 +16,9 @@ from pyro_smat.inference.deployment.changing_sources import add_source, remove_s
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.runs.train import train_router
 from pyro_smat.inference.training.catalogs import CatalogSearch, greedy_catalog
-from pyro_smat.registry import names
 from pyro_smat.sources import SourceLibrary
 
-GUIDES = names("guide")
+GUIDES = ENCODING_GUIDES
 BLOCKS = 'sources.blocks={weight=".*weight", bias=".*bias"}'
 pytestmark = pytest.mark.filterwarnings("ignore:rho x B")
 

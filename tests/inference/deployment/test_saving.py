@@ -13,7 +13,7 @@ import pytest
 import torch
 from router_files import read_description, write_description, write_tensors
 from safetensors.torch import load_file
-from tiny_run import predictions, quick_config, reopened, tiny_config, tiny_pool, tiny_router, trained
+from tiny_run import ENCODING_GUIDES, predictions, quick_config, reopened, tiny_config, tiny_pool, tiny_router, trained
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
@@ -46,7 +46,7 @@ def tiny_classifier(*overrides: str) -> RoutedClassifier:
 
 
 @pytest.mark.parametrize("blocks", [[], ['sources.blocks={weight=".*weight", bias=".*bias"}']])
-@pytest.mark.parametrize("guide", names("guide"))
+@pytest.mark.parametrize("guide", ENCODING_GUIDES)
 def test_every_guide_is_saved_and_predicts_the_same_bits(guide: str, blocks: list[str], tmp_path: Path) -> None:
     prior = f"prior={MIXTURES[guide in CATALOG_GUIDES]}"
     classifier = tiny_classifier(f"guide.kind={guide}", prior, *blocks)

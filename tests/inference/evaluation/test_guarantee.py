@@ -37,7 +37,14 @@ def made(count: int, seed: int) -> Any:
     hardness = 0.6 * generator.random(count)
     noise = {
         name: generator.random(count)
-        for name in ("kl_to_prior", "variance", "argmax_entropy", "support_loss", "composed_support_loss")
+        for name in (
+            "kl_to_prior",
+            "variance",
+            "argmax_entropy",
+            "support_error",
+            "support_loss",
+            "composed_support_loss",
+        )
     }
     return made_evaluation(hardness, generator, noise)
 
