@@ -25,8 +25,8 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.experts import ExpertBank
-from pyro_smat.networks.heads import Metric, prototype_logits
-from pyro_smat.networks.shot_trust import shot_trust
+from pyro_smat.networks.heads import Metric
+from pyro_smat.networks.support_head import Classifier, HeadSettings, SupportHead, fit_head
 from pyro_smat.registry import Remembered, register
 from pyro_smat.routing import straight_through
 from pyro_smat.routing.local_module import LocalModule
@@ -42,14 +42,18 @@ class RoutedModel(Remembered, LocalModule):
         library: the R frozen sources.
         prior: a prior over coefficients, called inside the episode plate; with as many blocks as the network's space.
         experts: M masked experts, or None.
-        metric: "cosine" or "euclidean" prototypes.
+        metric: "cosine", "euclidean" or "bhattacharyya" prototypes.
         scale: initial scale of the similarities; learned, kept positive by a softplus.
         compute_dtype: dtype of task parameters and features; bfloat16 on a GPU.
         gates: vectorised particles share one "shared" sample of the experts' gates (less variance), or have
             "separate" ones; of an enumerated site, its routings have.
         straight_through: compose with one-hot weights but with the gradient of the soft ones.
         label_noise: share of wrong labels that a support is expected to have, in [0, 1). Above 0 shots are weighted in
-            the prototypes by how probably their labels are right (:mod:`pyro_smat.networks.shot_trust`).
+            the head by how probably their labels are right (:mod:`pyro_smat.networks.shot_trust`).
+        classifier: "prototypes", or "mixture" of prototypes and ridge regression, weighed by how well each predicts
+            the shots of the support from one another (:mod:`pyro_smat.networks.support_head`).
+        transduction: what an unlabelled query weighs beside a shot, in [0, 1]. Above 0 the queries that are asked
+            together help to classify each other, and predictions depend on which these are.
 
     In training mode the experts' gates are sampled; in evaluation mode they are as deployed (binary, within budget).
 
@@ -79,6 +83,8 @@ class RoutedModel(Remembered, LocalModule):
         gates: Literal["shared", "separate"] = "shared",
         straight_through: bool = False,
         label_noise: float = 0.0,
+        classifier: Classifier = "prototypes",
+        transduction: float = 0.0,
     ) -> None:
         super().__init__()
         blocks = len(library.space.block_names)
@@ -95,16 +101,17 @@ class RoutedModel(Remembered, LocalModule):
             )
         if gates not in ("shared", "separate"):
             raise ValueError(f"gates is {gates!r}; expected 'shared' or 'separate'")
-        if not 0 <= label_noise < 1:
-            raise ValueError(f"label_noise is {label_noise}; expected a share of labels in [0, 1)")
+        self.head_settings = HeadSettings(classifier, metric, label_noise, transduction)
         self.network = network
         self.source_names = library.names
         self.prior = prior
         self.experts = experts
         self.metric: Metric = metric
         self.compute_dtype = compute_dtype
-        self.gates, self.straight_through, self.label_noise = gates, straight_through, label_noise
+        self.gates, self.straight_through = gates, straight_through
         self.raw_scale = nn.Parameter(torch.tensor(float(scale)).expm1().log())
+        if classifier == "mixture":
+            self.raw_ridge_scale = nn.Parameter(self.raw_scale.detach().clone())
         # Not persistent: checkpoints and DDP never carry the source library.
         self.register_buffer("source_basis", library.basis.to(compute_dtype), persistent=False)
 
@@ -143,22 +150,13 @@ class RoutedModel(Remembered, LocalModule):
         """
         basis = self.basis() if basis is None else basis
         support, queries = self._known(coefficients, basis, batch) or self._run(coefficients, basis, batch)
-        return prototype_logits(
-            support,
-            batch.support.labels,
-            self.shot_weights(support, batch),
-            queries,
-            batch.class_mask,
-            self.scale,
-            self.metric,
-        )
+        return self.fit_head(support, batch).logits(queries, batch.query.mask)
 
-    def shot_weights(self, support: Tensor, batch: EpisodeBatch) -> Tensor:
-        """Weights of the shots in the prototypes, ``(*k, B, S)`` or ``(B, S)``, from features ``(*k, B, S, f)``."""
+    def fit_head(self, support: Tensor, batch: EpisodeBatch) -> SupportHead:
+        """The head of every task network, from the features of the support ``(*k, B, S, f)``; the part to override."""
         known = batch.support.labels, batch.support.mask, batch.class_mask
-        if not self.label_noise:
-            return batch.support.mask
-        return shot_trust(support, *known, self.label_noise, self.scale, self.metric).trust
+        ridge_scale = F.softplus(self.raw_ridge_scale) if self.head_settings.classifier == "mixture" else 0.0
+        return fit_head(support, *known, self.head_settings, self.scale, ridge_scale)
 
     def _known(self, coefficients: Tensor, basis: Tensor, batch: EpisodeBatch) -> tuple[Tensor, Tensor] | None:
         """Features ``(*k, B, S, f)`` and ``(*k, B, Q, f)`` where they are known without running a network."""

@@ -28,7 +28,7 @@ MODEL_NEEDS = (
     "prior",
     "experts",
     "scale",
-    "shot_weights",
+    "fit_head",
     "metric",
 )
 GUIDE_NEEDS = ("forward", "posterior", "anneal")

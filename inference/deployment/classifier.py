@@ -35,7 +35,9 @@ from pyro_smat.inference.deployment.saving import load_router, save_router
 from pyro_smat.inference.deployment.support_labels import read_labels
 from pyro_smat.models import RoutedModel
 from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.networks.heads import Metric
 from pyro_smat.networks.network_features import NetworkFeatures
+from pyro_smat.networks.support_head import Classifier, HeadSettings
 from pyro_smat.registry.entries import Factory
 from pyro_smat.sources import SourceLibrary
 from pyro_smat.sources.opening import Source
@@ -129,6 +131,9 @@ class RoutedClassifier:
         weights: Weights = "pseudo_bma",
         temperature: float = 0.3,
         label_noise: float = 0.1,
+        metric: Metric = "cosine",
+        classifier: Classifier = "prototypes",
+        transduction: float = 0.0,
         tolerance: float = 0.3,
         validation: EpisodeSampler | None = None,
         device: str | torch.device = "cpu",
@@ -151,6 +156,7 @@ class RoutedClassifier:
             weights, temperature: see :class:`~pyro_smat.guides.PseudoBMAGuide`.
             label_noise: share of wrong labels that is expected; shots are weighted by how probably theirs is right
                 (:mod:`pyro_smat.networks.shot_trust`). 0 trusts every label.
+            metric, classifier, transduction: of the head, see :class:`~pyro_smat.models.RoutedModel`.
             tolerance: largest leave-one-out error of a task that is relied on.
             validation: labelled episodes, if there are any: the temperature is fitted on them, and what a task says of
                 itself is learned from them.
@@ -171,8 +177,9 @@ class RoutedClassifier:
             >>> task.reliable
             True
         """
+        settings = HeadSettings(classifier, metric, label_noise, transduction)
         model, guide = averaging_pair(
-            sources, network, head, weights=weights, temperature=temperature, label_noise=label_noise, device=device
+            sources, network, head, weights=weights, temperature=temperature, settings=settings, device=device
         )
         if validation is not None:
             fit_temperature_on(model, guide, validation)

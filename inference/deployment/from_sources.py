@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pyro_smat.models.priors import CatalogPrior
 from pyro_smat.networks.build import build_network
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.networks.support_head import HeadSettings
 from pyro_smat.registry import choose
 from pyro_smat.sources import SourceLibrary
 from pyro_smat.sources.opening import Source
@@ -34,18 +36,24 @@ def averaging_pair(
     *,
     weights: Weights,
     temperature: float,
-    label_noise: float,
+    settings: HeadSettings,
     device: torch.device | str = "cpu",
 ) -> tuple[RoutedModel, PseudoBMAGuide]:
-    """Model and guide; arguments as of :meth:`RoutedClassifier.from_sources`."""
+    """Model and guide; ``settings`` of the head, other arguments as of :meth:`RoutedClassifier.from_sources`."""
     module = network if isinstance(network, nn.Module) else build_network(choose("network", network))
     library = sources if isinstance(sources, SourceLibrary) else SourceLibrary.from_files(module, sources, head=head)
     catalog = k_hot_catalog(library.names, num_blocks=len(library.space.block_names))
     prior = CatalogPrior(catalog)
     task_network = TaskNetwork(module, library.space)
-    model = RoutedModel(task_network, library, prior=prior, label_noise=label_noise).to(device)
+    model = RoutedModel(task_network, library, prior=prior, **asdict(settings)).to(device)
     guide = PseudoBMAGuide(
-        catalog, len(library), prior=prior, temperature=temperature, weights=weights, label_noise=label_noise
+        catalog,
+        len(library),
+        prior=prior,
+        temperature=temperature,
+        weights=weights,
+        label_noise=settings.label_noise,
+        metric=settings.metric,
     )
     return model, guide.to(device)
 

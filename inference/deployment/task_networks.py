@@ -16,8 +16,8 @@ from pyro_smat.inference.decision.routed_batch import Members
 from pyro_smat.inference.decision.rules import DecisionRule
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.networks.composition import TaskNetwork, compose
-from pyro_smat.networks.heads import prototypes, similarities
 from pyro_smat.networks.network_features import NetworkFeatures
+from pyro_smat.networks.support_head import SupportHead
 
 if TYPE_CHECKING:
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
@@ -32,14 +32,14 @@ class ComposedNetworks:
     Attributes:
         theta: ``(m K, d)``.
         names: of the m K networks: the sample of the gates, and the bytes of the routing.
-        prototypes: ``(m K, W, f)`` of the support.
+        head: of each, fitted on the support, ``(m K, 1)``.
         weights: ``(K, 1)``.
         mass: of the posterior that they hold; None for draws.
     """
 
     theta: Tensor
     names: tuple[tuple[int, bytes], ...]
-    prototypes: Tensor
+    head: SupportHead
     weights: Tensor
     mass: float | None
 
@@ -63,13 +63,11 @@ class TaskNetworks:
 
     def members(self, rule: DecisionRule | str, asked: Labelled, posterior: RoutingPosterior) -> Members:
         """Weights ``(K, 1)`` and class probabilities ``(K, 1, n, W)``, averaged over the samples of the gates."""
-        model, batch, found = self._owner.router.model, self._batch, self.of(rule, posterior)
+        found = self.of(rule, posterior)
         asked = asked.map(lambda tensor: tensor.to(found.theta.device))
         queries = self._features(found.names, found.theta, asked.images, asked.rows).float()
-        logits = model.scale * similarities(queries, found.prototypes, model.metric)
-        logits = logits.masked_fill(~batch.class_mask, -1e4)
-        probabilities = logits.softmax(-1).unflatten(0, (-1, len(found.weights))).mean(0)
-        return found.weights, probabilities.unsqueeze(1)
+        probabilities = found.head.logits(queries.unsqueeze(1)).softmax(-1)  # (m K, 1, n, W)
+        return found.weights, probabilities.unflatten(0, (-1, len(found.weights))).mean(0)
 
     def _features(self, names: Sequence[tuple[int, bytes]], theta: Tensor, images: Tensor, rows: Tensor) -> Tensor:
         """``(K, n, f)`` of images under the networks theta ``(K, d)``; looked up where tasks share these."""
@@ -116,15 +114,13 @@ class TaskNetworks:
             space = owner.router.library.space
             rows = mixture.coefficients[:, 0]
             theta = torch.cat([compose(rows, basis, space) for basis in bases])
-            known = self._batch.support
             names = tuple((m, row.cpu().numpy().tobytes()) for m in range(len(bases)) for row in rows)
             support = self._support_features(names, rows.repeat(len(bases), *(1,) * (rows.ndim - 1)), theta)
-            weights = owner.router.model.shot_weights(support.unsqueeze(1), self._batch).expand(len(theta), 1, -1)
-            centres = prototypes(support, known.labels.expand(len(theta), -1), weights[:, 0], self._batch.max_way)
+            head = owner.router.model.fit_head(support.unsqueeze(1), self._batch)
             return self._composed.setdefault(
                 key,
                 ComposedNetworks(
-                    theta, names, centres, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])
+                    theta, names, head, mixture.weights, None if mixture.mass is None else float(mixture.mass[0])
                 ),
             )
         return self._composed[key]

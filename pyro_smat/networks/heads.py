@@ -14,9 +14,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Metric = Literal["cosine", "euclidean"]
-METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
+Metric = Literal["cosine", "euclidean", "bhattacharyya"]
+METRICS: tuple[Metric, ...] = ("cosine", "euclidean", "bhattacharyya")
 LEAST_WEIGHT = 1e-6  # of the shots of a class, below which it is empty
+SMALLEST = 1e-24  # squared length
+LEAST_ROOTED = 1e-12  # magnitude, below which a square root has no gradient
+
+
+def compared(features: Tensor, metric: Metric) -> Tensor:
+    r"""What is averaged into prototypes and compared: the features, or for "bhattacharyya" their signed square roots.
+
+    The cosine of square roots is the Bhattacharyya coefficient :math:`\sum_j \sqrt{p_j q_j}` of features >= 0 that are
+    scaled to sum to one: a few large features count for less.
+
+    Example:
+        >>> compared(torch.tensor([4.0, 0.0, -9.0]), "bhattacharyya")
+        tensor([ 2.,  0., -3.])
+    """
+    if metric != "bhattacharyya":
+        return features
+    return features.sign() * features.abs().clamp(min=LEAST_ROOTED).sqrt()
 
 
 def class_sums(features: Tensor, labels: Tensor, mask: Tensor, way: int) -> tuple[Tensor, Tensor]:
@@ -48,20 +65,40 @@ def similarities(features: Tensor, prototypes: Tensor, metric: Metric = "cosine"
     """Cosine, or minus the squared Euclidean distance per feature, between features and prototypes.
 
     Args:
-        features: ``(*b, Q, f)``.
-        prototypes: ``(*b, W, f)``.
-        metric: "cosine" or "euclidean".
+        features: ``(*b, Q, f)``, as :func:`compared`.
+        prototypes: ``(*b, W, f)``, means of these.
+        metric: "cosine", "euclidean" or "bhattacharyya".
 
     Returns:
         ``(*b, Q, W)``; multiply with a scale to get logits.
     """
-    if metric == "cosine":
-        return F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).mT
     if metric == "euclidean":
         cross = features @ prototypes.mT
         squares = features.square().sum(-1, keepdim=True) + prototypes.square().sum(-1).unsqueeze(-2)
         return (2 * cross - squares) / features.shape[-1]
+    if metric in METRICS:
+        return F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).mT
     raise ValueError(f"metric is {metric!r}; expected one of {METRICS}")
+
+
+def similarities_of_products(
+    product: Tensor, square: Tensor, centre_square: Tensor, count: Tensor, width: int, metric: Metric
+) -> Tensor:
+    """:func:`similarities` to sums of so many features, from inner products with the sum and squared lengths.
+
+    Args:
+        product: of the feature and the sum.
+        square: squared length of the feature.
+        centre_square: of the sum.
+        count: of features in the sum, or what they weigh together.
+        width: f.
+        metric: "cosine", "euclidean" or "bhattacharyya", of features as :func:`compared`.
+    """
+    centre_square = centre_square.clamp(min=SMALLEST)
+    if metric == "euclidean":
+        count = count.clamp(min=LEAST_WEIGHT)
+        return (2 * product / count - square - centre_square / count.square()) / width
+    return product / (square.clamp(min=SMALLEST).sqrt() * centre_square.sqrt())
 
 
 def prototype_logits(
@@ -82,15 +119,15 @@ def prototype_logits(
         query_features: ``(*b, Q, f)``.
         class_mask: ``(*b, W)`` bool, likewise, True for the classes that the episode has.
         scale: s > 0.
-        metric: "cosine" or "euclidean".
+        metric: "cosine", "euclidean" or "bhattacharyya".
 
     Returns:
         ``(*b, Q, W)``; -1e4 at classes that the episode does not have (finite, so that 0 x log 0 stays 0).
     """
     leading = support_features.shape[:-1]
     labels, mask = support_labels.expand(leading), support_mask.expand(leading)
-    centres = prototypes(support_features, labels, mask, class_mask.shape[-1])
-    logits = scale * similarities(query_features, centres, metric)
+    centres = prototypes(compared(support_features, metric), labels, mask, class_mask.shape[-1])
+    logits = scale * similarities(compared(query_features, metric), centres, metric)
     return logits.masked_fill(~class_mask.unsqueeze(-2), -1e4)
 
 
@@ -114,13 +151,13 @@ def leave_one_out_logits(
         mask: ``(*b, S)`` bool.
         class_mask: ``(*b, W)`` bool.
         scale: s > 0.
-        metric: "cosine" or "euclidean".
+        metric: "cosine", "euclidean" or "bhattacharyya".
         weights: ``(*b, S)`` of the shots in the prototypes; None for 1.
 
     Returns:
         ``(*b, S, W)``; -1e4 at classes that the episode does not have.
     """
-    leading, way = features.shape[:-1], class_mask.shape[-1]
+    leading, way, features = features.shape[:-1], class_mask.shape[-1], compared(features, metric)
     labels, mask = labels.expand(leading), mask.expand(leading)
     weights = (mask if weights is None else weights * mask).to(features.dtype)
     sums, counts = class_sums(features, labels, weights, way)

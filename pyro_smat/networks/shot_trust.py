@@ -16,17 +16,17 @@ stay as they are. The prototype of a class with one shot is this shot, however f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_smat.networks.heads import LEAST_WEIGHT, Metric
+from pyro_smat.networks.heads import Metric, compared, similarities_of_products
 
 STRENGTH = 10.0  # m, shots that the expected share of wrong labels weighs
 STEPS = 6  # damped by a half; more change little
 LEAST_NOISE, MOST_NOISE = 1e-3, 0.9
-SMALLEST = 1e-24  # squared length
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def shot_trust(
         class_mask: ``(*b, W)`` bool, likewise.
         label_noise: :math:`\varepsilon_0` in [0, 1), the share of wrong labels that is expected; 0 trusts every label.
         scale: s > 0.
-        metric: "cosine" or "euclidean".
+        metric: "cosine", "euclidean" or "bhattacharyya".
 
     Raises:
         ValueError: for a label noise that is not in [0, 1).
@@ -103,9 +103,11 @@ class _Pairs:
     """
 
     def __init__(self, features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor, metric: Metric) -> None:
+        features = compared(features, metric)
         self.products = features @ features.mT  # (*b, S, S)
         self.squares = self.products.diagonal(dim1=-2, dim2=-1)
-        self.width, self.metric, self.class_mask = features.shape[-1], metric, class_mask
+        self.similarity = partial(similarities_of_products, width=features.shape[-1], metric=metric)
+        self.class_mask = class_mask
         self.labels = labels.unsqueeze(-1)
         self.is_own = F.one_hot(labels, class_mask.shape[-1]).to(features.dtype)  # (*b, S, W)
         counted = (self.is_own * mask.unsqueeze(-1)).sum(-2, keepdim=True)
@@ -116,7 +118,7 @@ class _Pairs:
         members = self.is_own * weights.unsqueeze(-1)
         to_class, total = self.products @ members, weights.sum(-1, keepdim=True)  # f_i . P_k
         squares, counts = (members * to_class).sum(-2), members.sum(-2)  # |P_k|^2 and its weight, (*b, W)
-        others = self._similarity(to_class, self.squares.unsqueeze(-1), squares.unsqueeze(-2), counts.unsqueeze(-2))
+        others = self.similarity(to_class, self.squares.unsqueeze(-1), squares.unsqueeze(-2), counts.unsqueeze(-2))
         own, own_squares, own_count = (
             (self.is_own * part).sum(-1) for part in (to_class, squares.unsqueeze(-2), counts.unsqueeze(-2))
         )
@@ -128,15 +130,7 @@ class _Pairs:
             torch.where(self.alone, of_all, of_left)
             for of_all, of_left in ((to_all, left), (all_squares, left_squares), (total, own_count - weights))
         ]
-        mine = self._similarity(centre[0], self.squares, centre[1], centre[2]).unsqueeze(-1)
+        mine = self.similarity(centre[0], self.squares, centre[1], centre[2]).unsqueeze(-1)
         logits = scale * torch.where(self.is_own.bool(), mine, others)
         logits = logits.masked_fill(~self.class_mask.unsqueeze(-2), -1e4)
         return logits.log_softmax(-1).gather(-1, self.labels).squeeze(-1)
-
-    def _similarity(self, product: Tensor, square: Tensor, centre_square: Tensor, count: Tensor) -> Tensor:
-        """Of shots to sums of so many shots, from inner products and squared lengths."""
-        centre_square = centre_square.clamp(min=SMALLEST)
-        if self.metric == "cosine":
-            return product / (square.clamp(min=SMALLEST).sqrt() * centre_square.sqrt())
-        count = count.clamp(min=LEAST_WEIGHT)
-        return (2 * product / count - square - centre_square / count.square()) / self.width

@@ -73,7 +73,7 @@ def pretrain[M: nn.Module](
         learning_rate: its highest value.
         weight_decay: of AdamW.
         head_scale: s, the factor between similarities and logits.
-        metric: "cosine" or "euclidean".
+        metric: "cosine", "euclidean" or "bhattacharyya".
         augment: called with ``(B, n, C, H, W)`` images of support and queries together and a generator; must keep the
             classes of each episode apart, as :func:`turn_and_flip` does.
         seed: of the augmentation.

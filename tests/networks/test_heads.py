@@ -24,9 +24,14 @@ Support = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def similarity_by_hand(a: Tensor, b: Tensor, metric: Metric) -> float:
-    if metric == "cosine":
+    if metric != "euclidean":
         return float((a * b).sum() / math.sqrt(float((a * a).sum()) * float((b * b).sum())))
     return -float(((a - b) ** 2).sum()) / len(a)
+
+
+def seen(feature: Tensor, metric: Metric) -> Tensor:
+    """What a metric compares: signed square roots, or the features themselves."""
+    return feature.sign() * feature.abs().sqrt() if metric == "bhattacharyya" else feature
 
 
 def support(seed: int = 0) -> Support:
@@ -68,8 +73,8 @@ def test_similarities_and_logits_by_hand(metric: Metric) -> None:
                 if not members:
                     assert logits[b, q, k] == -1e4
                     continue
-                centre = torch.stack([features[b, i] for i in members]).mean(0)
-                expected = SCALE * similarity_by_hand(queries[b, q], centre, metric)
+                centre = torch.stack([seen(features[b, i], metric) for i in members]).mean(0)
+                expected = SCALE * similarity_by_hand(seen(queries[b, q], metric), centre, metric)
                 assert logits[b, q, k].item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
     with pytest.raises(ValueError, match="metric is 'manhattan'"):
         similarities(queries, queries, "manhattan")  # type: ignore[arg-type]
@@ -89,8 +94,8 @@ def test_leave_one_out_equals_removing_each_shot(metric: Metric) -> None:
                 if not members:  # alone in its class: the centre of all shots of the episode
                     assert labels[b, i] == k
                     members = real
-                centre = torch.stack([features[b, j] for j in members]).mean(0)
-                row.append(SCALE * similarity_by_hand(features[b, i], centre, metric))
+                centre = torch.stack([seen(features[b, j], metric) for j in members]).mean(0)
+                row.append(SCALE * similarity_by_hand(seen(features[b, i], metric), centre, metric))
             torch.testing.assert_close(logits[b, i, :way], torch.tensor(row, dtype=torch.float64))
             total -= row[labels[b, i]] - math.log(sum(math.exp(v) for v in row))
         assert (logits[b, :, way:] == -1e4).all()

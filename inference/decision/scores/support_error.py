@@ -31,7 +31,7 @@ class SupportError(UncertaintyScore):
         model, batch, support = routed.model, routed.batch, routed.batch.support
         assert support.features is not None
         features = support.features.to(torch.promote_types(support.features.dtype, torch.float32)).movedim(1, 0)
-        weights = model.shot_weights(features, batch).to(features)
+        weights = model.fit_head(features, batch).trust
         known = support.labels, support.mask, batch.class_mask
         logits = leave_one_out_logits(features, *known, model.scale, model.metric, weights)  # (R, B, S, W)
         mixture = routed.posterior.source_weights.mT[..., None, None].to(logits) * logits.softmax(-1)
