@@ -90,3 +90,25 @@ def test_validation_fits_the_temperature_and_what_a_task_says_of_itself() -> Non
 def test_an_unknown_network_is_named() -> None:
     with pytest.raises(ValueError, match="no network 'mobilenet_v3'; did you mean 'mobilenet_v2'"):
         RoutedClassifier.from_sources(shipped_glyph_sources(), network="mobilenet_v3", image_shape=(1, 32, 32))
+
+
+@pytest.mark.parametrize("transduction", [0.0, 0.5])
+def test_other_heads_are_deployed_and_saved_as_evaluated(tmp_path: Path, transduction: float) -> None:
+    made = classifier(classifier="mixture", metric="bhattacharyya", transduction=transduction)
+    made.save(tmp_path)
+    again = RoutedClassifier.load(tmp_path)
+    model, guide = made.router.model, made.router.guide
+    batch = SourceFeatures(model.network, model.source_basis).attach(sampler(seed=4).sample(2))
+    with torch.no_grad():
+        posterior = guide.posterior(batch).routing_probabilities()  # (B, R)
+        single = torch.eye(5).unsqueeze(1).expand(-1, 2, -1)
+        likelihoods = model.logits(single, batch).softmax(-1)  # (R, B, Q, W)
+    expected = torch.einsum("br,rbqw->bqw", posterior, likelihoods)
+    for b in range(2):
+        episode = batch.episode(b)
+        for one in (made, again):
+            task = one.adapt(episode.support.images, episode.support.labels.tolist())
+            found = torch.as_tensor(task.predict_proba(episode.query.images))
+            torch.testing.assert_close(found, expected[b], rtol=0.05, atol=0.02)
+            alone = torch.as_tensor(task.predict_proba(episode.query.images[:1]))
+            assert torch.allclose(alone[0], found[0], atol=1e-5) == (transduction == 0)
