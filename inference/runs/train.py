@@ -101,6 +101,7 @@ def _train(
     pool, held_out_pool = pools["train"], pools["validation"]
     assert pool is not None
     assert held_out_pool is not None
+    pool, held_out_pool = pool.on(device), held_out_pool.on(device)
     seen = seen_classes(config, opened.library.names, (pool, held_out_pool))
     config = config.replaced(data={"seen": seen})
     left_out, held_out_left_out = (

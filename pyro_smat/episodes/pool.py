@@ -6,7 +6,7 @@ Readers (glyphs, folders, CSV, any torch Dataset) end here; samplers start here.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -71,6 +71,24 @@ class ImagePool:
     def at(self, rows: Tensor) -> Tensor:
         """Images ``(*rows, C, H, W)`` as float32 in [0, 1]."""
         return self.images[rows].float() / 255.0
+
+    def on(self, device: torch.device | str, limit: int | None = None) -> ImagePool:
+        """The same pool with its images on a device, so that episodes are gathered there; labels stay on the CPU.
+
+        Args:
+            device: where to.
+            limit: bytes that the images may take there, beyond which they stay where they are. Default: a quarter of
+                the free memory of a GPU; elsewhere there is none.
+        """
+        device = torch.device(device)
+        if limit is None and device.type == "cuda":
+            limit = torch.cuda.mem_get_info(device)[0] // 4
+        if self.images.device == device or (limit is not None and self.images.nbytes > limit):
+            return self
+        found = self.pictures  # once, while the images are near
+        moved = replace(self, images=self.images.to(device))
+        vars(moved)["pictures"] = found
+        return moved
 
     def duplicates(self) -> list[list[int]]:
         """Groups of rows whose pictures are identical to the pixel, each group and the groups in the order of rows.

@@ -89,3 +89,16 @@ def test_one_picture_under_every_label_is_refused():
     pool = pool_of([n % 5 for n in range(15)], [[n // 5, 0] for n in range(15)], [0] * 15)
     with pytest.raises(ValueError, match="too few pictures that are not in the support of the same episode"):
         EpisodeSampler(pool, 3, 3, 2, attributes=["shape"]).sample(20)
+
+
+def test_images_on_a_device_and_what_does_not_fit() -> None:
+    """The meta device stands for one that is not the CPU: it keeps shapes and loses pixels."""
+    images = torch.arange(4, dtype=torch.uint8).repeat_interleave(64).view(4, 1, 8, 8)
+    images[3] = images[1]
+    pool = ImagePool(images, torch.tensor([[0], [0], [1], [1]]), ("class",), (("a", "b"),), torch.zeros(4).long())
+    there = pool.on("meta")
+    assert there.images.is_meta
+    assert there.labels.device.type == "cpu"
+    assert there.duplicates() == pool.duplicates() == [[1, 3]]  # known before the pixels were gone
+    assert pool.on("cpu") is pool
+    assert pool.on("meta", limit=100) is pool
