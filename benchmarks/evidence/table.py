@@ -36,6 +36,7 @@ from pyro_smat.inference.evaluation import EvaluationSettings, evaluate
 from pyro_smat.inference.runs.train import train_router
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide
 from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.networks.support_head import HeadSettings
 
 WAY, SHOT, QUERY = 5, 5, 7
 NOISE = {"kind": "label_noise", "fraction": 0.4}
@@ -86,7 +87,7 @@ def averaged(router: Router, noise: float, validation: SourceFeatures) -> tuple[
         router.network,
         weights="pseudo_bma",
         temperature=0.3,
-        label_noise=noise,
+        settings=HeadSettings(label_noise=noise),
         device=router.device,
     )
     sampler = _sampler(validation.pool, 17, shot=(1, SHOT))
