@@ -5,29 +5,38 @@ Networks run once over each pool. Episodes are drawn once for all that is compar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from options import Options
+from pools import first_of_each_class
 from suite import load_pool, load_split
 
-from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
+from pyro_smat.episodes import EpisodeBatch, EpisodeSampler, Labelled
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.guides import PseudoBMAGuide
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.router import Router, build_router
+from pyro_smat.inference.decision import Deployment
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.from_sources import averaging_pair
 from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings, evaluate
+from pyro_smat.inference.objective.build import build_elbo
 from pyro_smat.inference.runs.train import train_router
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide
+from pyro_smat.inference.training.trainer import MetaTrainer
 from pyro_smat.models import RoutedModel
 from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.routing import Catalog
+from pyro_smat.sources import SourceLibrary
 
+BLOCKS = ("new classes", "unseen domains")
+WIDEST = 3
 AT_ONCE = 64  # episodes that are evaluated together: small steps wait for the device most of the time
 FITTED, FIT_SEED, TEST_SEED = 8, 17, 23
 
@@ -47,14 +56,26 @@ class Drawn:
     def __len__(self) -> int:
         return sum(map(len, self.batches))
 
-    def evaluate(self, model: RoutedModel, guide: Any, settings: EvaluationSettings) -> Evaluation:
-        """A pair on these episodes."""
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What the numbers of the episodes' domains mean."""
+        return self.features.pool.domain_names if self.features.pool is not None else ()
+
+    def under(self, features: SourceFeatures) -> Drawn:
+        """The same episodes as other sources see them."""
+        return Drawn([features.attach(batch) for batch in self.batches], features)
+
+    def evaluate(
+        self, model: RoutedModel, guide: Any, settings: EvaluationSettings, rule: Any = "posterior_predictive"
+    ) -> Evaluation:
+        """A pair on these episodes, deployed by a decision rule."""
         stream, device = _Again(list(self.batches)), self.features.basis.device
         return evaluate(
             model,
             guide,
             stream,
             self.features,
+            deployment=Deployment(rule=rule),
             settings=settings,
             episodes=len(self),
             batch_size=AT_ONCE,
@@ -86,27 +107,27 @@ class Bench:
     seed: int
     device: torch.device
 
-    def config(self, **sections: Any) -> RunConfig:
-        """The router over the sources, trained on 1 to 5 shots of which up to half are mislabelled; other sections."""
+    def config(self, changes: Mapping[str, Any] | None = None) -> RunConfig:
+        """The router over the sources, trained on 1 to 5 shots of which up to half are mislabelled; with changes."""
         own = self.options
-        base = RunConfig(
-            seed=self.seed,
-            data={"kind": "none", "size": 64, "channels": 3},
-            sources={"network": own.network, "files": own.files(self.seed)},
-            experts={"count": 0},
-            model={"kind": "routed", "label_noise": own.noise},
-            guide={"kind": "catalog", "catalog": {"kind": "k_hot", "max_sources": own.most}},
-            objective={"episode_loss": "ensemble_nll", "kl_weight": 0.02, "rho": 0.5, "tail_weight": 0.5},
-            episodes={
+        base = {
+            "seed": self.seed,
+            "data": {"kind": "none", "size": 64, "channels": 3},
+            "sources": {"network": own.network, "files": own.files(self.seed)},
+            "experts": {"count": 0},
+            "model": {"kind": "routed", "label_noise": own.noise},
+            "guide": {"kind": "catalog", "catalog": {"kind": "k_hot", "max_sources": own.most}},
+            "objective": {"episode_loss": "ensemble_nll", "kl_weight": 0.02, "rho": 0.5, "tail_weight": 0.5},
+            "episodes": {
                 "way": own.way,
                 "shot": (1, own.shot),
                 "query": own.query,
                 "skip_small_classes": True,
                 "corruptions": ({"kind": "label_noise", "fraction": (0.0, 0.5), "probability": 0.5},),
             },
-            training={"steps": own.steps, "episodes": own.batch, "validate_every": 0},
-        )
-        return base.replaced(**sections)
+            "training": {"steps": own.steps, "episodes": own.batch, "validate_every": 0},
+        }
+        return RunConfig(**merged(base, changes or {}))
 
     @cached_property
     def router(self) -> Router:
@@ -158,22 +179,127 @@ class Bench:
         train_router(self.config(), self.device, folder=folder, router=fresh, features=named, resume=True)
         return fresh
 
-    def averaged(self, noise: float) -> tuple[RoutedModel, PseudoBMAGuide]:
-        """Model and guide without training over the same sources, temperature fitted on validation classes."""
+    @cached_property
+    def blocks(self) -> Mapping[str, SourceFeatures]:
+        """Features of the test classes of the trained domains and of the unseen ones, under mixtures of up to three."""
+        own = self.options
+        domains = dict(zip(BLOCKS, (own.trained, own.unseen), strict=True))
+        return {name: self.widely(self.pool(those, "test")) for name, those in domains.items()}
+
+    def widely(self, pool: ImagePool) -> SourceFeatures:
+        """Features of a pool under all uniform mixtures of up to three sources: a variation finds its own there."""
+        wide = Catalog.k_hot(self.router.library.names, max_sources=min(WIDEST, len(self.router.library)))
+        return SourceFeatures(
+            self.router.model.network, self.router.model.source_basis, pool, routings=wide.coefficients
+        )
+
+    @cached_property
+    def training_pool(self) -> SourceFeatures:
+        """The "router" classes likewise."""
+        return self.widely(self.pool(self.options.trained, "router"))
+
+    @cached_property
+    def training_batches(self) -> Sequence[EpisodeBatch]:
+        """The episodes of the base config's training, drawn once for all variations; without pixels (NaN in their
+        place): what looks features up does not need them, and what doesn't cannot pass unseen."""
+        config, pool = self.config(), self.training_pool.pool
+        assert pool is not None
+        sampler = config.episodes.sampler(pool, seed=config.seed)
+        return [_without_pixels(sampler.sample(self.options.batch)).to(self.device) for _ in range(self.options.steps)]
+
+    def conditions(self, block: str) -> Mapping[str, Drawn]:
+        """The main table's conditions on a block, drawn once."""
+        kept: dict[str, Mapping[str, Drawn]] = self._conditions
+        if block not in kept:
+            features, count = self.blocks[block], self.options.episodes
+            kept[block] = {name: self.draw(features, count, **o) for name, o in self.options.conditions.items()}
+        return kept[block]
+
+    @cached_property
+    def _conditions(self) -> dict[str, Mapping[str, Drawn]]:
+        return {}
+
+    def train(
+        self,
+        changes: Mapping[str, Any],
+        *,
+        library: SourceLibrary | None = None,
+        catalog: Catalog | None = None,
+        features: SourceFeatures | None = None,
+    ) -> Router:
+        """A router with another config, on the episodes that all variations train on.
+
+        Args:
+            changes: of the config.
+            library: other sources.
+            catalog: that was searched; default: what the config names.
+            features: of the training pool under other sources.
+        """
+        config, library = self.config(changes), library or self.router.library
+        router = build_router(config, self.device, opened=(self.router.network, library), catalog=catalog)
+        features = features or self.training_pool
+        forked = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=forked):
+            torch.manual_seed(config.seed)
+            MetaTrainer(
+                router.model,
+                router.guide,
+                elbo=build_elbo(config.objective, features, model=router.model, catalog=router.catalog),
+                sampler=cast(EpisodeSampler, _Again(list(self.training_batches))),
+                features=features,
+                settings=config.training,
+                device=self.device,
+            ).fit(progress=False)
+        return router
+
+    def of_library(self, library: SourceLibrary, like: SourceFeatures) -> SourceFeatures:
+        """Features of the same pool under other sources."""
+        basis = library.basis.to(like.basis)
+        return SourceFeatures(self.router.model.network, basis, like.pool)
+
+    def averaged(self, noise: float, library: SourceLibrary | None = None) -> tuple[RoutedModel, PseudoBMAGuide]:
+        """Model and guide without training, temperature fitted on validation classes.
+
+        Args:
+            noise: share of wrong labels that they expect.
+            library: other sources than the bench's.
+        """
+        held_out = self.parts["validation"]
+        if library is not None:
+            held_out = self.of_library(library, held_out)
         model, guide = averaging_pair(
-            self.router.library,
+            library or self.router.library,
             self.router.network,
             weights="pseudo_bma",
             temperature=0.3,
             label_noise=noise,
             device=self.device,
         )
-        model.source_basis = self.router.model.source_basis  # of the same dtype: what is known of images is found
-        held_out = self.parts["validation"]
+        model.source_basis = held_out.basis  # of the same dtype: what is known of images is found
         sampler = self.sampler(held_out.pool, FIT_SEED, shot=(1, self.options.shot))
         drawn = [held_out.attach(sampler.sample(16).to(self.device)) for _ in range(FITTED)]
         calibrate_guide(model, guide, drawn)
         return model, guide
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables with some values changed; a table of another kind takes the place of the whole."""
+    found = dict(base)
+    for key, value in changes.items():
+        old = found.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        found[key] = merged(old, value) if both and value.get("kind", old.get("kind")) == old.get("kind") else value
+    return found
+
+
+def _without_pixels(batch: EpisodeBatch) -> EpisodeBatch:
+    """NaN in the place of every pixel, and padding black; they take no memory."""
+
+    def blank(part: Labelled) -> Labelled:
+        pixels = torch.where(part.mask, math.nan, 0.0).view(*part.mask.shape, 1, 1, 1)
+        return replace(part, images=pixels.expand(part.images.shape))
+
+    return replace(batch, support=blank(batch.support), query=blank(batch.query))
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:
@@ -181,13 +307,3 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
     said = config.model_dump(mode="json")
     del said["data"]["seen"], said["sources"]["files"]
     return said
-
-
-def first_of_each_class(pool: ImagePool, count: int) -> ImagePool:
-    """A pool of the first images of every class."""
-    label = pool.labels[:, 0]
-    place = torch.zeros_like(label)
-    for k in label.unique().tolist():
-        place[label == k] = torch.arange(int((label == k).sum()))
-    kept = place < count
-    return replace(pool, images=pool.images[kept], labels=pool.labels[kept], domain=pool.domain[kept])

@@ -25,6 +25,7 @@ class Options:
         names: of the sources, the fallback first.
         trained, unseen: domains.
         way, shot, query: of an episode.
+        shots: of the experiment on shots.
         episodes: of a cell.
         steps, batch: of the router's training, and episodes of a step.
         noise: share of wrong labels that model and averages expect.
@@ -41,12 +42,19 @@ class Options:
     way: int = 5
     shot: int = 5
     query: int = 7
+    shots: tuple[int, ...] = (1, 2, 5, 10, 20)
     episodes: int = 100
     steps: int = 200
     batch: int = 16
     noise: float = 0.1
     most: int = 1
     per_class: int = 0
+
+    @classmethod
+    def shaped_like(cls, settings: Mapping[str, Any]) -> Options:
+        """Options with the lists of domains, shots and sources of kept cells."""
+        told = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in cls.__dataclass_fields__}
+        return cls(**told)
 
     def files(self, seed: int) -> dict[str, Path]:
         """The checkpoints of a seed by name."""

@@ -22,9 +22,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from bench import Bench, Drawn
+from bench import Bench
 from cells import Cells, every_cell
 from options import Options
+from outcomes import AVERAGED, PLAIN, ROUTED, Pair, evaluate_cell
 from suite import TRAINED, UNSEEN
 from tables import print_tables
 
@@ -32,7 +33,6 @@ from pyro_smat.inference.assembly.router import choose_device
 from pyro_smat.inference.evaluation import EvaluationSettings
 
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
-ROUTED, MAP, AVERAGED, PLAIN = "routed, trained", "routed, trained: one network", "from_sources", "from_sources, plain"
 CHOSEN, CELLS, RUN = ("chosen",), "cells", "router"
 WRITER = "table.py run"
 
@@ -49,29 +49,6 @@ def best_temperature(bench: Bench) -> float:
     return TEMPERATURES[int(losses.argmin())]
 
 
-def evaluate_cell(pairs: dict[str, tuple[Any, Any]], drawn: Drawn, temperature: float) -> dict[str, Any]:
-    """Accuracy and loss of every pair and every baseline on the same episodes: measure -> method -> ``(N,)``.
-
-    Baselines and the MAP network are those of the first pair.
-    """
-    baselines: list[Any] = [
-        "best_source",
-        "source_average",
-        {"kind": "weighted_source_average", "temperature": temperature},
-        {"kind": "concatenation", "temperature": temperature},
-    ]
-    full = EvaluationSettings(rules=("map",), scores=(), baselines=baselines)
-    cell: dict[str, dict[str, Any]] = {"accuracy": {}, "loss": {}}
-    for number, (name, (model, guide)) in enumerate(pairs.items()):
-        found = drawn.evaluate(model, guide, EvaluationSettings.bare() if number else full)
-        names = {"posterior_predictive": name, "map": MAP}
-        shown = [m for m in found.methods if m in names or (not number and m != "fallback")]
-        for method in shown:
-            cell["accuracy"][names.get(method, method)] = found.accuracy(method)
-            cell["loss"][names.get(method, method)] = found.loss(method)
-    return cell
-
-
 def run_cells(bench: Bench, folder: Path, domains: list[str], conditions: list[str]) -> None:
     """Whatever of these cells is not there yet."""
     cells = Cells(folder / CELLS, bench.options.settings(bench.seed), WRITER)
@@ -83,7 +60,7 @@ def run_cells(bench: Bench, folder: Path, domains: list[str], conditions: list[s
     facts = chosen.read(CHOSEN)
     started = time.perf_counter()
     trained = bench.trained(folder / RUN)
-    pairs: dict[str, tuple[Any, Any]] = {ROUTED: (trained.model, trained.guide)}
+    pairs: dict[str, Pair] = {ROUTED: (trained.model, trained.guide)}
     pairs |= {name: bench.averaged(noise) for name, noise in ((AVERAGED, bench.options.noise), (PLAIN, 0.0))}
     if facts is None:
         where = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"

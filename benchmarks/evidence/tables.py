@@ -94,7 +94,7 @@ def print_tables(found: Results, ours: tuple[str, ...] = ("routed, trained", "fr
             gain = difference(block, method, best, "accuracy", lambda a: 100 * float(a.mean()))
             saved = difference(block, method, least, "loss", tail)
             print(
-                f"| {', '.join(key)} | {_shown(gain, 1)} to {best!r} | {_shown(saved, 2)} to {least!r} | "
+                f"| {', '.join(key)} | {shown(gain, 1)} to {best!r} | {shown(saved, 2)} to {least!r} | "
                 f"{100 * saved[0] / table[key][least][1]:+.0f} |"
             )
         print()
@@ -106,7 +106,7 @@ def print_tables(found: Results, ours: tuple[str, ...] = ("routed, trained", "fr
             means = averages(block)
             best = max((m for m in means if m.startswith(SINGLE)), key=lambda m: means[m][0])
             gain = difference(block, ours[0], best, "accuracy", lambda a: 100 * float(a.mean()))
-            print(f"| {domain} | {_shown(gain, 1)} | {best} |")
+            print(f"| {domain} | {shown(gain, 1)} | {best} |")
 
 
 def _missing(found: Results, conditions: Sequence[str]) -> str:
@@ -122,6 +122,7 @@ def _seconds(found: Results) -> list[float]:
     return [round(sum(c["seconds"] for cells in one["results"].values() for c in cells.values()), 1) for one in found]
 
 
-def _shown(interval: tuple[float, float, float], digits: int) -> str:
+def shown(interval: tuple[float, float, float], digits: int) -> str:
+    """Value and interval."""
     value, low, high = (f"{part:+.{digits}f}" for part in interval)
     return f"{value} [{low}, {high}]"

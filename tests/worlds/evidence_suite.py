@@ -20,10 +20,11 @@ from pyro_smat.networks.build import build_network  # noqa: E402
 SPLITS = ("sources", "router", "validation", "test")
 SHAPE = {"in_channels": 3, "channels": 8, "image_size": 64, "stem": "stride"}
 IMAGES, CLASSES = 8, 4
+GROUPS = {"emoji": "vendor", "glyph": "script"}
 
 
 def made_options(folder: Path, seeds: tuple[int, ...] = (0,), **changes: Any) -> Options:
-    """Options over three domains of coloured noise, of two vendors each, and three sources of random weights."""
+    """Options over three domains of coloured noise, in two groups each, and three sources of random weights."""
     (folder / "sources").mkdir(parents=True, exist_ok=True)
     for number, (domain, splits) in enumerate({"emoji": SPLITS, "glyph": SPLITS, "mnist": ("test",)}.items()):
         write_domain(folder, domain, splits, number)
@@ -33,7 +34,7 @@ def made_options(folder: Path, seeds: tuple[int, ...] = (0,), **changes: Any) ->
             generator = torch.Generator().manual_seed(10 * seed + number)
             network = build_network("conv4", generator=generator, **SHAPE)
             save_file(network.state_dict(), folder / "sources" / f"seed{seed}" / f"{name}.safetensors")
-    tiny = {"way": 3, "shot": 2, "query": 2, "episodes": 6, "steps": 2, "batch": 10}
+    tiny = {"shots": (1, 2), "way": 3, "shot": 2, "query": 2, "episodes": 6, "steps": 2, "batch": 10}
     paths = {"data": folder, "sources": folder / "sources", "network": {"kind": "conv4", **SHAPE}}
     names = {"names": ("imagenet", "emoji", "generalist"), "trained": ("emoji", "glyph"), "unseen": ("mnist",)}
     return Options(**{**paths, **names, **tiny, **changes})
@@ -50,7 +51,7 @@ def write_domain(folder: Path, domain: str, splits: tuple[str, ...], seed: int) 
     step = CLASSES * IMAGES
     said = {
         "domain": domain,
-        "attributes": ["class", "vendor"],
+        "attributes": ["class", GROUPS.get(domain, "style")],
         "class_names": [[f"{domain}{k}" for k in range(count)], ["x", "y"]],
         "rows": {split: (k * step, (k + 1) * step) for k, split in enumerate(splits)},
     }
