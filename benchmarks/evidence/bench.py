@@ -205,7 +205,8 @@ class Bench:
         config, pool = self.config(), self.training_pool.pool
         assert pool is not None
         sampler = config.episodes.sampler(pool, seed=config.seed)
-        return [_without_pixels(sampler.sample(self.options.batch)).to(self.device) for _ in range(self.options.steps)]
+        size, steps = self.options.batch, self.options.steps
+        return [_without_pixels(sampler.sample(size).to(self.device)) for _ in range(steps)]
 
     def conditions(self, block: str) -> Mapping[str, Drawn]:
         """The main table's conditions on a block, drawn once."""

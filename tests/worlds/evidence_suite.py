@@ -24,9 +24,11 @@ GROUPS = {"emoji": "vendor", "glyph": "script"}
 
 
 def made_options(folder: Path, seeds: tuple[int, ...] = (0,), **changes: Any) -> Options:
-    """Options over three domains of coloured noise, in two groups each, and three sources of random weights."""
+    """Options over four domains of coloured noise, in two groups each, and three sources of random weights."""
     (folder / "sources").mkdir(parents=True, exist_ok=True)
-    for number, (domain, splits) in enumerate({"emoji": SPLITS, "glyph": SPLITS, "mnist": ("test",)}.items()):
+    for number, (domain, splits) in enumerate(
+        {"emoji": SPLITS, "glyph": SPLITS, "mnist": ("test",), "fashion": ("test",)}.items()
+    ):
         write_domain(folder, domain, splits, number)
     for seed in seeds:
         (folder / "sources" / f"seed{seed}").mkdir(exist_ok=True)
@@ -36,7 +38,11 @@ def made_options(folder: Path, seeds: tuple[int, ...] = (0,), **changes: Any) ->
             save_file(network.state_dict(), folder / "sources" / f"seed{seed}" / f"{name}.safetensors")
     tiny = {"shots": (1, 2), "way": 3, "shot": 2, "query": 2, "episodes": 6, "steps": 2, "batch": 10}
     paths = {"data": folder, "sources": folder / "sources", "network": {"kind": "conv4", **SHAPE}}
-    names = {"names": ("imagenet", "emoji", "generalist"), "trained": ("emoji", "glyph"), "unseen": ("mnist",)}
+    names = {
+        "names": ("imagenet", "emoji", "generalist"),
+        "trained": ("emoji", "glyph"),
+        "unseen": ("mnist", "fashion"),
+    }
     return Options(**{**paths, **names, **tiny, **changes})
 
 
