@@ -1,31 +1,29 @@
 """Bench: one seed of the evidence: sources, pools with features, routers and episodes, for every table alike.
 
-Networks run once over each pool. Episodes are drawn once for all that is compared on them (`Drawn`).
+Networks run once over each pool; episodes are drawn once (`drawn`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from drawn import AT_ONCE, Again, Drawn, without_pixels
 from options import Options
 from pools import first_of_each_class
 from suite import load_pool, load_split
 
-from pyro_smat.episodes import EpisodeBatch, EpisodeSampler, Labelled
+from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.guides import PseudoBMAGuide
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.router import Router, build_router
-from pyro_smat.inference.decision import Deployment
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.from_sources import averaging_pair
-from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings, evaluate
 from pyro_smat.inference.objective.build import build_elbo
 from pyro_smat.inference.runs.train import train_router
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide
@@ -37,60 +35,7 @@ from pyro_smat.sources import SourceLibrary
 
 BLOCKS = ("new classes", "unseen domains")
 WIDEST = 3
-AT_ONCE = 64  # episodes that are evaluated together: small steps wait for the device most of the time
 FITTED, FIT_SEED, TEST_SEED = 8, 17, 23
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Episodes that were drawn, to be drawn again and again: a stream of the same batches for every method.
-
-    Attributes:
-        batches: of `AT_ONCE` episodes, the last may be smaller.
-        features: of their pool.
-    """
-
-    batches: Sequence[EpisodeBatch]
-    features: SourceFeatures
-
-    def __len__(self) -> int:
-        return sum(map(len, self.batches))
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """What the numbers of the episodes' domains mean."""
-        return self.features.pool.domain_names if self.features.pool is not None else ()
-
-    def under(self, features: SourceFeatures) -> Drawn:
-        """The same episodes as other sources see them."""
-        return Drawn([features.attach(batch) for batch in self.batches], features)
-
-    def evaluate(
-        self, model: RoutedModel, guide: Any, settings: EvaluationSettings, rule: Any = "posterior_predictive"
-    ) -> Evaluation:
-        """A pair on these episodes, deployed by a decision rule."""
-        stream, device = _Again(list(self.batches)), self.features.basis.device
-        return evaluate(
-            model,
-            guide,
-            stream,
-            self.features,
-            deployment=Deployment(rule=rule),
-            settings=settings,
-            episodes=len(self),
-            batch_size=AT_ONCE,
-            device=device,
-        )
-
-
-@dataclass(frozen=True)
-class _Again:
-    left: list[EpisodeBatch]
-
-    def sample(self, count: int) -> EpisodeBatch:
-        batch = self.left.pop(0)
-        assert len(batch) == count
-        return batch
 
 
 @dataclass(frozen=True)
@@ -206,7 +151,7 @@ class Bench:
         assert pool is not None
         sampler = config.episodes.sampler(pool, seed=config.seed)
         size, steps = self.options.batch, self.options.steps
-        return [_without_pixels(sampler.sample(size).to(self.device)) for _ in range(steps)]
+        return [without_pixels(sampler.sample(size).to(self.device)) for _ in range(steps)]
 
     def conditions(self, block: str) -> Mapping[str, Drawn]:
         """The main table's conditions on a block, drawn once."""
@@ -246,7 +191,7 @@ class Bench:
                 router.model,
                 router.guide,
                 elbo=build_elbo(config.objective, features, model=router.model, catalog=router.catalog),
-                sampler=cast(EpisodeSampler, _Again(list(self.training_batches))),
+                sampler=cast(EpisodeSampler, Again(list(self.training_batches))),
                 features=features,
                 settings=config.training,
                 device=self.device,
@@ -291,16 +236,6 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         found[key] = merged(old, value) if both and value.get("kind", old.get("kind")) == old.get("kind") else value
     return found
-
-
-def _without_pixels(batch: EpisodeBatch) -> EpisodeBatch:
-    """NaN in the place of every pixel, and padding black; they take no memory."""
-
-    def blank(part: Labelled) -> Labelled:
-        pixels = torch.where(part.mask, math.nan, 0.0).view(*part.mask.shape, 1, 1, 1)
-        return replace(part, images=pixels.expand(part.images.shape))
-
-    return replace(batch, support=blank(batch.support), query=blank(batch.query))
 
 
 def _comparable(config: RunConfig) -> dict[str, Any]:

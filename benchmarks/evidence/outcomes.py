@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import Bench, Drawn
+from bench import Bench
+from drawn import Drawn
 
 from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings
 

@@ -13,8 +13,9 @@ from typing import cast
 
 import numpy as np
 import torch
-from bench import BLOCKS, Bench, Drawn
+from bench import BLOCKS, Bench
 from cells import Cells
+from drawn import Drawn
 from markdown import Found, grid
 from options import Options
 from pools import first_of_each_class

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import BLOCKS, Bench, Drawn
+from bench import BLOCKS, Bench
 from cells import Cells
+from drawn import Drawn
 from markdown import Found, accuracy, cvar, grid
 from options import Options
 
