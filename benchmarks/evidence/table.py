@@ -9,142 +9,84 @@
 temperature of the weighted average on the "validation" classes, and evaluates everything on the same episodes of the
 "test" classes of these domains and of four domains that nothing was trained on: 5 shots, 5 shots of which 40% are
 mislabelled, 1 shot; 5-way, 7 queries a class. ``show`` averages over domains and seeds, with paired intervals over
-episodes. A seed whose results are there is left alone.
+episodes. The router and every cell (domain, condition) are kept as they come, under OUTPUT/seedN; a run that was
+killed, or is given more domains, goes on from there. Seeds may run at the same time, on one device too.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from suite import TRAINED, UNSEEN, load_pool, load_split
+from bench import Bench
+from cells import Cells, every_cell
+from options import Options
+from outcomes import (
+    AVERAGED,
+    AVERAGED_TOGETHER,
+    BY_COSINE,
+    COSINE,
+    PLAIN,
+    ROUTED,
+    TOGETHER,
+    Pair,
+    evaluate_cell,
+    together,
+)
+from suite import TRAINED, UNSEEN
+from tables import print_tables
 
-from pyro_smat.episodes import EpisodeSampler
-from pyro_smat.episodes.pool import ImagePool
-from pyro_smat.files import write_atomically
-from pyro_smat.guides import PseudoBMAGuide
-from pyro_smat.inference.assembly.config import RunConfig
-from pyro_smat.inference.assembly.router import Router, build_router, choose_device
-from pyro_smat.inference.deployment.from_sources import averaging_pair
-from pyro_smat.inference.evaluation import EvaluationSettings, evaluate
-from pyro_smat.inference.runs.train import train_router
-from pyro_smat.inference.training.temperature_scaling import calibrate_guide
-from pyro_smat.networks.features import SourceFeatures
-from pyro_smat.networks.support_head import HeadSettings
+from pyro_smat.inference.assembly.router import choose_device
+from pyro_smat.inference.evaluation import EvaluationSettings
 
-WAY, SHOT, QUERY = 5, 5, 7
-NOISE = {"kind": "label_noise", "fraction": 0.4}
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "5-shot": {"shot": SHOT},
-    "40% mislabelled": {"shot": SHOT, "corruptions": (NOISE,)},
-    "1-shot": {"shot": 1},
-}
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
-SOURCES = ("imagenet", "emoji", "glyph", "texture", "clipart", "generalist")
-TAIL = 0.1
-ROUTED, MAP, AVERAGED, PLAIN = "routed, trained", "routed, trained: one network", "from_sources", "from_sources, plain"
+CHOSEN, CELLS, RUN = ("chosen",), "cells", "router"
+WRITER = "table.py run"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Accuracy and loss ``(N,)`` of every method on the same episodes."""
-
-    accuracy: dict[str, np.ndarray]
-    loss: dict[str, np.ndarray]
-
-
-def config_of(sources: Path, seed: int, *, noise: float, steps: int, most: int) -> RunConfig:
-    """The router over the six sources, trained on 1 to 5 shots of which up to half are mislabelled."""
-    return RunConfig(
-        seed=seed,
-        data={"kind": "none", "size": 64, "channels": 3},
-        sources={"network": "mobilenet_v2", "files": {n: sources / f"{n}.safetensors" for n in SOURCES}},
-        experts={"count": 0},
-        model={"kind": "routed", "label_noise": noise},
-        guide={"kind": "catalog", "catalog": {"kind": "k_hot", "max_sources": most}},
-        objective={"episode_loss": "ensemble_nll", "kl_weight": 0.02, "rho": 0.5, "tail_weight": 0.5},
-        episodes={
-            "way": WAY,
-            "shot": (1, SHOT),
-            "query": QUERY,
-            "skip_small_classes": True,
-            "corruptions": ({"kind": "label_noise", "fraction": (0.0, 0.5), "probability": 0.5},),
-        },
-        training={"steps": steps, "episodes": 16, "validate_every": 0},
-    )
-
-
-def averaged(router: Router, noise: float, validation: SourceFeatures) -> tuple[Any, PseudoBMAGuide]:
-    """Model and guide without training over the same sources, with the temperature fitted on validation classes."""
-    model, guide = averaging_pair(
-        router.library,
-        router.network,
-        weights="pseudo_bma",
-        temperature=0.3,
-        settings=HeadSettings(label_noise=noise),
-        device=router.device,
-    )
-    sampler = _sampler(validation.pool, 17, shot=(1, SHOT))
-    calibrate_guide(model, guide, [validation.attach(sampler.sample(16).to(router.device)) for _ in range(8)])
-    return model, guide
-
-
-def best_temperature(router: Router, validation: SourceFeatures, episodes: int) -> float:
-    """Of the weighted average, by its loss on validation classes, clean and mislabelled."""
+def best_temperature(bench: Bench) -> float:
+    """Of the weighted average, by its loss on validation classes, in all conditions together."""
     kinds = [{"kind": "weighted_source_average", "temperature": t, "name": str(t)} for t in TEMPERATURES]
     settings = EvaluationSettings(rules=(), scores=(), baselines=kinds, each_source=False)
     losses = np.zeros(len(TEMPERATURES))
-    for options in CONDITIONS.values():
-        found = evaluate(
-            router.model,
-            router.guide,
-            _sampler(validation.pool, 19, **options),
-            validation,
-            settings=settings,
-            episodes=episodes,
-            device=router.device,
-        )
+    for options in bench.options.conditions.values():
+        drawn = bench.draw(bench.parts["validation"], bench.options.episodes, seed=19, **options)
+        found = drawn.evaluate(bench.router.model, bench.router.guide, settings)
         losses += [found.loss(str(t)).mean() for t in TEMPERATURES]
     return TEMPERATURES[int(losses.argmin())]
 
 
-def _sampler(pool: ImagePool | None, seed: int, **options: Any) -> EpisodeSampler:
-    assert pool is not None
-    return EpisodeSampler(pool, WAY, query=QUERY, seed=seed, skip_small_classes=True, **options)
-
-
-def evaluate_all(pairs: dict[str, tuple[Any, Any]], router: Router, pool: ImagePool, temperature: float, n: int) -> Any:
-    """Condition -> cell: every pair and every baseline on the same episodes of a pool."""
-    baselines: list[Any] = [
-        "best_source",
-        "source_average",
-        {"kind": "weighted_source_average", "temperature": temperature},
-        {"kind": "concatenation", "temperature": temperature},
-    ]
-    features = router.features(pool, of_catalog=True)
-    found = {}
-    for condition, options in CONDITIONS.items():
-        cell = Cell({}, {})
-        for number, (name, (model, guide)) in enumerate(pairs.items()):
-            own = EvaluationSettings(rules=("map",) if number == 0 else (), scores=(), baselines=baselines)
-            if number:
-                own = EvaluationSettings.bare()
-            sampler = _sampler(pool, 23, **options)
-            result = evaluate(model, guide, sampler, features, settings=own, episodes=n, device=router.device)
-            names = {"posterior_predictive": name} | ({"map": MAP} if number == 0 else {})
-            skipped = ("fallback",)
-            for method in result.methods:
-                if method in names or (number == 0 and method not in skipped):
-                    cell.accuracy[names.get(method, method)] = result.accuracy(method)
-                    cell.loss[names.get(method, method)] = result.loss(method)
-        found[condition] = cell
-    return found
+def run_cells(bench: Bench, folder: Path, domains: list[str], conditions: list[str]) -> None:
+    """Whatever of these cells is not there yet."""
+    cells = Cells(folder / CELLS, bench.options.settings(bench.seed), WRITER)
+    left = cells.missing([(domain, condition) for domain in domains for condition in conditions])
+    typer.echo(f"{folder}: {len(left)} of {len(domains) * len(conditions)} cells to make")
+    if not left:
+        return
+    chosen = Cells(folder, cells.settings, WRITER)
+    facts = chosen.read(CHOSEN)
+    started = time.perf_counter()
+    trained, by_cosine = bench.trained(folder / RUN), bench.trained(folder / f"{RUN}-cosine", BY_COSINE)
+    pairs: dict[str, Pair] = {ROUTED: (trained.model, trained.guide), COSINE: (by_cosine.model, by_cosine.guide)}
+    pairs |= {name: bench.averaged(noise) for name, noise in ((AVERAGED, bench.options.noise), (PLAIN, 0.0))}
+    pairs |= {TOGETHER: together(pairs[ROUTED]), AVERAGED_TOGETHER: together(pairs[AVERAGED])}
+    if facts is None:
+        where = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
+        facts = {"device": where, "torch": torch.__version__, "temperature": best_temperature(bench)}
+        chosen.write(CHOSEN, facts | {"seconds": time.perf_counter() - started})
+    for domain in dict.fromkeys(domain for domain, _ in left):
+        features = bench.router.features(bench.pool((domain,), "test"), of_catalog=True)
+        for condition in (c for d, c in left if d == domain):
+            begun = time.perf_counter()
+            drawn = bench.draw(features, bench.options.episodes, **bench.options.conditions[condition])
+            cell = evaluate_cell(pairs, drawn, facts["temperature"], COSINE)
+            seconds = time.perf_counter() - begun
+            cells.write((domain, condition), cell | {"seconds": seconds})
+            typer.echo(f"{domain}, {condition}: {seconds:.1f} s")
 
 
 app = typer.Typer(help=__doc__, add_completion=False)
@@ -156,70 +98,70 @@ def run(
     sources: Annotated[Path | None, typer.Option(help="Default: DATA/sources.")] = None,
     output: Annotated[Path, typer.Option()] = Path("runs/evidence"),
     seed: Annotated[int, typer.Option()] = 0,
-    episodes: Annotated[int, typer.Option(help="Of each domain and condition.")] = 200,
+    episodes: Annotated[int, typer.Option(help="Of each domain and condition.")] = 100,
     steps: Annotated[int, typer.Option(help="Of the router's training.")] = 200,
     noise: Annotated[float, typer.Option(help="Expected share of wrong labels.")] = 0.1,
     most: Annotated[int, typer.Option(help="The most sources that a routing mixes.")] = 1,
     domains: Annotated[str, typer.Option(help="Comma-separated; default all.")] = ",".join((*TRAINED, *UNSEEN)),
+    conditions: Annotated[str, typer.Option(help="Comma-separated; default all.")] = ",".join(Options().conditions),
+    per_class: Annotated[int, typer.Option(help="Only so many images of a class, for a try; 0 for all.")] = 0,
     device: Annotated[str, typer.Option()] = "auto",
 ) -> None:
-    """One seed: train, choose, evaluate; writes OUTPUT/seedN.json."""
-    target = output / f"seed{seed}.json"
-    if target.exists():
-        typer.echo(f"{target} is there already")
-        return
-    started = time.perf_counter()
-    config = config_of((sources or data / "sources") / f"seed{seed}", seed, noise=noise, steps=steps, most=most)
-    router = build_router(config, choose_device(device))
-    features = {
-        split: router.features(load_split(data, split, TRAINED), of_catalog=True) for split in ("router", "validation")
-    }
-    for part in features.values():
-        part.embed()
-    embedded = time.perf_counter()
-    trained, history = train_router(
-        config, router=router, features={"train": features["router"], "validation": features["validation"]}
+    """One seed: train, choose, evaluate, each only where it is not there yet; writes OUTPUT/seedN."""
+    own = Options(
+        data=data,
+        sources=sources or data / "sources",
+        episodes=episodes,
+        steps=steps,
+        noise=noise,
+        most=most,
+        per_class=per_class,
     )
-    seconds = {"embedding": embedded - started, "training": time.perf_counter() - embedded}
-    typer.echo(f"embedding {seconds['embedding']:.1f} s, {steps} steps and choosing {seconds['training']:.1f} s")
-    temperature = best_temperature(router, features["validation"], episodes)
-    pairs = {ROUTED: (trained.router.model, trained.router.guide)}
-    pairs |= {name: averaged(router, e, features["validation"]) for name, e in ((AVERAGED, noise), (PLAIN, 0.0))}
-    results = {}
-    for domain in domains.split(","):
-        cells = evaluate_all(pairs, router, load_pool(data, domain, "test"), temperature, episodes)
-        results[domain] = {
-            condition: {
-                "accuracy": {k: v.tolist() for k, v in cell.accuracy.items()},
-                "loss": {k: v.tolist() for k, v in cell.loss.items()},
-            }
-            for condition, cell in cells.items()
-        }
-        typer.echo(f"{domain}: {time.perf_counter() - started:.0f} s")
-    where = torch.cuda.get_device_name() if router.device.type == "cuda" else "CPU"
-    facts = {
-        "seed": seed,
-        "device": where,
-        "torch": torch.__version__,
-        "seconds": seconds | {"all": time.perf_counter() - started},
-        "temperature": temperature,
-        "noise": noise,
-        "max_sources": most,
-        "last_loss": float(history["episode_loss"].iloc[-1]) if len(history) else None,
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, json.dumps({"facts": facts, "results": results}).encode())
+    wanted = named(domains, (*own.trained, *own.unseen), "domain"), named(conditions, own.conditions, "condition")
+    run_cells(Bench(own, seed, choose_device(device)), output / f"seed{seed}", *wanted)
 
 
 @app.command()
 def show(output: Annotated[Path, typer.Option()] = Path("runs/evidence")) -> None:
-    """Print the tables of all seeds that are there."""
-    from tables import print_tables
+    """Print the tables of what is there, and say what is missing."""
+    print_tables(gathered(output))
 
-    found = [json.loads(path.read_text()) for path in sorted(output.glob("seed*.json"))]
+
+def gathered(output: Path) -> list[dict[str, Any]]:
+    """Of every seed: {"seed", "settings", "facts", "results": domain -> condition -> cell}.
+
+    Raises:
+        ValueError: when there is nothing, or seeds were made with different settings.
+    """
+    found = []
+    for folder in sorted(output.glob("seed*")):
+        cells = list(every_cell(folder / CELLS, WRITER))
+        if not cells:
+            continue
+        results: dict[str, Any] = {}
+        for (domain, condition), _, values in cells:
+            results.setdefault(domain, {})[condition] = values
+        settings = cells[0][1]
+        facts = Cells(folder, settings, WRITER).read(CHOSEN) or {}
+        found.append({"seed": settings["seed"], "settings": settings, "facts": facts, "results": results})
     if not found:
-        raise typer.BadParameter(f"{output} holds no seed*.json; expected what `table.py run` wrote")
-    print_tables(found)
+        raise ValueError(f"{output} holds no seed*/{CELLS}; expected what `table.py run` wrote")
+    kept = [{k: v for k, v in one["settings"].items() if k not in ("seed", "digests")} for one in found]
+    if differ := sorted({k for one in kept for k in one if one[k] != kept[0].get(k)}):
+        raise ValueError(f"the seeds of {output} were made with different {', '.join(differ)}; show them apart")
+    return found
+
+
+def named(given: str, known: Any, what: str) -> list[str]:
+    """Names of a comma-separated list.
+
+    Raises:
+        ValueError: for a name that is not known.
+    """
+    names = [name.strip() for name in given.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{what} {unknown[0]!r} is not known; expected some of {', '.join(known)}")
+    return names
 
 
 if __name__ == "__main__":

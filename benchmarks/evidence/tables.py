@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from suite import TRAINED, UNSEEN
+from options import Options
 
 TAIL, LEVEL, RESAMPLES = 0.1, 0.95, 1000
-BLOCKS = {"new classes of trained domains": TRAINED, "domains that nothing was trained on": UNSEEN}
+BLOCKS = {"new classes of trained domains": "trained", "domains that nothing was trained on": "unseen"}
 SINGLE = "source: "
-BEST_FIXED = "best fixed source (chosen on these episodes)"
 
 Results = list[dict[str, Any]]
 Statistic = Callable[[NDArray[Any]], float]
@@ -24,12 +23,12 @@ def tail(losses: NDArray[Any]) -> float:
     return float(np.sort(losses)[-worst:].mean())
 
 
-def cells(found: Results, domains: tuple[str, ...], condition: str) -> Iterator[dict[str, Any]]:
-    """Every (seed, domain) of a block: {"accuracy": {method: values}, "loss": ...}."""
+def cells(found: Results, domains: Sequence[str], condition: str) -> Iterator[dict[str, Any]]:
+    """Every (seed, domain) of a block that is there: {"accuracy": {method: values}, "loss": ...}."""
     for one in found:
         for domain in domains:
-            if domain in one["results"]:
-                cell: dict[str, Any] = one["results"][domain][condition]
+            cell: dict[str, Any] | None = one["results"].get(domain, {}).get(condition)
+            if cell is not None:
                 yield {kind: {m: np.array(v) for m, v in cell[kind].items()} for kind in ("accuracy", "loss")}
 
 
@@ -60,16 +59,19 @@ def difference(
     return float(np.mean(at)), float(low), float(high)
 
 
-def print_tables(found: Results, ours: tuple[str, ...] = ("routed, trained", "from_sources")) -> None:
+def print_tables(
+    found: Results, ours: tuple[str, ...] = ("routed, trained", "from_sources", "routed, trained, queries together")
+) -> None:
     """Markdown on the standard output."""
-    facts = [one["facts"] for one in found]
-    conditions = list(next(iter(found[0]["results"].values())))
-    print(f"{facts[0]['device']}, torch {facts[0]['torch']}; seeds {[f['seed'] for f in facts]}")
+    facts, settings = [one["facts"] for one in found], found[0]["settings"]
+    conditions = list(Options(shot=settings["shot"]).conditions)
+    print(f"{facts[0]['device']}, torch {facts[0]['torch']}; seeds {[one['seed'] for one in found]}")
     print(f"temperature of the weighted average, chosen on validation classes: {[f['temperature'] for f in facts]}")
-    print(f"seconds: {[{k: round(v, 1) for k, v in f['seconds'].items()} for f in facts]}\n")
+    print(f"seconds: training and choosing {[round(f['seconds'], 1) for f in facts]}; cells {_seconds(found)}")
+    print(f"missing: {_missing(found, conditions) or 'nothing'}\n")
     blocks = {
-        (title, condition): list(cells(found, domains, condition))
-        for title, domains in BLOCKS.items()
+        (title, condition): list(cells(found, settings[kind], condition))
+        for title, kind in BLOCKS.items()
         for condition in conditions
     }
     blocks = {key: block for key, block in blocks.items() if block}
@@ -94,21 +96,35 @@ def print_tables(found: Results, ours: tuple[str, ...] = ("routed, trained", "fr
             gain = difference(block, method, best, "accuracy", lambda a: 100 * float(a.mean()))
             saved = difference(block, method, least, "loss", tail)
             print(
-                f"| {', '.join(key)} | {_shown(gain, 1)} to {best!r} | {_shown(saved, 2)} to {least!r} | "
+                f"| {', '.join(key)} | {shown(gain, 1)} to {best!r} | {shown(saved, 2)} to {least!r} | "
                 f"{100 * saved[0] / table[key][least][1]:+.0f} |"
             )
         print()
     print("| unseen domain, 5-shot: minus its best fixed source | accuracy, points | that source |")
     print("|---|---|---|")
-    for domain in UNSEEN:
-        block = list(cells(found, (domain,), conditions[0]))
+    for domain in settings["unseen"]:
+        block = list(cells(found, [domain], conditions[0]))
         if block:
             means = averages(block)
             best = max((m for m in means if m.startswith(SINGLE)), key=lambda m: means[m][0])
             gain = difference(block, ours[0], best, "accuracy", lambda a: 100 * float(a.mean()))
-            print(f"| {domain} | {_shown(gain, 1)} | {best} |")
+            print(f"| {domain} | {shown(gain, 1)} | {best} |")
 
 
-def _shown(interval: tuple[float, float, float], digits: int) -> str:
+def _missing(found: Results, conditions: Sequence[str]) -> str:
+    """Cells that are not there."""
+    domains = [*found[0]["settings"]["trained"], *found[0]["settings"]["unseen"]]
+    every = [(one, domain, condition) for one in found for domain in domains for condition in conditions]
+    left = [(one["seed"], d, c) for one, d, c in every if c not in one["results"].get(d, {})]
+    return "; ".join(f"seed {seed}: {domain}, {condition}" for seed, domain, condition in left)
+
+
+def _seconds(found: Results) -> list[float]:
+    """Of all cells of each seed."""
+    return [round(sum(c["seconds"] for cells in one["results"].values() for c in cells.values()), 1) for one in found]
+
+
+def shown(interval: tuple[float, float, float], digits: int) -> str:
+    """Value and interval."""
     value, low, high = (f"{part:+.{digits}f}" for part in interval)
     return f"{value} [{low}, {high}]"

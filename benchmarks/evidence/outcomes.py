@@ -1,0 +1,89 @@
+"""Outcomes: what is kept of pairs of model and guide, and of baselines, on the same episodes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench import Bench
+from drawn import Drawn
+
+from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings
+
+ROUTED, MAP, AVERAGED, PLAIN = "routed, trained", "routed, trained: one network", "from_sources", "from_sources, plain"
+BY_COSINE = {"model": {"metric": "cosine", "classifier": "prototypes"}}  # the head that sources were fine-tuned with
+COSINE, TOGETHER, AVERAGED_TOGETHER = (
+    f"{ROUTED}, cosine prototypes",
+    f"{ROUTED}, queries together",
+    f"{AVERAGED}, queries together",
+)
+QUERY_WEIGHT = 0.5
+
+TEMPERATURE = 0.3  # of the weighted average: what all seeds chose on validation classes
+Pair = tuple[Any, Any]
+Cell = dict[str, Any]
+
+
+def standard_pairs(bench: Bench, folder: Path) -> dict[str, Pair]:
+    """The main table's router, of its run folder, and the averages without training."""
+    router = bench.trained(folder)
+    return {ROUTED: (router.model, router.guide), AVERAGED: bench.averaged(bench.options.noise)}
+
+
+def together(pair: Pair) -> Pair:
+    """The pair with queries that help to classify each other."""
+    model = copy.deepcopy(pair[0])
+    model.head_settings = replace(model.head_settings, transduction=QUERY_WEIGHT)
+    return model, pair[1]
+
+
+def baselines(temperature: float) -> list[Any]:
+    """The rows beside the routed ones."""
+    return [
+        "best_source",
+        "source_average",
+        {"kind": "weighted_source_average", "temperature": temperature},
+        {"kind": "concatenation", "temperature": temperature},
+    ]
+
+
+def evaluate_cell(
+    pairs: Mapping[str, Pair], drawn: Drawn, temperature: float | None, other_head: str | None = None
+) -> Cell:
+    """Accuracy and loss ``(N,)`` of every pair and every baseline on the same episodes, and how each pair routes.
+
+    Args:
+        pairs: by name; baselines and the MAP network are those of the first.
+        drawn: the episodes.
+        temperature: of the weighted average; None for no baselines.
+        other_head: a pair whose head the baselines are evaluated with, too; its metric is appended to their names.
+
+    Returns:
+        "accuracy" and "loss": method -> ``(N,)``; "misrouted" and "misrouting_regret": pair -> ``(N,)``; "group"
+        ``(N,)``: the episode's domain, of the names "groups".
+    """
+    full = EvaluationSettings.bare()
+    if temperature is not None:
+        full = EvaluationSettings(rules=("map",), scores=(), baselines=baselines(temperature))
+    cell: Cell = {"accuracy": {}, "loss": {}, "misrouted": {}, "misrouting_regret": {}}
+    for number, (name, (model, guide)) in enumerate(pairs.items()):
+        whole, suffix = not number or name == other_head, f", {model.metric}" if number else ""
+        found = drawn.evaluate(model, guide, full if whole else EvaluationSettings.bare())
+        names = {"posterior_predictive": name, "map": f"{MAP}{suffix}"}
+        for method in (m for m in found.methods if m in names or (whole and temperature and m != "fallback")):
+            cell["accuracy"][names.get(method, method + suffix)] = found.accuracy(method)
+            cell["loss"][names.get(method, method + suffix)] = found.loss(method)
+        cell["misrouted"][name], cell["misrouting_regret"][name] = misrouting(found)
+        cell["group"], cell["groups"] = found.route, list(drawn.groups)
+    return cell
+
+
+def misrouting(found: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the posterior's best source is another than that of lowest query loss, and what it loses, in nats."""
+    chosen, losses = found.weights.argmax(1), found.source_loss
+    at = losses[np.arange(len(losses)), chosen]
+    return (chosen != losses.argmin(1)).astype(np.int64), at - losses.min(1)
