@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from drawn import AT_ONCE, Again, Drawn, without_pixels
+from drawn import AT_ONCE, Again, Drawn, drawn_from, without_pixels
 from options import Options
 from pools import first_of_each_class
 from suite import load_pool, load_split
@@ -110,7 +110,7 @@ class Bench:
         """Episodes of a pool, on the device with what is known of their images."""
         sampler = self.sampler(features.pool, seed, **options)
         sizes = [min(AT_ONCE, count - start) for start in range(0, count, AT_ONCE)]
-        return Drawn([features.attach(sampler.sample(n).to(self.device)) for n in sizes], features)
+        return drawn_from(features, [sampler.sample(n).to(self.device) for n in sizes])
 
     def trained(self, folder: Path, changes: Mapping[str, Any] | None = None) -> Router:
         """The router of a run folder, trained there first where it is not, or not to the end.

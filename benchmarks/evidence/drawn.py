@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch, Labelled
+from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.inference.decision import Deployment
 from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings, evaluate
 from pyro_smat.models import RoutedModel
@@ -70,6 +72,31 @@ class Again:
         batch = self.left.pop(0)
         assert len(batch) == count
         return batch
+
+
+def drawn_from(features: SourceFeatures, batches: Sequence[EpisodeBatch]) -> Drawn:
+    """Episodes of a pool; those with altered pixels get a pool of their own, so that every image is embedded once.
+
+    Altered images are rounded to 8 bits, as files of images are.
+    """
+    if not any((part.mask & (part.rows < 0)).any() for batch in batches for part in (batch.support, batch.query)):
+        return Drawn([features.attach(batch) for batch in batches], features)
+    images: list[Tensor] = []
+
+    def numbered(part: Labelled) -> Labelled:
+        start = sum(map(len, images))
+        images.append((255 * part.images[part.mask]).round().byte())
+        rows = torch.full_like(part.rows, -1)
+        rows[part.mask] = torch.arange(start, start + len(images[-1]), device=rows.device)
+        return replace(part, rows=rows)
+
+    own = [replace(batch, support=numbered(batch.support), query=numbered(batch.query)) for batch in batches]
+    assert features.pool is not None
+    nothing = torch.zeros(sum(map(len, images)), dtype=torch.long)
+    names = features.pool.domain_names
+    pool = ImagePool(torch.cat(images), nothing.unsqueeze(1), ("class",), (("any",),), nothing, names)
+    known = SourceFeatures(features.network, features.basis, pool)
+    return Drawn([known.attach(batch) for batch in own], known)
 
 
 def without_pixels(batch: EpisodeBatch) -> EpisodeBatch:

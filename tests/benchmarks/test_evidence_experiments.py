@@ -11,10 +11,13 @@ from evidence_suite import made_options
 
 # isort: split
 import experiments
-from bench import Bench, merged
+from bench import TEST_SEED, Bench, merged
 from cells import every_cell
+from drawn import Drawn
 from pools import by_attribute, first_of_each_class, large_classes
 from trials import TRIALS, ablations, catalogs, corruptions, rules, tails
+
+from pyro_smat.inference.evaluation import EvaluationSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:source .* than the fallback", "ignore:rho x B")
 
@@ -83,6 +86,19 @@ def test_corruptions_at_a_severity(bench: Bench, output: Path, monkeypatch: pyte
         assert (loss != clean["loss"]["source: imagenet"]) == changed
     first, both = (cells[n, "new classes", "5"] for n in ("jpeg", "jpeg, queries too"))
     assert first["loss"] != both["loss"]
+
+
+def test_altered_images_are_embedded_once_and_answer_as_before(bench: Bench) -> None:
+    features, noise = bench.blocks["new classes"], {"kind": "gaussian_noise", "severity": 5}
+    drawn = bench.draw(features, 3, shot=2, corruptions=(noise,))
+    sampled = bench.sampler(features.pool, TEST_SEED, shot=2, corruptions=(noise,)).sample(3)
+    plain = Drawn([features.attach(sampled)], features)
+    settings = EvaluationSettings(rules=(), scores=(), baselines=["source_average"])
+    ours, other = (d.evaluate(bench.router.model, bench.router.guide, settings) for d in (drawn, plain))
+    for method in ours.methods:
+        np.testing.assert_allclose(ours.loss(method), other.loss(method), atol=2e-3)  # rounded to 8 bits
+    assert drawn.groups == plain.groups
+    assert len(drawn.features.pool or ()) == int(sampled.support.mask.sum() + sampled.query.mask.sum())
 
 
 def test_groups_are_vendors_and_scripts_of_one_domain(bench: Bench, output: Path) -> None:
