@@ -76,7 +76,7 @@ def evaluate(
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
     from pyro_smat.inference.evaluation.guarantee import abstain_with_guarantee
     from pyro_smat.inference.evaluation.router import TEST_SEED, evaluate_router
-    from pyro_smat.inference.runs.evaluate import write_evaluation
+    from pyro_smat.inference.runs.evaluate import validation_of, write_evaluation
     from pyro_smat.report.examples import example_tasks
     from pyro_smat.report.page import write_report
     from pyro_smat.report.summary import build_report
@@ -110,6 +110,7 @@ def evaluate(
             corruptions=corruptions,
             episodes=episodes,
             seed=TEST_SEED if seed is None else seed,
+            validation=lambda: validation_of(classifier),
             progress=progress,
         )
         metrics = write_evaluation(folder, classifier, evaluation)

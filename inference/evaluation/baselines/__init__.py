@@ -14,6 +14,7 @@ probabilities ``(B, Q, W)``. To add one, write one file; it is then named in a c
             return self.composed.source_probabilities(batch).mean(1)
 """
 
+from pyro_smat.inference.evaluation.baselines.aligned_source import AlignedSource
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary, ParameterBaseline
 from pyro_smat.inference.evaluation.baselines.concatenation import Concatenation
 from pyro_smat.inference.evaluation.baselines.hindsight import HindsightMixture, HindsightSource
@@ -30,6 +31,7 @@ from pyro_smat.inference.evaluation.baselines.sources_alone import (
     SingleSource,
 )
 from pyro_smat.inference.evaluation.baselines.sparse_residual import SparseResidual
+from pyro_smat.inference.evaluation.baselines.subspace_residual import SubspaceResidual
 from pyro_smat.inference.evaluation.baselines.support_mixture import SupportMixture
 from pyro_smat.inference.evaluation.baselines.support_oracle import SupportOracle
 from pyro_smat.inference.evaluation.baselines.task_arithmetic import TaskArithmetic, fit_task_arithmetic
@@ -38,6 +40,7 @@ from pyro_smat.inference.evaluation.baselines.validation import lowest_validatio
 __all__ = [
     "BEST_BY_SUPPORT",
     "ORACLE",
+    "AlignedSource",
     "Baseline",
     "BestSource",
     "ComposedLibrary",
@@ -53,6 +56,7 @@ __all__ = [
     "Soup",
     "SourceAverage",
     "SparseResidual",
+    "SubspaceResidual",
     "SupportMixture",
     "SupportOracle",
     "TaskArithmetic",
