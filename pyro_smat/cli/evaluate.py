@@ -84,7 +84,8 @@ def evaluate(
     classifier = open_router(run, device, own_parts(model, guide, network, own))
     router = classifier.router
     shape = {k: v for k, v in {"way": way, "shot": shot, "query": query}.items() if v is not None}
-    config = router.config.replaced(data={"allow_outside": allow_outside}, episodes=shape)
+    shaped = router.config.episodes.uniform(**shape) if shape else router.config.episodes
+    config = router.config.replaced(data={"allow_outside": allow_outside}, episodes=shaped)
     classifier = RoutedClassifier(dataclasses.replace(router, config=config), classifier.deployment)
     pool, name = pool_of(config, split, data)
     corruptions = corruptions_of(label_noise, confounding, corrupt)
