@@ -2,9 +2,9 @@
 
     python benchmarks/evidence/subspaces.py --data data/suite --sources data/suite/sources --seed 0
 
-Each specialist's subspace is fitted on the "sources" classes of its domain, the generalist's on those of all four; what
-ImageNet's weights were trained on is not in the suite, so that ``imagenet`` has none and is never chosen by the baseline
-"subspace_residual". About a minute a seed on one CPU core. ``SourceLibrary.subspaces`` finds the files.
+Each specialist's subspace is fitted on the "sources" classes of its domain, the generalist's on those of all four. What
+ImageNet's weights were trained on is not in the suite: ``imagenet`` has no subspace, and the baseline
+"subspace_residual" never chooses it. A minute a seed on one CPU core. `SourceLibrary.subspaces` finds the files.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from pyro_smat.inference.evaluation.baselines.concatenation import Concatenation
 from pyro_smat.inference.evaluation.baselines.hindsight import HindsightMixture, HindsightSource
 from pyro_smat.inference.evaluation.baselines.linear_probe import LinearProbe
 from pyro_smat.inference.evaluation.baselines.lora import LoRA
+from pyro_smat.inference.evaluation.baselines.private_average import PrivateSourceAverage, private_source_average
 from pyro_smat.inference.evaluation.baselines.router import RouterBaseline
 from pyro_smat.inference.evaluation.baselines.soup import Soup, greedy_soup, uniform_soup
 from pyro_smat.inference.evaluation.baselines.source_average import SourceAverage, WeightedSourceAverage
@@ -51,6 +52,7 @@ __all__ = [
     "LoRA",
     "OracleSource",
     "ParameterBaseline",
+    "PrivateSourceAverage",
     "RouterBaseline",
     "SingleSource",
     "Soup",
@@ -64,6 +66,7 @@ __all__ = [
     "fit_task_arithmetic",
     "greedy_soup",
     "lowest_validation_loss",
+    "private_source_average",
     "uniform_soup",
     "validation_loss",
 ]

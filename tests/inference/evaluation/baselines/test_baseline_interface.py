@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ from pyro_smat.inference.evaluation.baselines import (
     WeightedSourceAverage,
     greedy_soup,
     lowest_validation_loss,
+    private_source_average,
     uniform_soup,
     validation_loss,
 )
@@ -63,6 +65,7 @@ MAKERS: dict[str, Callable[[ComposedLibrary, EpisodeBatch], Baseline]] = {
     "aligned source": lambda c, v: AlignedSource(c, "source1", steps=5),
     "subspace residual": lambda c, v: SubspaceResidual(c, subspaces_of(c)),
     "subspace residual, weighted": lambda c, v: SubspaceResidual(c, subspaces_of(c), temperature=0.5),
+    "private average": lambda c, v: private_source_average(c, [v], epsilon=math.inf),
     "hindsight source": lambda c, v: HindsightSource(c),
     "hindsight mixture": lambda c, v: HindsightMixture(c, steps=4),
 }
@@ -171,6 +174,7 @@ def test_support_features_are_asked_for(composed: ComposedLibrary, make_batch: C
 
 
 OPTIONS = {
+    "private_source_average": {"epsilon": math.inf},  # a finite one needs an optional dependency
     "linear_probe": {"start": "best_source"},
     "lora": {"start": {"kind": "single_source", "source": "source1"}, "steps": 2},
     "sparse_residual": {"start": "best_source", "nonzeros": 3, "steps": 2},
