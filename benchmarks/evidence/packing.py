@@ -1,6 +1,7 @@
 """A small copy of the suite for another machine: sheets of lossless WebP in a zip file that unpack to the same bytes.
 
-`unpack` checks the digest of each domain.
+Grey pictures that were scaled from 28 px are kept at 28 px, with what scaling does not give back (`enlarged`). `unpack`
+checks the digest of each domain.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from arrays import save_domain
+from enlarged import joined, split
 from numpy.typing import NDArray
-from pictures import SIZE
 from PIL import Image
 from suite import TRAINED, UNSEEN, about, load_arrays
 
 _ACROSS = 16
 _ON_A_SHEET = _ACROSS * 16
+_SCALED = ("fashion", "mnist")  # from 28 px
+_METHOD = {"": 6, "small": 4, "rest": 4}  # of WebP: 6 takes 40 times as long as 4 and saves 2 to 9% of coloured sheets
 
 
 def pack(folder: Path, domains: list[str], target: Path) -> int:
@@ -34,8 +37,8 @@ def pack(folder: Path, domains: list[str], target: Path) -> int:
                 _add(archive, f"{domain}/about.json", json.dumps(said).encode())
                 _add(archive, f"{domain}/labels.json", json.dumps(labels.tolist()).encode())
                 for start in range(0, len(images), _ON_A_SHEET):
-                    sheet = _sheet(images[start : start + _ON_A_SHEET].numpy())
-                    _add(archive, f"{domain}/{start:06d}.webp", _encoded(sheet))
+                    for kind, sheet in _parts(domain, images[start : start + _ON_A_SHEET].numpy()).items():
+                        _add(archive, f"{domain}/{kind}{start:06d}.webp", _encoded(_sheet(sheet), _METHOD[kind]))
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -57,8 +60,10 @@ def unpack(source: Path, folder: Path) -> list[str]:
                     raise ValueError(f"{source} holds {members[:3]}; expected a file that data.py --pack wrote")
                 said = json.loads(archive.read(f"{domain}/about.json"))
                 labels = torch.tensor(json.loads(archive.read(f"{domain}/labels.json")))
-                sheets = [archive.read(m) for m in members if m.startswith(f"{domain}/") and m.endswith(".webp")]
-                images = np.concatenate([_pictures(raw) for raw in sheets])[: len(labels)]
+                # Older copies have 64 px of all domains.
+                kinds = ("small", "rest") if f"{domain}/small000000.webp" in members else ("",)
+                parts = {kind: _read(archive, members, f"{domain}/{kind}", len(labels)) for kind in kinds}
+                images = _whole(parts)
                 images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
                 if (found := hashlib.sha256(images.data).hexdigest()) != said["images_sha256"]:
                     raise ValueError(f"{source}: images of {domain} have SHA-256 {found}; expected the packed ones")
@@ -73,23 +78,53 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(zipfile.ZipInfo(name), content, kind)  # no date: the same arrays give the same bytes
 
 
+def _parts(domain: str, images: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """What is stored of images ``(n, 3, 64, 64)``: name -> ``(n, side, side, 3)``."""
+    if domain not in _SCALED:
+        return {"": images.transpose(0, 2, 3, 1)}
+    if (images != images[:, :1]).any():
+        raise ValueError(f"{domain} holds coloured images; expected grey ones, make it anew: data.py --force")
+    small, rest = split(images[:, 0])
+    return {"small": _coloured(small), "rest": _coloured(rest)}
+
+
+def _whole(parts: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Images ``(n, 64, 64, 3)`` from what is stored of them."""
+    return _coloured(joined(parts["small"][..., 0], parts["rest"][..., 0])) if "small" in parts else parts[""]
+
+
+def _coloured(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _read(archive: zipfile.ZipFile, members: list[str], prefix: str, count: int) -> NDArray[np.uint8]:
+    """The pictures of all sheets whose names begin so."""
+    sheets = [m for m in members if m.startswith(prefix) and m.removeprefix(prefix).removesuffix(".webp").isdigit()]
+    if not sheets:
+        raise ValueError(
+            f"{archive.filename} holds no sheets {prefix}*.webp; expected a file that data.py --pack wrote"
+        )
+    return np.concatenate([_pictures(archive.read(member)) for member in sheets])[:count]
+
+
 def _sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images ``(n, 3, 64, 64)`` in rows of 16, the rest black."""
-    down = -(-len(images) // _ACROSS)
-    padded = np.zeros((down * _ACROSS, SIZE, SIZE, 3), dtype=np.uint8)
-    padded[: len(images)] = images.transpose(0, 2, 3, 1)
-    return padded.reshape(down, _ACROSS, SIZE, SIZE, 3).swapaxes(1, 2).reshape(down * SIZE, _ACROSS * SIZE, 3)
+    """Images ``(n, side, side, 3)`` in rows of 16, the rest black."""
+    side, down = images.shape[1], -(-len(images) // _ACROSS)
+    padded = np.zeros((down * _ACROSS, side, side, 3), dtype=np.uint8)
+    padded[: len(images)] = images
+    return padded.reshape(down, _ACROSS, side, side, 3).swapaxes(1, 2).reshape(down * side, _ACROSS * side, 3)
 
 
 def _pictures(raw: bytes) -> NDArray[np.uint8]:
-    """Images ``(n, 64, 64, 3)`` of a sheet, black ones at the end included."""
+    """Images ``(n, side, side, 3)`` of a sheet, black ones at the end included."""
     with Image.open(io.BytesIO(raw), formats=("WEBP",)) as image:
         sheet = np.asarray(image.convert("RGB"))
-    down, across = sheet.shape[0] // SIZE, sheet.shape[1] // SIZE
-    return sheet.reshape(down, SIZE, across, SIZE, 3).swapaxes(1, 2).reshape(-1, SIZE, SIZE, 3)
+    side = sheet.shape[1] // _ACROSS
+    down = sheet.shape[0] // side
+    return sheet.reshape(down, side, _ACROSS, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
 
 
-def _encoded(sheet: NDArray[np.uint8]) -> bytes:
+def _encoded(sheet: NDArray[np.uint8], method: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "WEBP", lossless=True, quality=75, method=4)
+    Image.fromarray(sheet).save(buffer, "WEBP", lossless=True, quality=100, method=method)
     return buffer.getvalue()

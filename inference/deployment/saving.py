@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save as to_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_smat.episodes.pixels import PixelStatistics
 from pyro_smat.files import content_digest, read_json, write_atomically, write_record
@@ -29,7 +29,7 @@ from pyro_smat.networks.build import build_network, describe_network
 from pyro_smat.registry import Choice, choose
 from pyro_smat.registry.entries import Factory, how_to_pass, is_file
 from pyro_smat.routing import Catalog
-from pyro_smat.sources import SourceLibrary, load_weights
+from pyro_smat.sources import FeatureSubspace, SourceLibrary, load_weights
 from pyro_smat.sources.template import Template, matches, space_without
 
 FORMAT = 4
@@ -76,6 +76,8 @@ def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
         tensors["descriptors"] = router.descriptors
     weights = router.network.state_dict()
     tensors |= {f"head.{name}": weights[name] for name in _head_of(router.network, router.config)}
+    for name, subspace in router.library.subspaces.items():
+        tensors |= {f"subspace.{key}.{name}": value for key, value in subspace.tensors().items()}
     tensors = {k: v.clone() for k, v in tensors.items()}  # the format refuses memory that priors and catalog share
     tensors["sources"] = router.library.basis
     content = to_safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
@@ -151,7 +153,8 @@ def _load(
             f"{saved.network and saved.network['kind']!r}"
         )
     template = Template.from_module(module, config.sources.head)  # what a source that is added later must hold
-    library = SourceLibrary(saved.source_names, tensors.pop("sources"), space, template)
+    subspaces = _subspaces(folder, saved.source_names, tensors)
+    library = SourceLibrary(saved.source_names, tensors.pop("sources"), space, template, subspaces=subspaces)
     if saved.catalog is not None and "catalog" not in tensors:
         raise ValueError(
             f"{folder / WEIGHTS}: the catalog of {len(saved.catalog)} routings is missing; expected it beside the "
@@ -224,6 +227,19 @@ def _verify(path: Path, expected: str) -> None:
 def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
     """Tensors that the config leaves out of the sources: they are the network's own, and saved with the router."""
     return tuple(name for name in network.state_dict() if matches(name, *config.sources.head))
+
+
+def _subspaces(folder: Path, sources: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, FeatureSubspace]:
+    """Those of the sources' training features, of the sources that have one."""
+    found = {}
+    for name in sources:
+        parts = {key: tensors.pop(f"subspace.{key}.{name}", None) for key in FeatureSubspace.PARTS}
+        if any(part is not None for part in parts.values()):
+            try:
+                found[name] = FeatureSubspace.of_tensors(parts)
+            except ValueError as error:
+                raise ValueError(f"{folder / WEIGHTS}: subspace of source {name!r}: {error}") from error
+    return found
 
 
 def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Mapping[str, Factory]) -> nn.Module:

@@ -104,7 +104,7 @@ def _episodes(
     asked = router.config.episodes.shot
     trained = asked if isinstance(asked, int) else asked[1]
     most = max(trained, *shots)
-    settings = router.config.replaced(episodes={"shot": most}).episodes
+    settings = router.config.episodes.uniform(shot=most)
     sampler = settings.sampler(pool, seed=seed, corruptions=corruptions)
     features = router.features(pool, progress=progress)
     nested = [

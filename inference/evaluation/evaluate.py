@@ -5,6 +5,7 @@ sampler -> posterior -> decision rules, uncertainty scores and baselines, batch 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,7 @@ from pyro_smat.metrics.arrays import FloatArray, IntArray
 from pyro_smat.models.routed import RoutedModel
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.registry import Supply, build, takes
+from pyro_smat.sources import FeatureSubspace
 
 PROBABILITY_FLOOR = 1e-12
 
@@ -48,6 +50,7 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     baselines: Sequence[Baseline] = (),
     validation: Callable[[], Sequence[EpisodeBatch]] | None = None,
+    subspaces: Callable[[], Mapping[str, FeatureSubspace]] | None = None,
     episodes: int = 600,
     batch_size: int = 16,
     seed: int = 0,
@@ -65,6 +68,7 @@ def evaluate(
         settings: further rules, scores and baselines; default those of every report.
         baselines: further ones, already made.
         validation: makes the episodes that baselines tune on, for those that do.
+        subspaces: gives those of the sources' training features, for the baseline that reads them.
         episodes: N.
         batch_size: episodes at a time.
         seed: of the rules and scores that draw.
@@ -94,8 +98,11 @@ def evaluate(
     composed = ComposedLibrary.of(model)
     rules = _rules(deployment, settings, model, guide)
     scores = _scores(deployment, settings)
-    others = [*_baselines(settings, composed, source_of_route, validation), *baselines]
+    supplied: dict[str, Callable[[], Any]] = {"composed": lambda: composed, "source_of_route": lambda: source_of_route}
+    supplied |= {k: v for k, v in (("validation", validation), ("subspaces", subspaces)) if v is not None}
+    others = [*_baselines(settings, composed, source_of_route, Supply(**supplied)), *baselines]
     shown = _shown(deployment, rules, others, model.source_names)
+    clock = _Clock()
     parts: list[_Part] = []
     with tqdm(total=episodes, desc="evaluating", unit="episode", disable=not progress, leave=False) as bar:
         for start in range(0, episodes, batch_size):
@@ -110,7 +117,7 @@ def evaluate(
                 _Part(
                     batch=batch,
                     probabilities={name: routed.probabilities(rule) for name, rule in rules.items()}
-                    | {baseline.name: baseline(batch) for baseline in others},
+                    | {baseline.name: clock.timed(baseline, batch) for baseline in others},
                     scores={score.name: routed.score(score) for score in scores},
                     weights=routed.posterior.source_weights,
                     support_loss=routed.support_loss,
@@ -119,7 +126,30 @@ def evaluate(
             )
             bar.update(len(batch))
     titles = {score.name: score.title for score in scores}
-    return _join(parts, source_of_route, model.source_names, shown, titles)
+    joined = _join(parts, source_of_route, model.source_names, shown, titles)
+    return replace(joined, seconds={name: total / episodes for name, total in clock.seconds.items()})
+
+
+class _Clock:
+    """Seconds of every baseline so far."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, baseline: Baseline, batch: EpisodeBatch) -> Tensor:
+        composed = getattr(baseline, "composed", None)
+        if isinstance(composed, ComposedLibrary):
+            composed.forget()  # or the first one to ask would pay for all
+        started = self._now(batch)
+        probabilities = baseline(batch)
+        self.seconds[baseline.name] = self.seconds.get(baseline.name, 0.0) + self._now(batch) - started
+        return probabilities
+
+    @staticmethod
+    def _now(batch: EpisodeBatch) -> float:
+        if batch.query.labels.is_cuda:
+            torch.cuda.synchronize(batch.query.labels.device)
+        return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -156,10 +186,8 @@ def _baselines(
     settings: EvaluationSettings,
     composed: ComposedLibrary,
     source_of_route: Sequence[int],
-    validation: Callable[[], Sequence[EpisodeBatch]] | None,
+    supplied: Supply,
 ) -> list[Baseline]:
-    makers: dict[str, Callable[[], Any]] = {"composed": lambda: composed, "source_of_route": lambda: source_of_route}
-    supplied = Supply(**makers | ({} if validation is None else {"validation": validation}))
     known = [c for c in settings.baselines if source_of_route or not takes(c, "source_of_route")]
     made: list[Baseline] = [build(choice, supplied) for choice in known]
     if settings.each_source:

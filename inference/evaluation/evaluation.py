@@ -57,6 +57,8 @@ class Evaluation:
         shown: method -> how reports show it; a method that is not there is a baseline called by its key.
         score_titles: uncertainty score -> what reports call it, where that is not its key.
         seen: source -> classes of the pool that it was trained on, so that its numbers here flatter it.
+        seconds: baseline -> wall time of an episode of a batch, features of the sources being known: what is fitted,
+            and networks that are no source by itself.
     """
 
     probabilities: Mapping[str, FloatArray]
@@ -76,6 +78,7 @@ class Evaluation:
     shown: Mapping[str, Method] = field(default_factory=dict)
     score_titles: Mapping[str, str] = field(default_factory=dict)
     seen: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.route)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.corruptions import CorruptionLike
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.inference.assembly.defaults import own_defaults
@@ -32,6 +33,7 @@ def evaluate_router(
     settings: EvaluationSettings | None = None,
     baselines: Sequence[Baseline] = (),
     features: SourceFeatures | None = None,
+    validation: Callable[[], Sequence[EpisodeBatch]] | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """A router and its baselines on a pool.
@@ -45,6 +47,7 @@ def evaluate_router(
         settings: rules, scores and baselines; default: as the router's config says.
         baselines: further ones, already made.
         features: frozen features of the pool, when they are there already.
+        validation: makes the episodes that baselines tune on, for those that do.
         progress: show a bar.
 
     Warns:
@@ -67,6 +70,8 @@ def evaluate_router(
         deployment=classifier.deployment,
         settings=settings or router.config.evaluation,
         baselines=baselines,
+        validation=validation,
+        subspaces=lambda: router.library.subspaces,
         episodes=episodes,
         seed=seed,
         source_of_route=sources_of_routes(pool, router.library),

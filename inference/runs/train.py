@@ -128,7 +128,7 @@ def _train(
             (held_out, config.episodes.sampler(held_out_pool, seed=ADVANTAGE_SEED, corruptions=())),
         )
         warn_of_seen(source_advantages(router.library.names, *clean, metric=router.model.metric))
-    validation = _validation_batches(config, held_out, held_out_episodes(VALIDATION_SEED), device)
+    validation = validation_batches(config, held_out, held_out_episodes(VALIDATION_SEED), device)
     trial = train.attach(episodes(config.seed).sample(2).to(device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         check_pair(router.model, router.guide, trial)
@@ -173,9 +173,10 @@ def _features(
     }
 
 
-def _validation_batches(
+def validation_batches(
     config: RunConfig, held_out: SourceFeatures, sampler: EpisodeSampler, device: torch.device
 ) -> list[EpisodeBatch]:
+    """The validation episodes of a config, with features."""
     size, rest = config.training.episodes, config.training.validation_episodes
     return [held_out.attach(sampler.sample(min(size, rest - start)).to(device)) for start in range(0, rest, size)]
 

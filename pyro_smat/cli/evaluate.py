@@ -76,7 +76,7 @@ def evaluate(
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
     from pyro_smat.inference.evaluation.guarantee import abstain_with_guarantee
     from pyro_smat.inference.evaluation.router import TEST_SEED, evaluate_router
-    from pyro_smat.inference.runs.evaluate import write_evaluation
+    from pyro_smat.inference.runs.evaluate import validation_of, write_evaluation
     from pyro_smat.report.examples import example_tasks
     from pyro_smat.report.page import write_report
     from pyro_smat.report.summary import build_report
@@ -84,7 +84,8 @@ def evaluate(
     classifier = open_router(run, device, own_parts(model, guide, network, own))
     router = classifier.router
     shape = {k: v for k, v in {"way": way, "shot": shot, "query": query}.items() if v is not None}
-    config = router.config.replaced(data={"allow_outside": allow_outside}, episodes=shape)
+    shaped = router.config.episodes.uniform(**shape) if shape else router.config.episodes
+    config = router.config.replaced(data={"allow_outside": allow_outside}, episodes=shaped)
     classifier = RoutedClassifier(dataclasses.replace(router, config=config), classifier.deployment)
     pool, name = pool_of(config, split, data)
     corruptions = corruptions_of(label_noise, confounding, corrupt)
@@ -110,6 +111,7 @@ def evaluate(
             corruptions=corruptions,
             episodes=episodes,
             seed=TEST_SEED if seed is None else seed,
+            validation=lambda: validation_of(classifier),
             progress=progress,
         )
         metrics = write_evaluation(folder, classifier, evaluation)

@@ -1,4 +1,4 @@
-"""``pyro-smat sources inspect | compare | align | compress | add | remove``: what is done with checkpoints alone."""
+"""``pyro-smat sources inspect | compare | align | compress | subspace | add | remove``: work on checkpoints."""
 
 from __future__ import annotations
 
@@ -109,6 +109,42 @@ def compress(
         name: compress_source(files[name], output / f"{name}.safetensors", base, codec, tolerance) for name in names[1:]
     }
     typer.echo(compression_table(results))
+
+
+@command
+def subspace(
+    trained_on: Annotated[
+        list[str], typer.Argument(help="What a source was trained on: NAME=FOLDER of class folders.")
+    ],
+    config: Annotated[Path | None, typer.Option(help="TOML config; default: the built-in glyph sources.")] = None,
+    set_: Overrides = None,
+    rank: Annotated[int, typer.Option(min=1, help="Directions that are kept.")] = 16,
+    split: Annotated[str | None, typer.Option(help="Split of the folders, where they have any.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Fit subspaces of the sources' training features and keep each beside its checkpoint (NAME.safetensors.subspace).
+
+    The baseline "subspace_residual" routes by them.
+    """
+    from pyro_smat.episodes.readers.folders import read_folder
+    from pyro_smat.inference.assembly.router import choose_device, open_library
+    from pyro_smat.networks.composition import TaskNetwork
+    from pyro_smat.networks.features import SourceFeatures
+    from pyro_smat.sources import fit_subspace, save_subspace
+
+    parsed = _parsed(config, set_)
+    network, library = open_library(parsed)
+    frozen = TaskNetwork(network, library.space)
+    for text in trained_on:
+        name, separator, folder = text.partition("=")
+        if not separator or name not in library.names:
+            raise ValueError(f"{text!r} is no NAME=FOLDER with NAME one of the sources {', '.join(library.names)}")
+        pool = read_folder(folder, size=parsed.data.size, channels=parsed.data.channels, split=split)
+        row = library.names.index(name)
+        known = SourceFeatures(frozen, library.basis[row : row + 1].to(choose_device(device)), pool)
+        found = fit_subspace(known.of_pool()[:, 0], rank)
+        path = save_subspace(library.checkpoints[name], found)
+        typer.echo(f"{path}: rank {found.rank} of {found.images} images; usual residual {found.usual:.3f}")
 
 
 @command

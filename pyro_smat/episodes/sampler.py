@@ -24,6 +24,7 @@ from pyro_smat.episodes.corruptions.corruption import (
 from pyro_smat.episodes.draw import Draw, gather
 from pyro_smat.episodes.episode import Episode
 from pyro_smat.episodes.index import (
+    ClassIndex,
     ClassNames,
     check_idle_domains,
     check_small_classes,
@@ -112,7 +113,7 @@ class EpisodeSampler:
         )
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"seed is {seed!r}; expected an integer of at least 0")
-        self.corruptions = made = make_corruptions(corruptions)
+        self._take(corruptions)
         self._made_with: dict[str, Any] = {
             "attributes": attributes,
             "domains": domains,
@@ -122,10 +123,6 @@ class EpisodeSampler:
             "skip_small_classes": skip_small_classes,
             "identical_apart": identical_apart,
         }
-        self._counts = [c for c in made if isinstance(c, CountCorruption)]
-        self._choices = [c for c in made if isinstance(c, ChoiceCorruption)]
-        self._rows = [c for c in made if isinstance(c, RowCorruption)]
-        self._pixels = [c for c in made if isinstance(c, PixelCorruption)]
         self._seed = int(seed)
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
@@ -148,7 +145,7 @@ class EpisodeSampler:
         if not skip_small_classes:
             check_small_classes(pool, indices, sum(most))
             check_idle_domains(pool, indices, used, self.way[0])
-        for corruption in made:
+        for corruption in self.corruptions:
             corruption.check(self._scope)
 
     def __repr__(self) -> str:
@@ -224,6 +221,14 @@ class EpisodeSampler:
                 "EpisodeSampler.state_dict() gives it"
             ) from error
 
+    def _take(self, corruptions: Sequence[CorruptionLike]) -> None:
+        """Make corruptions and sort them by what they change."""
+        self.corruptions = made = make_corruptions(corruptions)
+        self._counts = [c for c in made if isinstance(c, CountCorruption)]
+        self._choices = [c for c in made if isinstance(c, ChoiceCorruption)]
+        self._rows = [c for c in made if isinstance(c, RowCorruption)]
+        self._pixels = [c for c in made if isinstance(c, PixelCorruption)]
+
     def _numbered(self, number: int) -> np.random.Generator:
         if number < 0:
             raise ValueError(f"episode number is {number}; expected at least 0")
@@ -250,7 +255,10 @@ class EpisodeSampler:
                 selection = choice.choose(self._scope, index, shots, rng)
         else:
             rng.random()  # whether to confound: a sampler that can, draws here
-        draw = draw_images(self._scope, index, shots, queries, selection, rng)
+        return self._corrupted(draw_images(self._scope, index, shots, queries, selection, rng), index, applied, rng)
+
+    def _corrupted(self, draw: Draw, index: ClassIndex, applied: list[str], rng: np.random.Generator) -> Draw:
+        """With what goes wrong with rows and pixels; ``applied`` has the names of what went wrong before."""
         for change in self._rows:
             if change.applies(rng):
                 applied.append(change.name)

@@ -87,6 +87,15 @@ class SourceFeatures:
             raise ValueError("there is no pool to embed; expected SourceFeatures(network, basis, pool)")
         self._embedded_pool()
 
+    def of_pool(self) -> Tensor:
+        """Features ``(N, R, f)`` of all images of the pool under the sources.
+
+        Raises:
+            ValueError: without a pool.
+        """
+        self.embed()
+        return self._embedded_pool()[:, : len(self.basis)]
+
     def attach(self, batch: EpisodeBatch) -> EpisodeBatch:
         """The batch with ``support.features`` ``(B, R, S, f)``, and with all that is known of its pool's images.
 

@@ -123,6 +123,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "pyro_smat.inference.evaluation.baselines",
                 {
                     "composed": "the sources as one composed library",
+                    "subspaces": "of the sources' training features, by the name of the source",
                     "validation": "batches that baselines may tune on",
                     "source_of_route": "for every route of the pool, the source that knows it (-1 none)",
                 },

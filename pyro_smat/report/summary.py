@@ -134,7 +134,7 @@ def _settings(classifier: RoutedClassifier, evaluations: Mapping[str, Evaluation
     objective, rule = config.objective, classifier.deployment.rule
     return {
         "episodes per condition": ", ".join(sorted({str(len(e)) for e in evaluations.values()})),
-        "way, shot, query": f"{config.episodes.way}, {config.episodes.shot}, {config.episodes.query}",
+        "way, shot, query": str(config.episodes),
         "sources": f"{', '.join(library.names)} (d = {library.space.dim:,})",
         "experts": f"{config.experts.count}, at most {round(100 * (1 - config.experts.sparsity))}% of d open in each",
         "guide, prior": f"{config.guide.kind}, {config.prior.kind}",

@@ -20,6 +20,7 @@ from pyro_smat.sources.comparison import compare
 from pyro_smat.sources.compatibility import examine, open_all, refuse_idle_patterns
 from pyro_smat.sources.issues import is_finite
 from pyro_smat.sources.opening import Source, open_checkpoint
+from pyro_smat.sources.subspace import FeatureSubspace, load_subspace
 from pyro_smat.sources.template import Template, space_without
 
 PIECE = 2**16  # coordinates that are mixed at a time: a quarter of a megabyte of each source, which stays in the cache
@@ -34,6 +35,8 @@ class SourceLibrary:
         space: the parameter space of the rows.
         template: what checkpoints must hold; default: what ``space`` says.
         dtype: of rows that are read from checkpoints; a basis has its own.
+        subspaces: of training features, by source, where they are known; those that are stored beside checkpoints are
+            found without.
 
     Attributes:
         names, space, dtype: as above.
@@ -57,10 +60,12 @@ class SourceLibrary:
         space: ParameterSpace,
         template: Template | None = None,
         dtype: torch.dtype = torch.float32,
+        subspaces: Mapping[str, FeatureSubspace] | None = None,
     ) -> None:
         self.names, self.space = tuple(names), space
         self._template = template or Template.from_space(space)
         self._basis: Tensor | None = None
+        self._subspaces = dict(subspaces or {})
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"source names {self.names} repeat; expected distinct names")
         if isinstance(basis, Tensor):
@@ -128,6 +133,17 @@ class SourceLibrary:
         """What every source takes where it is stored: bytes of its files, or of its tensors in memory."""
         return {name: checkpoint.stored_bytes for name, checkpoint in self.checkpoints.items()}
 
+    @cached_property
+    def subspaces(self) -> dict[str, FeatureSubspace]:
+        """Subspaces of the sources' training features by name, of those that have one; read on first use.
+
+        Raises:
+            ValueError: for a damaged file, or a subspace that was fitted under other weights.
+        """
+        stored = {} if self._basis is not None and "checkpoints" not in vars(self) else self.checkpoints
+        read = {name: load_subspace(checkpoint) for name, checkpoint in stored.items() if name not in self._subspaces}
+        return self._subspaces | {name: subspace for name, subspace in read.items() if subspace is not None}
+
     @property
     def basis(self) -> Tensor:
         """``(R, d)``, one source a row; read on first use and kept.
@@ -173,7 +189,7 @@ class SourceLibrary:
             for start, rows in self.pieces():
                 written[:, start : start + rows.shape[1]] = rows
         basis = torch.from_file(str(path), shared=True, size=size, dtype=self.dtype).view(len(self), -1)
-        return SourceLibrary(self.names, basis, self.space, self._template)
+        return SourceLibrary(self.names, basis, self.space, self._template, subspaces=self.subspaces)
 
     def block(self, index: int | str) -> Tensor:
         """``(R, d_l)``: one block of all sources, by number or name; nothing else is read.
@@ -303,7 +319,9 @@ class SourceLibrary:
         return compare(self).summary(self.space)
 
     def _over(self, checkpoints: dict[str, Checkpoint]) -> SourceLibrary:
-        return SourceLibrary(tuple(checkpoints), tuple(checkpoints.values()), self.space, self._template, self.dtype)
+        known = {name: subspace for name, subspace in self.subspaces.items() if name in checkpoints}
+        values = tuple(checkpoints.values())
+        return SourceLibrary(tuple(checkpoints), values, self.space, self._template, self.dtype, subspaces=known)
 
     def _rows(self, entry: Entry, sources: list[int]) -> Iterator[tuple[int, Tensor]]:
         """Pieces of one tensor of some sources, ``(len(sources), n)``, checked for finiteness."""

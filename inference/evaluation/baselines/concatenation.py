@@ -3,8 +3,8 @@ r"""Concatenation: one ridge classifier on the features of all sources, selected
 .. math:: \phi(x) = \left[\sqrt{w_r}\, f_r(x) / \|f_r(x)\|\right]_r, \qquad
     \min_V \sum_i \|V \phi(x_i) - (e_{y_i} - \tfrac1W)\|^2 + \lambda \|V\|^2
 
-in the manner of SUR (Dvornik et al. 2020), which selects features by their loss on the support; here the weights
-:math:`w \propto e^{-\ell_r / T}` are those of the weighted average of predictions. Runs all R networks.
+The weights :math:`w \propto e^{-\ell_r / T}` are those of the weighted average of predictions, or fitted to the support
+as SUR does (:mod:`~pyro_smat.inference.evaluation.baselines.source_selection`). Runs all R networks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary
+from pyro_smat.inference.evaluation.baselines.source_selection import selected_weights
 from pyro_smat.inference.objective.reference import support_losses
 from pyro_smat.registry import register
 
@@ -27,8 +28,9 @@ class Concatenation(Baseline):
     r"""Kernel ridge regression on the concatenated features of all sources, solved exactly in the span of the shots.
 
     Attributes:
-        temperature: T > 0 of the weights, in nats per shot.
+        temperature: T > 0 of the weights, in nats per shot; has no say where they are selected.
         ridge: lambda > 0.
+        select: weights fitted to the support, in the manner of SUR.
 
     Raises:
         ValueError: for a temperature or ridge that is not > 0.
@@ -37,17 +39,21 @@ class Concatenation(Baseline):
     composed: ComposedLibrary = field(repr=False)
     temperature: float = 0.3
     ridge: float = 0.5
-    name: str = "ridge on the features of all sources"
+    select: bool = False
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and self.ridge > 0):
             raise ValueError(
                 f"temperature is {self.temperature!r} and ridge {self.ridge!r}; expected numbers > 0 of both"
             )
+        if not self.name:
+            title = "ridge on the features of all sources" + ", selected by the support" * self.select
+            object.__setattr__(self, "name", title)
 
     @torch.no_grad()
     def __call__(self, batch: EpisodeBatch) -> Tensor:
-        weights = (-support_losses(batch, self.composed.metric) / self.temperature).softmax(-1)  # (B, R)
+        weights = self.weights(batch)
         support, query = (F.normalize(part, dim=-1) for part in self.composed.source_features(batch))
         kernel = torch.einsum("br,brsf,brtf->bst", weights, support, support)
         cross = torch.einsum("br,brqf,brsf->bqs", weights, query, support)
@@ -58,3 +64,11 @@ class Concatenation(Baseline):
         solved = torch.linalg.solve(kernel + torch.diag_embed(penalty), targets)
         logits = self.composed.scale * (cross @ solved)
         return logits.masked_fill(~batch.class_mask.unsqueeze(1), -1e4).softmax(-1)
+
+    def weights(self, batch: EpisodeBatch) -> Tensor:
+        """w ``(B, R)`` of the sources, sum 1."""
+        if not self.select:
+            return (-support_losses(batch, self.composed.metric) / self.temperature).softmax(-1)
+        support, _ = self.composed.source_features(batch)
+        shots = batch.support
+        return selected_weights(support, shots.labels, shots.mask, batch.class_mask, self.composed.scale)

@@ -51,12 +51,12 @@ class LinearProbe(Baseline):
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         start = network_of(self.start, self.name)
         composed = start.composed
-        images = torch.cat([batch.support.images, batch.query.images], dim=1)
-        features = composed.features(start.parameters(batch), images).double()
+        parts = start.features(batch)
+        features = torch.cat(parts, dim=1).double()
         if composed.metric == "cosine":
             features = F.normalize(features, dim=-1)
         features = F.pad(features, (0, 1), value=1.0)
-        support, queries = features.split([batch.support.images.shape[1], batch.query.images.shape[1]], dim=1)
+        support, queries = features.split([part.shape[1] for part in parts], dim=1)
         classes = batch.class_mask
         weights = fit_logistic(support, batch.support.labels, batch.support.mask, classes, self.ridge, self.steps)
         logits = (queries @ weights.mT).masked_fill(~classes.unsqueeze(1), -1e4)

@@ -53,6 +53,10 @@ class SingleSource(ParameterBaseline):
     def parameters(self, batch: EpisodeBatch) -> Tensor:
         return self.composed.sources[self._index].expand(len(batch), -1)
 
+    def features(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        support, query = self.composed.source_features(batch)
+        return support[:, self._index], query[:, self._index]
+
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         return self.composed.source_probabilities(batch)[:, self._index]
 
@@ -71,6 +75,11 @@ class BestSource(ParameterBaseline):
     @torch.no_grad()
     def parameters(self, batch: EpisodeBatch) -> Tensor:
         return self.composed.sources[self._best(batch)]
+
+    def features(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        support, query = self.composed.source_features(batch)
+        best = self._best(batch)
+        return of_source(support, best), of_source(query, best)
 
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         return of_source(self.composed.source_probabilities(batch), self._best(batch))
@@ -98,6 +107,6 @@ class OracleSource(Baseline):
         return of_source(self.composed.source_probabilities(batch), known.clamp(min=0))
 
 
-def of_source(probabilities: Tensor, source: Tensor) -> Tensor:
-    """``(B, Q, W)`` from probabilities ``(B, R, Q, W)`` and a source ``(B,)`` of every episode."""
-    return probabilities[torch.arange(len(source), device=source.device), source]
+def of_source(values: Tensor, source: Tensor) -> Tensor:
+    """``(B, n, k)`` from probabilities or features ``(B, R, n, k)`` and a source ``(B,)`` of every episode."""
+    return values[torch.arange(len(source), device=source.device), source]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,9 +13,11 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.evaluation import evaluate
 from pyro_smat.inference.evaluation.baselines import (
     BEST_BY_SUPPORT,
+    AlignedSource,
     Baseline,
     BestSource,
     ComposedLibrary,
+    Concatenation,
     HindsightMixture,
     HindsightSource,
     LinearProbe,
@@ -22,16 +25,26 @@ from pyro_smat.inference.evaluation.baselines import (
     SingleSource,
     SourceAverage,
     SparseResidual,
+    SubspaceResidual,
     SupportMixture,
     SupportOracle,
     TaskArithmetic,
     WeightedSourceAverage,
     greedy_soup,
     lowest_validation_loss,
+    private_source_average,
     uniform_soup,
     validation_loss,
 )
 from pyro_smat.registry import build, choose, names
+from pyro_smat.sources import FeatureSubspace, fit_subspace
+
+
+def subspaces_of(composed: ComposedLibrary) -> dict[str, FeatureSubspace]:
+    """Of two of the sources, on random features."""
+    generator = torch.Generator().manual_seed(3)
+    return {name: fit_subspace(torch.randn(20, 5, generator=generator), rank=2) for name in composed.library.names[1:3]}
+
 
 MAKERS: dict[str, Callable[[ComposedLibrary, EpisodeBatch], Baseline]] = {
     "source 0": lambda c, v: SingleSource(c),
@@ -47,6 +60,12 @@ MAKERS: dict[str, Callable[[ComposedLibrary, EpisodeBatch], Baseline]] = {
     "support oracle": lambda c, v: SupportOracle(c, 4, rounds=1),
     "average": lambda c, v: SourceAverage(c),
     "weighted average": lambda c, v: WeightedSourceAverage(c, temperature=0.5),
+    "ridge": lambda c, v: Concatenation(c),
+    "ridge, selected": lambda c, v: Concatenation(c, select=True),
+    "aligned source": lambda c, v: AlignedSource(c, "source1", steps=5),
+    "subspace residual": lambda c, v: SubspaceResidual(c, subspaces_of(c)),
+    "subspace residual, weighted": lambda c, v: SubspaceResidual(c, subspaces_of(c), temperature=0.5),
+    "private average": lambda c, v: private_source_average(c, [v], epsilon=math.inf),
     "hindsight source": lambda c, v: HindsightSource(c),
     "hindsight mixture": lambda c, v: HindsightMixture(c, steps=4),
 }
@@ -122,6 +141,8 @@ def test_in_the_evaluation_loop(make_router: Callable) -> None:
     for baseline in baselines:
         expected = pytest.approx(found.loss(baseline.name).mean(), rel=1e-9)
         assert validation_loss(baseline, [router.batch]) == expected
+    assert set(found.seconds) == {m for m, how in found.shown.items() if how.role != "rule"} - {"fallback"}
+    assert all(0 < seconds < 60 for seconds in found.seconds.values())
     assert found.method("uniform soup").role == "baseline"
     assert found.method("source: source1").role == "detail"
     with pytest.raises(ValueError, match="two methods are called 'best source by support loss'"):
@@ -153,6 +174,7 @@ def test_support_features_are_asked_for(composed: ComposedLibrary, make_batch: C
 
 
 OPTIONS = {
+    "private_source_average": {"epsilon": math.inf},  # a finite one needs an optional dependency
     "linear_probe": {"start": "best_source"},
     "lora": {"start": {"kind": "single_source", "source": "source1"}, "steps": 2},
     "sparse_residual": {"start": "best_source", "nonzeros": 3, "steps": 2},
@@ -164,6 +186,7 @@ OPTIONS = {
 def test_every_baseline_can_be_named(name: str, composed: ComposedLibrary, make_batch: Callable) -> None:
     batch = make_batch(composed)
     supplied = {"composed": composed, "validation": [batch], "source_of_route": (1, -1)}
+    supplied["subspaces"] = subspaces_of(composed)
     made = build(choose("baseline", {"kind": name, **OPTIONS.get(name, {})}), supplied)
     assert isinstance(made, Baseline)
     assert made(batch).shape == (*batch.query.labels.shape, batch.max_way)
