@@ -17,7 +17,7 @@ from doubt import CONDITIONS, CONTROLS, SPLITS, outcomes, table, trained
 @pytest.mark.slow
 def test_stated_misrouting_and_doubts(tmp_path_factory: pytest.TempPathFactory) -> None:
     classifier = RoutedClassifier.load(trained(tmp_path_factory.mktemp("quickstart")))
-    found = outcomes(classifier, 150)
+    found = outcomes(classifier, 60)
     print(table(found))
     for split in SPLITS:
         for condition in CONDITIONS:
