@@ -118,9 +118,9 @@ def table(found: dict[tuple[str, str], DoubtOutcome]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def trained(folder: Path) -> Path:
+def trained(folder: Path, overrides: Sequence[str] = ()) -> Path:
     """The folder of the quickstart's router, trained; without its baseline and its evaluations."""
-    config = load_config(Path(str(files("pyro_smat.cli") / "quickstart.toml")))
+    config = load_config(Path(str(files("pyro_smat.cli") / "quickstart.toml")), overrides)
     prepare_folder(folder / "run", config)
     train_router(config, "cpu", folder=folder / "run", progress=False)
     return folder / "run" / "router"
