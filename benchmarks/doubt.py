@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -20,10 +21,13 @@ import torch
 
 from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
 from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.evaluation import DoubtOutcome, EvaluationSettings, doubt_outcome, evaluate
 from pyro_smat.inference.evaluation.router import sources_of_routes
+from pyro_smat.inference.runs.folder import prepare_folder
 from pyro_smat.inference.runs.pools import build_pool
+from pyro_smat.inference.runs.train import train_router
 
 SEED = 6_000_011
 CONDITIONS: dict[str, list[object]] = {
@@ -114,11 +118,11 @@ def table(found: dict[tuple[str, str], DoubtOutcome]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def trained(folder: Path) -> Path:
-    """The folder of the quickstart's router, trained."""
-    from pyro_smat.cli.quickstart_run import run_quickstart
-
-    run_quickstart(folder / "run", episodes=8, device="cpu", progress=False)
+def trained(folder: Path, overrides: Sequence[str] = ()) -> Path:
+    """The folder of the quickstart's router, trained; without its baseline and its evaluations."""
+    config = load_config(Path(str(files("pyro_smat.cli") / "quickstart.toml")), overrides)
+    prepare_folder(folder / "run", config)
+    train_router(config, "cpu", folder=folder / "run", progress=False)
     return folder / "run" / "router"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from input_noise import InputNoise
 from made_encoders import build_encoder
 from torch import Tensor
 
@@ -38,6 +39,17 @@ from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--input-noise", type=float, default=0.0, help="relative noise on what tests draw, such as 1e-12")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if noise := config.getoption("--input-noise", 0.0):
+        plugin = InputNoise(noise)
+        config.pluginmanager.register(plugin)
+        config.add_cleanup(plugin.undo)
 
 
 def encode_row(rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pyro_smat.files import locked, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.training.trainer import CHECKPOINT
 
+SPLITS = ("train", "validation")
 MONITOR = "monitor.json"  # of the validation episodes, for `pyro-smat monitor`
 CATALOG = "catalog.safetensors"  # of a searched catalog
 
@@ -52,9 +53,37 @@ def _prepare(folder: Path, config: RunConfig, *, resume: bool, replace: bool) ->
     if not replace:
         if (folder / CHECKPOINT).exists() and not resume:
             raise ValueError(f"{folder}: already holds a run; pass --resume to continue it, or choose another --output")
-        if resume and path.exists() and path.read_bytes() != description.encode():
+        if resume and path.exists() and not _is_the_same_run(path.read_bytes(), description.encode()):
             raise ValueError(f"{folder}: holds a run with another config; resume with the same config and overrides")
     write_atomically(path, description.encode())
+
+
+def _is_the_same_run(written: bytes, asked: bytes) -> bool:
+    """Whether two texts of config.json are of the same training.
+
+    An earlier version may have written the first: settings that it lacked are at their defaults, and splits without a
+    name were called "train" and "validation". What evaluations report is no part of a training. Nothing that the text
+    names is looked up.
+    """
+    if written == asked:
+        return True
+    try:
+        configs = [json.loads(text) for text in (written, asked)]
+        defaults = RunConfig().model_dump(mode="json") | {"evaluation": None}
+        for config in configs:
+            config["evaluation"] = None
+            config["data"].update({name: name for name in SPLITS if config["data"].get(name) is None})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    first, second = (_filled(config, defaults) for config in configs)
+    return first == second
+
+
+def _filled(values: object, defaults: object) -> object:
+    """Values with the defaults of the keys that they lack."""
+    if isinstance(values, dict) and isinstance(defaults, dict):
+        return defaults | {key: _filled(value, defaults.get(key)) for key, value in values.items()}
+    return values
 
 
 def router_folder(run: Path) -> Path:

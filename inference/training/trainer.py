@@ -41,7 +41,6 @@ from pyro_smat.networks.features import SourceFeatures
 
 CHECKPOINT = "checkpoint.safetensors"
 SAVED = {"step", "settings", "model", "guide", "optimizer", "schedule", "elbo", "sampler", "random", "history"}
-SAVED |= {"numbered", "seed"}
 
 
 class MetaTrainer:
@@ -231,8 +230,9 @@ class MetaTrainer:
         if missing:
             raise ValueError(f"{path}: has no {', '.join(missing)}; expected a checkpoint of MetaTrainer")
         settings = self.settings.model_dump()
-        if state["settings"] != settings:
-            changed = sorted(k for k, v in settings.items() if state["settings"].get(k) != v)
+        written = {**type(self.settings)().model_dump(), **state["settings"]}  # an earlier version had fewer
+        if written != settings:
+            changed = sorted(k for k in written if k not in settings or written[k] != settings[k])
             raise ValueError(f"{path}: written with other settings ({', '.join(changed)}); resume with the same config")
         try:
             self.model.load_state_dict(state["model"])
@@ -246,7 +246,7 @@ class MetaTrainer:
         self.elbo.load_state_dict(state["elbo"])
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.history = state["step"], state["history"]
-        self.numbered, self.seed = state["numbered"], state["seed"]
+        self.numbered, self.seed = state.get("numbered", False), state.get("seed", self.seed)
         set_random_state(state["random"], self.device)
 
     def _meet(self, world: World) -> None:

@@ -18,6 +18,9 @@ from typer.testing import CliRunner, Result
 from pyro_smat import RoutedClassifier
 from pyro_smat.cli.app import app
 from pyro_smat.episodes.readers.folders import read_folder
+from pyro_smat.files import load_state, save_state
+from pyro_smat.inference.assembly.config import load_config
+from pyro_smat.inference.training.trainer import CHECKPOINT
 
 
 def call(*words: object) -> Result:
@@ -60,6 +63,32 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_it_was(world: Path, run: P
     message = refused("train", world / "config.toml", "--output", run, "--resume", "--set", "training.steps=9")
     assert "another config" in message
     assert call("train", world / "config.toml", "--output", run, "--resume", "--no-progress").exit_code == 0
+
+
+def test_a_run_of_an_earlier_version_goes_on(world: Path, run: Path, tmp_path: Path) -> None:
+    """It named the splits, lacked some settings, and reported less in its evaluations."""
+    old = tmp_path / "run"
+    shutil.copytree(run, old)
+    config = json.loads((old / "config.json").read_text())
+    today = world / "today.toml"
+    today.write_text((world / "config.toml").read_text().replace('train = "train"', ""))
+    assert config["data"]["train"] == "train"
+    assert load_config(today).data.train is None
+    for section, key in (("data", "seen"), ("data", "keep_seen"), ("model", "label_noise"), ("training", "numbered")):
+        del config[section][key]
+    config["evaluation"]["scores"].pop()
+    state = load_state(old / CHECKPOINT)
+    for key in ("numbered", "seed"):
+        del state[key]
+    del state["settings"]["numbered"]
+    save_state(old / CHECKPOINT, state)
+    resume = ["train", today, "--output", old, "--resume", "--no-progress"]
+    for wrong in ("data.train=''", "training.steps=9", "model.label_noise=0.2"):
+        (old / "config.json").write_text(json.dumps(config))
+        assert "another config" in refused(*resume, "--set", wrong)
+    assert call(*resume).exit_code == 0
+    name = Path("router") / "router.safetensors"
+    assert (old / name).read_bytes() == (run / name).read_bytes()
 
 
 def test_train_with_a_searched_catalog_a_prior_and_a_teacher(world: Path, tmp_path: Path) -> None:

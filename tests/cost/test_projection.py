@@ -58,8 +58,8 @@ def test_one_mixture_keeps_the_heaviest_subset() -> None:
     for budget in (6.0, 7.0, 7.7, 8.3, 8.7, 9.5, 10.0, 12.0):
         after = project_to_budget(weights, model, budget, opened)
         assert (model.cost_of(after, opened) <= budget * (1 + 1e-9)).all()
-        best = torch.tensor([heaviest(row.unsqueeze(0), 4, model, budget, opened) for row in weights])
-        torch.testing.assert_close(kept_weight(weights, after), best.double())
+        best = [heaviest(row.unsqueeze(0), 4, model, budget, opened) for row in weights]
+        torch.testing.assert_close(kept_weight(weights, after), torch.tensor(best, dtype=torch.float64))
 
 
 def test_blocks_of_one_price_keep_the_heaviest_subset() -> None:
@@ -68,8 +68,8 @@ def test_blocks_of_one_price_keep_the_heaviest_subset() -> None:
     for budget in (5.0, 6.5, 7.0, 9.0):
         after = project_to_budget(weights, model, budget)
         assert (model.cost_of(after) <= budget).all()
-        best = torch.tensor([heaviest(row, 3, model, budget, None) for row in weights])
-        torch.testing.assert_close(kept_weight(weights, after).sum(-1), best.double())
+        best = torch.tensor([heaviest(row, 3, model, budget, None) for row in weights], dtype=torch.float64)
+        torch.testing.assert_close(kept_weight(weights, after).sum(-1), best)
 
 
 def test_blocks_of_different_prices_fall_short_by_less_than_a_step() -> None:

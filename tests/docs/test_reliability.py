@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reliability.md").read_text()
+TROUBLES = TEXT.partition("## Troubles of real users")[2].partition("|---|---|\n")[2].partition("\n\n")[0].splitlines()
 PROMISES = [line for line in TEXT.splitlines() if line.startswith("| **")]
 
 
@@ -17,8 +18,9 @@ def named(text: str) -> list[str]:
     return re.findall(r"(?:tests|benchmarks)/[\w/]+(?:\.py)?(?:::\w+)?", text)
 
 
-def test_there_are_promises() -> None:
+def test_there_are_promises_and_troubles() -> None:
     assert len(PROMISES) >= 12
+    assert len(TROUBLES) >= 20
 
 
 @pytest.mark.parametrize("row", PROMISES, ids=lambda row: row.split("**")[1])
@@ -26,6 +28,14 @@ def test_a_promise_names_its_test_and_whose_promise_it_is_measured_by(row: str) 
     _, tests, anchor = row.strip("| ").split(" | ")
     assert [name for name in named(tests) if name.startswith("tests/")]
     assert anchor.strip()
+
+
+@pytest.mark.parametrize("row", TROUBLES, ids=lambda row: row.split("|")[1].strip())
+def test_a_trouble_names_its_tests(row: str) -> None:
+    trouble, tests = row.strip("| ").split(" | ")
+    assert trouble
+    assert named(tests)
+    assert ", ".join(named(tests)) == tests.strip()
 
 
 @pytest.mark.parametrize("name", sorted(set(named(TEXT))))

@@ -180,3 +180,46 @@ def test_copies_and_pickles_run_alike() -> None:
     expected = network(basis, x.expand(3, *x.shape))
     assert torch.equal(twin(basis, x.expand(3, *x.shape)), expected)
     assert torch.equal(again(basis, x.expand(3, *x.shape)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_gradient_that_nearly_cancels_is_right_to_the_digits_of_its_loss(dtype: torch.dtype) -> None:
+    """What leaves a group norm without weights has a square sum that hardly depends on the routing: terms as large as
+    the loss, 3840, cancel to a gradient of .08. PyTorch's own float32 is off by as much."""
+    torch.manual_seed(0)
+    modules = [nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4, affine=False)) for _ in range(3)]
+    space = ParameterSpace.from_module(modules[0])
+    basis = torch.stack([space.flatten(module.state_dict()) for module in modules]).double()
+    x, routing = torch.randn(5, 4, 8, 8), torch.randn(3, 3).softmax(-1)
+
+    def alone(row: Tensor) -> Tensor:
+        return torch.func.functional_call(modules[0].double(), space.unflatten(row @ basis), x.double())
+
+    true = routing.double().requires_grad_()
+    torch.stack([alone(row).square().sum() for row in true]).sum().backward()
+    network = TaskNetwork(modules[0].to(dtype), space)
+    together, single = (routing.to(dtype, copy=True).requires_grad_() for _ in range(2))
+    loss = network(together @ basis.to(dtype), x.to(dtype).expand(3, *x.shape)).square().sum()
+    loss.backward()
+    torch.stack([network(row @ basis.to(dtype), x.to(dtype)).square().sum() for row in single]).sum().backward()
+    assert true.grad is not None
+    assert 1e-3 < true.grad.abs().max() < 1
+    assert loss.item() == pytest.approx(3840, rel=1e-3)
+    for found in (together.grad, single.grad):
+        assert found is not None
+        torch.testing.assert_close(found.double(), true.grad, rtol=0, atol=4 * torch.finfo(dtype).eps * loss.item())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_the_old_weight_norm_which_python_cannot_copy() -> None:
+    module = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3)))
+    space = ParameterSpace.from_module(module)
+    assert set(space.names) == {"0.bias", "0.weight_g", "0.weight_v"}
+    theta = torch.randn(2, space.dim)
+    x = torch.randn(2, 5, 4)
+    found = TaskNetwork(module, space)(theta, x)
+    for row, images, answer in zip(theta, x, found, strict=True):
+        parts = space.unflatten(row)
+        v = parts["0.weight_v"]
+        weight = parts["0.weight_g"] * v / v.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(answer, images @ weight.T + parts["0.bias"], rtol=1e-5, atol=1e-5)

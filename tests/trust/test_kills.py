@@ -37,12 +37,12 @@ def test_routing_killed_and_started_again(tmp_path: Path, monkeypatch: pytest.Mo
     import route
     from cli_world import make_images
 
-    kills.prepare(tmp_path)
+    kills.prepare(tmp_path, ("train",))
     for task in range(60):
         for role in ("support", "query"):
             make_images(tmp_path / "tasks" / f"t{task:02d}" / role, 3, 2, seed=2 * task + (role == "query"))
     words = [
-        route.command(tmp_path / "reference", tmp_path / "tasks", tmp_path / name, 1, "--size", "3")
+        route.command(tmp_path / "left-alone-train", tmp_path / "tasks", tmp_path / name, 1, "--size", "3")
         for name in ("alone", "killed")
     ]
     subprocess.run(words[0], check=True, capture_output=True)

@@ -110,6 +110,18 @@ def test_a_task_of_inference_mode_can_be_refined_and_used_outside(classifier: Ro
     assert torch.equal(made.adapt(support, labels, refine="gradient:steps=2").predict_proba(queries), inside)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo:UserWarning")  # of what it runs as it is
+def test_calls_that_are_compiled_give_the_same_answers(classifier: RoutedClassifier) -> None:
+    """torch.compile's tracing without a code generator, which would need a C compiler."""
+    support, labels, queries = task_of(3)
+
+    def ask() -> Tensor:
+        made = RoutedClassifier(classifier.router, classifier.deployment, cache_size=0)
+        return made.adapt(support, labels, seed=3).predict_proba(queries)
+
+    assert torch.equal(torch.compile(ask, backend="eager")(), ask())
+
+
 def test_nothing_of_the_process_is_changed(run: Path) -> None:
     torch.manual_seed(5)
     before = state()
