@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, network_of
 from pyro_smat.registry import register
 
@@ -52,7 +53,7 @@ class LinearProbe(Baseline):
         start = network_of(self.start, self.name)
         composed = start.composed
         images = torch.cat([batch.support.images, batch.query.images], dim=1)
-        features = composed.features(start.parameters(batch), images).double()
+        features = in_float64(composed.features(start.parameters(batch), images))
         if composed.metric == "cosine":
             features = F.normalize(features, dim=-1)
         features = F.pad(features, (0, 1), value=1.0)
