@@ -5,8 +5,9 @@
 
 One size grows at a time: sources R, experts M, particles K, episodes B, weights d, blocks L, images of an episode. A
 step is posterior, draws, composition, forward, CVaR_ELBO and backward. Seconds are of the processor on a CPU (all
-threads; the least of the repeats, since other programs only add) and of the clock on a GPU; memory is the largest that tensors take
-at once during the step. The exponent is the slope of log cost against log size over the upper half of a range.
+threads; the least of the repeats, since other programs only add) and of the clock on a GPU; memory is the largest that
+tensors take at once during the step. The exponent is the slope of log cost against log size over the upper half of a
+range.
 """
 
 from __future__ import annotations

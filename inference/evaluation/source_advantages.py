@@ -112,6 +112,7 @@ def warn_of_seen(found: Sequence[SourceAdvantage]) -> None:
 def _advantages(features: SourceFeatures, stream: EpisodeStream, episodes: int, metric: Metric) -> Tensor:
     """``(N, R)`` accuracy of every source minus that of the fallback; of the fallback minus the mean of the others."""
     batch = stream.sample(episodes).to(features.basis.device)
+    features.embed_rows(torch.cat([batch.support.rows, batch.query.rows], dim=1))
     hits = source_logits(features, batch, metric=metric).argmax(-1) == batch.query.labels.unsqueeze(1)
     mask = batch.query.mask.unsqueeze(1)
     accuracy = (hits & mask).sum(-1) / mask.sum(-1).clamp(min=1)
