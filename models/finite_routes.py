@@ -18,6 +18,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom, norm
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.routing import CATALOG_SITE
 from pyro_smat.routing.distributions.catalog import CatalogCategorical
 from pyro_smat.routing.local_module import LocalModule
@@ -92,7 +93,7 @@ def chernoff_bound(prior: Tensor, likelihoods: Tensor, count: int) -> float:
     total = 0.0
     for a in range(len(prior)):
         for b in range(a + 1, len(prior)):
-            p, q = likelihoods[a].double(), likelihoods[b].double()
+            p, q = in_float64(likelihoods[a]), in_float64(likelihoods[b])
 
             def log_term(s: float, p: Tensor = p, q: Tensor = q, a: int = a, b: int = b) -> float:
                 coefficient = float((p.pow(s) * q.pow(1 - s)).sum())

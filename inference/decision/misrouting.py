@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, same_length
 
@@ -23,7 +24,7 @@ PRIOR_SCALE = 1.0  # standard deviation of log a and of b around 0, the posterio
 
 def top_route_doubt(posterior: RoutingPosterior) -> Tensor:
     """1 - the largest posterior weight of a source, ``(B,)``: the posterior's own probability of misrouting."""
-    return 1.0 - posterior.source_weights.double().amax(-1)
+    return 1.0 - in_float64(posterior.source_weights).amax(-1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_smat.certificates.certificate import accepted_tasks
 from pyro_smat.episodes import EpisodeBatch, Labelled
+from pyro_smat.float64 import in_float64
 from pyro_smat.guides import CatalogPosterior
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.inference.assembly.defaults import own_defaults
@@ -225,7 +226,7 @@ class AdaptedTask:
         asked = self._queries(images)
         if self.abstains_on(asked):
             return [self.classes] * len(asked)
-        kept = 1.0 - self._proba(self._accepted_rule, asked).double() <= threshold
+        kept = 1.0 - in_float64(self._proba(self._accepted_rule, asked)) <= threshold
         return [tuple(c for c, inside in zip(self.classes, row, strict=True) if inside) for row in kept.tolist()]
 
     def _queries(self, images: Any) -> Labelled:
@@ -236,7 +237,9 @@ class AdaptedTask:
 
     def _scored(self, asked: Labelled | None) -> RoutedBatch:
         """What the score sees: the router's own posterior and, where there are any, queries through its networks."""
-        batch = self._batch if asked is None else replace(self._batch, query=asked.map(lambda part: part.unsqueeze(0)))
+        batch, device = self._batch, self._batch.way.device
+        if asked is not None:
+            batch = replace(batch, query=asked.map(lambda part: part.unsqueeze(0).to(device)))
         return RoutedBatch(
             self._owner.router.model,
             self._routed,
@@ -334,7 +337,7 @@ class AdaptedTask:
         return RoutingView(
             routes=self._owner.source_names,
             weights=tuple(self._routed.source_weights[0].tolist()),
-            losses=losses[:, mask].double().cpu().numpy(),
+            losses=losses[:, mask].cpu().double().numpy(),
             labels=labels[mask].cpu().numpy(),
             classes=self.classes,
         )
@@ -358,7 +361,7 @@ class AdaptedTask:
         if images is None:
             return suggestion_of(self._view())
         weights, members = self._networks.members(self._deployment.predictive, self._queries(images), self._routed)
-        weights, members = weights[:, 0, None, None].double(), members[:, 0].double()  # (K, 1, 1), (K, n, W)
+        weights, members = in_float64(weights[:, 0, None, None]), in_float64(members[:, 0])  # (K, 1, 1), (K, n, W)
         mixed = (weights * members).sum(0)
         gains = torch.special.entr(mixed).sum(-1) - (weights * torch.special.entr(members)).sum((0, -1))
         return suggestion_of(self._view(), gains.clamp(min=0).cpu().numpy(), mixed.cpu().numpy(), count)

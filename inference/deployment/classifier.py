@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refi
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
 from pyro_smat.inference.deployment.saving import load_router, save_router
 from pyro_smat.inference.deployment.support_labels import read_labels
+from pyro_smat.inference.training.settings import Precision
 from pyro_smat.models import RoutedModel
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.heads import Metric
@@ -218,6 +219,7 @@ class RoutedClassifier:
         device: str | torch.device = "cpu",
         network: nn.Module | None = None,
         own: Mapping[str, Factory] | None = None,
+        precision: Precision | None = None,
         cache_size: int = CACHED_TASKS,
     ) -> RoutedClassifier:
         """Open what :meth:`save` wrote. Nothing in the folder is run, whatever it says.
@@ -228,13 +230,17 @@ class RoutedClassifier:
             network: the template, when it is not one that the registry can build.
             own: kind ("model", "guide", "prior", "encoder", ...) -> class, for routers that were trained with classes
                 of the user's own.
+            precision: of networks and features: "float32", "bfloat16", "float16" or "auto" (bfloat16 on a CUDA GPU,
+                float32 elsewhere). None: as ``training.precision`` had it.
             cache_size: adapted tasks to keep.
 
         Raises:
             ValueError: for missing, damaged or foreign files, or classes that were not passed.
         """
+        if precision not in (None, *get_args(Precision)):
+            raise ValueError(f"precision is {precision!r}; expected one of {get_args(Precision)}, or None")
         where = choose_device(device) if isinstance(device, str) else device
-        router, deployment = load_router(Path(folder), where, network=network, own=own)
+        router, deployment = load_router(Path(folder), where, network=network, own=own, precision=precision)
         try:
             return cls(router, deployment, cache_size=cache_size)
         except ValueError as error:

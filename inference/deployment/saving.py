@@ -25,6 +25,7 @@ from pyro_smat.inference.assembly.config import RunConfig, build_config
 from pyro_smat.inference.assembly.router import Router, build_router
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.deployment.format_3 import from_format_3
+from pyro_smat.inference.training.settings import Precision
 from pyro_smat.networks.build import build_network, describe_network
 from pyro_smat.registry import Choice, choose
 from pyro_smat.registry.entries import Factory, how_to_pass, is_file
@@ -103,6 +104,7 @@ def load_router(
     *,
     network: nn.Module | None = None,
     own: Mapping[str, Factory] | None = None,
+    precision: Precision | None = None,
 ) -> tuple[Router, Deployment]:
     """Open what :func:`save_router` wrote, or a router of format 3.
 
@@ -111,13 +113,14 @@ def load_router(
         device: where to put the router.
         network: the template, when it is not one that the registry can build.
         own: kind ("model", "guide", "prior", ...) -> the class of a router that was made with one of the user's own.
+        precision: of networks and features, instead of that of the training.
 
     Raises:
         ValueError: for missing, damaged or foreign files (each named, with what was expected), or classes that were not
             passed.
     """
     try:
-        return _load(folder, device, network, dict(own or {}))
+        return _load(folder, device, network, dict(own or {}), precision)
     except ValueError as error:
         if str(folder) in str(error):
             raise
@@ -130,7 +133,11 @@ def load_router(
 
 
 def _load(
-    folder: Path, device: torch.device, network: nn.Module | None, own: Mapping[str, Factory]
+    folder: Path,
+    device: torch.device,
+    network: nn.Module | None,
+    own: Mapping[str, Factory],
+    precision: Precision | None,
 ) -> tuple[Router, Deployment]:
     saved = read_description(folder)
     _verify(folder / WEIGHTS, saved.weights)
@@ -140,6 +147,8 @@ def _load(
     except ValueError as error:
         raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
     _refuse_missing(folder, config, own)
+    if precision is not None:
+        config = config.replaced(training={"precision": precision})
     module = _network(folder, saved, network, own)
     head = _head_of(module, config)
     if head:

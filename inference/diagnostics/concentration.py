@@ -20,6 +20,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.metrics.arrays import FloatArray
 
 FEWEST_SHOTS = 3
@@ -181,7 +182,7 @@ def route_exponents(laws: Tensor) -> tuple[float, float]:
     with the second, up to a polynomial factor.
     """
     half, best = math.inf, math.inf
-    rows = laws.double()
+    rows = in_float64(laws)
     for a in range(len(rows)):
         for b in range(a + 1, len(rows)):
             p, q = rows[a], rows[b]

@@ -155,7 +155,7 @@ class RoutingDraws:
         return cls(
             **stacked,
             latents=latents,
-            catalog=guide.catalog.coefficients.double().numpy() if routed else None,
+            catalog=guide.catalog.coefficients.cpu().double().numpy() if routed else None,
             sources=tuple(names),
             experts=tuple(f"expert{m}" for m in range(rows - len(names))),
             routings=tuple(guide.catalog.names) if routed else (),

@@ -84,5 +84,5 @@ def support_summaries(guide: RoutingGuide, batches: Sequence[EpisodeBatch]) -> F
         encoding = guide.router.encode(batch)
         embedding = encoding.embedding
         summary = torch.cat([encoding.score, embedding.mean(-1), embedding.std(-1)], dim=-1)
-        found.append(summary.double().cpu().numpy())
+        found.append(summary.cpu().double().numpy())
     return np.concatenate(found)

@@ -88,7 +88,7 @@ def swap_prior(draws: RoutingDraws, new_prior: RoutingPrior) -> SwappedPosterior
             raise ValueError(
                 f"the new prior has sites {sorted(sites)}; expected {[CATALOG_SITE]}, a prior over a catalog"
             )
-        new = new_prior.distribution(CATALOG_SITE, {}).logits.softmax(-1).double().cpu().numpy()
+        new = new_prior.distribution(CATALOG_SITE, {}).logits.softmax(-1).cpu().double().numpy()
         q = swap_catalog_prior(draws.probabilities, draws.prior_probabilities, new)
         return _of_catalog(draws, q)
     if sites != set(draws.latents):
@@ -97,7 +97,7 @@ def swap_prior(draws: RoutingDraws, new_prior: RoutingPrior) -> SwappedPosterior
         )
     like = next(new_prior.buffers(), torch.empty(0))
     latents = {name: torch.as_tensor(value).to(like) for name, value in draws.latents.items()}
-    log_new = new_prior.log_prob(latents).squeeze(-1).double().cpu().numpy()
+    log_new = new_prior.log_prob(latents).squeeze(-1).cpu().double().numpy()
     return reweighted(draws, log_new)
 
 

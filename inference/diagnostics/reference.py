@@ -26,6 +26,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.float64 import in_float64
 from pyro_smat.guides import CatalogPosterior, RoutingGuide
 from pyro_smat.inference.diagnostics import batches as fields_of
 from pyro_smat.inference.diagnostics.draws import draw_sites
@@ -106,9 +107,9 @@ def enumerated_posterior(
         raise ValueError(f"the catalog has {len(rows)} routings; enumeration takes at most {MOST_ROUTINGS}")
     log_likelihood = _log_likelihood(model, batch, rows, reference)  # (J, B)
     with torch.no_grad():
-        log_p = (logits.double().unsqueeze(-1) + log_likelihood / kl_weight).log_softmax(0).mT.cpu().numpy()
+        log_p = (in_float64(logits).unsqueeze(-1) + log_likelihood / kl_weight).log_softmax(0).mT.cpu().numpy()
     weights = np.exp(log_p)
-    points = rows.detach().double().cpu().numpy()
+    points = rows.detach().cpu().double().numpy()
     exact = np.full(len(weights), -np.inf)
     mean = np.tensordot(weights, points, 1)
     judge = CANNOT_JUDGE[reference]
@@ -165,9 +166,9 @@ def importance_posterior(
         proposal = torch.stack([torch.as_tensor(log_q), log_prior]).logsumexp(0) - np.log(2)
         rows = prior.coefficients_of(drawn)[:, 0, 0]  # (K, [L,] C)
     log_likelihood = _log_likelihood(model, batch, rows, reference)
-    ratios = (log_prior + log_likelihood / kl_weight - proposal).mT.detach().double().cpu().numpy()
+    ratios = (log_prior + log_likelihood / kl_weight - proposal).mT.detach().cpu().double().numpy()
     log_weights, khat = smooth(ratios)
-    weights, points = np.exp(log_weights), rows.detach().double().cpu().numpy()
+    weights, points = np.exp(log_weights), rows.detach().cpu().double().numpy()
     mean, judge = np.tensordot(weights, points, 1), CANNOT_JUDGE[reference]
     return ReferencePosterior(points, weights, mean, khat, float("nan"), reference, "importance", judge)
 
@@ -220,12 +221,12 @@ def nuts_posterior(
             part.training = training
         for parameter, needed in gradients:
             parameter.requires_grad_(needed)
-    points = torch.cat(found).double().cpu().numpy()
+    points = torch.cat(found).cpu().double().numpy()
     rhat = float("nan")
     if chains > 1:
         from arviz_stats.base import array_stats
 
-        each = np.stack([part.double().cpu().numpy().reshape(num_samples, -1) for part in found])
+        each = np.stack([part.cpu().double().numpy().reshape(num_samples, -1) for part in found])
         rhat = float(np.max(array_stats.rhat(each, chain_axis=0, draw_axis=1)))
     weights = np.full((1, len(points)), 1 / len(points))
     mean, nan = points.mean(0)[None], np.full(1, np.nan)
@@ -243,11 +244,11 @@ def _log_likelihood(model: RoutedModel, batch: EpisodeBatch, rows: Tensor, refer
     rows = rows.to(model.source_basis)
     if reference == "support":
         shots = fields_of.support_size(batch).to(model.source_basis.device)
-        return -(shots * support_candidate_losses(model, batch, rows)).double()
+        return -in_float64(shots * support_candidate_losses(model, batch, rows))
     with torch.no_grad():
         log_p = candidate_log_likelihoods(model, batch, rows)
     _, mask = fields_of.label_targets(batch)
-    return torch.where(mask.to(log_p.device), log_p, 0.0).sum(-1).double()
+    return in_float64(torch.where(mask.to(log_p.device), log_p, 0.0).sum(-1))
 
 
 def _check_reference(reference: str) -> None:

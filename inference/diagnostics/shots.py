@@ -30,7 +30,7 @@ def source_probabilities(guide: RoutingGuide, batches: Sequence[EpisodeBatch]) -
     """Posterior mean of the source weights ``(B, R)``: for routings of one source each, their probabilities."""
     with as_deployed(guide):
         rows = [guide.posterior(batch).source_weights for batch in batches]
-    return torch.cat(rows).double().cpu().numpy()
+    return torch.cat(rows).cpu().double().numpy()
 
 
 def concentration_over_shots(

@@ -19,6 +19,7 @@ from pyro.infer.util import site_is_subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.diagnostics.pareto import FEWEST_DRAWS, ParetoDiagnostic, khat_per_episode
 from pyro_smat.metrics.arrays import FloatArray
 
@@ -240,7 +241,7 @@ def _sum_by_plate(trace: Trace, plate: str, wanted: Callable[[Site], bool]) -> F
             continue
         shape = _batch_shape(site)
         values = _masked_log_prob(site).expand(shape).movedim(frame.dim, 0).reshape(size, -1).sum(-1)
-        array = values.double().cpu().numpy()
+        array = values.cpu().double().numpy()
         total = array if total is None else total + array
     return np.zeros(size) if total is None else total
 
@@ -272,4 +273,4 @@ def _named_log_prob(site: Site) -> tuple[np.ndarray, tuple[str, ...]]:
     if site["mask"] is not None and site["mask"] is not True:
         log_p = torch.where(torch.as_tensor(site["mask"]), log_p, torch.nan)
     flat: Site = {**site, "fn": torch.distributions.Normal(torch.zeros(site["fn"].batch_shape), 1.0)}
-    return _named(flat, log_p.double())
+    return _named(flat, in_float64(log_p))

@@ -227,7 +227,7 @@ def _join(
     widest = max(part.batch.max_way for part in parts)
 
     def numbers(values: Sequence[Tensor]) -> FloatArray:
-        return torch.cat(list(values)).double().cpu().numpy()
+        return torch.cat(list(values)).cpu().double().numpy()
 
     def integers(values: Sequence[Tensor]) -> IntArray:
         return torch.cat(list(values)).cpu().numpy()

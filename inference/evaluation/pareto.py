@@ -29,6 +29,7 @@ from pyro_smat.cost import (
 )
 from pyro_smat.cost.timing import median_times
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.float64 import in_float64
 from pyro_smat.guides import RoutingPosterior
 from pyro_smat.guides.posterior import keep_largest
 from pyro_smat.guides.router import RoutingGuide
@@ -187,14 +188,14 @@ def _evaluate(
         coefficients = mixture.coefficients
         probabilities = (mixture.weights.unsqueeze(-1).unsqueeze(-1) * own).sum(0)  # (B, Q, W)
         chosen = probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1).clamp(min=1e-12)
-        active = (coefficients != 0).double().mean(0)  # (B, [L,] C)
+        active = in_float64(coefficients != 0).mean(0)  # (B, [L,] C)
         active = active.mean(1) if posterior.num_blocks > 1 else active
         columns = {
             "networks": torch.full((len(batch),), len(coefficients)),
             "sources": active[..., : posterior.num_sources].sum(-1),
             "experts": active[..., posterior.num_sources :].sum(-1),
-            "accuracy": _mean((probabilities.argmax(-1) == labels).double(), mask),
-            "nll": _mean(-chosen.log().double(), mask),
+            "accuracy": _mean(in_float64(probabilities.argmax(-1) == labels), mask),
+            "nll": _mean(-in_float64(chosen.log()), mask),
             **{f"cost_{cost.unit}": cost.cost_of(coefficients, router.opened).sum(0) for cost in costs},
         }
         frame = pd.DataFrame({key: values.cpu().numpy() for key, values in columns.items()})

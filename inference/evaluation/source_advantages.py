@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.episodes.stream import EpisodeStream
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.objective.reference import source_logits
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.heads import Metric
@@ -111,10 +112,11 @@ def warn_of_seen(found: Sequence[SourceAdvantage]) -> None:
 def _advantages(features: SourceFeatures, stream: EpisodeStream, episodes: int, metric: Metric) -> Tensor:
     """``(N, R)`` accuracy of every source minus that of the fallback; of the fallback minus the mean of the others."""
     batch = stream.sample(episodes).to(features.basis.device)
+    features.embed_rows(torch.cat([batch.support.rows, batch.query.rows], dim=1))
     hits = source_logits(features, batch, metric=metric).argmax(-1) == batch.query.labels.unsqueeze(1)
     mask = batch.query.mask.unsqueeze(1)
     accuracy = (hits & mask).sum(-1) / mask.sum(-1).clamp(min=1)
-    accuracy = accuracy.double()
+    accuracy = in_float64(accuracy)
     others = accuracy[:, 1:].mean(1, keepdim=True) if accuracy.shape[1] > 1 else accuracy
     return torch.cat([accuracy[:, :1] - others, accuracy[:, 1:] - accuracy[:, :1]], dim=1)
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 class TrainingSettings(BaseModel):
     """How to train.
@@ -28,7 +30,9 @@ class TrainingSettings(BaseModel):
         validation_episodes: how many, drawn once.
         temperature_scaling: divide the posterior's logits by one temperature, fitted on the validation episodes after
             training; for guides over a catalog.
-        precision: of task parameters and features; "auto" is bfloat16 on a GPU and float32 elsewhere.
+        precision: of task parameters and features; "auto" is bfloat16 on a CUDA GPU and float32 elsewhere. Posteriors,
+            logits, losses and the optimizer stay float32. With "float16" the loss is scaled before the backward pass,
+            and a step whose gradients overflow is left out.
 
     Example:
         >>> TrainingSettings(steps=500, warmup=50).learning_rate
@@ -53,7 +57,7 @@ class TrainingSettings(BaseModel):
     checkpoint_every: int = Field(default=100, ge=0)
     validation_episodes: int = Field(default=64, ge=1)
     temperature_scaling: bool = False
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
 
     @model_validator(mode="after")
     def _whole_kl(self) -> TrainingSettings:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.float64 import in_float64
 from pyro_smat.guides import CatalogGuide, PseudoBMAGuide
 from pyro_smat.inference.objective.candidates import as_deployed, candidate_log_likelihoods
 from pyro_smat.models.routed import RoutedModel
@@ -69,7 +70,7 @@ def fit_temperature(logits: Tensor, log_likelihoods: Tensor, mask: Tensor) -> Te
             f"logits, log_likelihoods and mask have shapes {shapes} and the mask shows {int(mask.sum())} queries; "
             "expected (N, J), (N, J, Q) and (N, Q) with at least one query in every episode"
         )
-    logits, log_likelihoods = logits.double(), log_likelihoods.double()
+    logits, log_likelihoods = in_float64(logits), in_float64(log_likelihoods)
 
     def loss(log_temperature: float) -> float:
         return float(ensemble_loss(logits, log_likelihoods, mask, math.exp(log_temperature)))

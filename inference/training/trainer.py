@@ -40,6 +40,7 @@ from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.features import SourceFeatures
 
 CHECKPOINT = "checkpoint.safetensors"
+INITIAL_SCALE = 2.0**10  # of a float16 loss: gradients of features are some thousandths, float16 ends at 65,504
 SAVED = {"step", "settings", "model", "guide", "optimizer", "schedule", "elbo", "sampler", "random", "history"}
 
 
@@ -102,6 +103,8 @@ class MetaTrainer:
         self.history: list[dict[str, float]] = []
         self.optimizer = torch.optim.AdamW(parameter_groups(model, guide, settings), betas=(0.9, 0.99))
         self.schedule = warmup_then_cosine(self.optimizer, settings.warmup, settings.steps)
+        half = model.source_basis.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=INITIAL_SCALE, enabled=half)
         self.numbered, self.seed = settings.numbered, torch.initial_seed() % 2**63
         self._kl_schedule = KLSchedule(settings.kl_warmup, settings.kl_cycles)
 
@@ -161,15 +164,19 @@ class MetaTrainer:
                 "or look at the sources for extreme weights"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scaler.scale(loss).backward()
         world.sum_gradients(parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        self.scaler.unscale_(self.optimizer)
         experts = self._experts()
         if experts is not None:
             experts.after_backward()
         for group in self.optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], self.settings.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:  # or the optimizer has left the step out
+            self.schedule.step()
         if experts is not None:
             experts.after_step()
         self.step += 1
@@ -210,6 +217,7 @@ class MetaTrainer:
                 "guide": dict(self.guide.state_dict()),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "elbo": self.elbo.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "random": random_state(self.device),
@@ -239,6 +247,8 @@ class MetaTrainer:
             self.guide.load_state_dict(state["guide"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{path}: does not fit this model and guide ({error}); resume with the same config"

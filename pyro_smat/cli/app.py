@@ -6,6 +6,7 @@ inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -52,4 +53,7 @@ app.add_typer(sources_app, name="sources")
 
 def main() -> None:
     """Entry point of the ``pyro-smat`` command."""
+    os.environ.setdefault(
+        "PYTORCH_ENABLE_MPS_FALLBACK", "1"
+    )  # read when PyTorch is imported: what MPS lacks, a CPU does
     app()

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
+
 TIE = 1e-12  # relative: totals that differ by less are equal
 ROUNDING = 1e-9  # relative: what sums of costs may exceed a budget by
 
@@ -40,7 +42,7 @@ class BudgetedChoice:
 
 def satisfaction(costs: Tensor, budget: float) -> float:
     """Share of costs ``(n,)`` that are within a budget (to rounding)."""
-    return float((costs.double() <= budget * (1 + ROUNDING)).double().mean())
+    return float((in_float64(costs) <= budget * (1 + ROUNDING)).double().mean())
 
 
 def penalised_choice(losses: Tensor, costs: Tensor, weight: float) -> Tensor:
@@ -139,7 +141,8 @@ def _checked(losses: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
         )
     if not torch.isfinite(losses).all() or not (torch.isfinite(costs) & (costs >= 0)).all():
         raise ValueError("losses or costs hold NaN, infinite or negative costs; expected finite losses and costs >= 0")
-    return losses.double(), costs.double().to(losses.device)
+    losses = in_float64(losses)
+    return losses, in_float64(costs).to(losses.device)
 
 
 def _check_budget(costs: Tensor, budget: float) -> None:

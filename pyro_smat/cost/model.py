@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.networks.parameters import ParameterSpace
 
 Unit = Literal["ms", "bytes", "abstract"]
@@ -101,7 +102,7 @@ class CostModel:
         Raises:
             ValueError: for shapes that do not fit the blocks, or coefficients that are not finite.
         """
-        mixtures, opened = self.mixtures(coefficients, open_entries)
+        mixtures, opened = self.mixtures(in_float64(coefficients), open_entries)
         active = (mixtures != 0).double().expand(*mixtures.shape[:-2], self.blocks, -1)
         sources, experts = active.split([active.shape[-1] - len(opened), len(opened)], dim=-1)
         per_block = sources.sum(-1) * self._prices(self.mix, active)
@@ -128,7 +129,7 @@ class CostModel:
         if sources < 1:
             raise ValueError(f"sources is {sources}; expected at least 1")
         opened = self._opened(open_entries, torch.device("cpu"))
-        experts = (opened > 0).double() @ self._prices(self.residual, opened) + self.entry * opened.sum(-1)
+        experts = in_float64(opened > 0) @ self._prices(self.residual, opened) + self.entry * opened.sum(-1)
         return torch.cat([torch.full((sources,), sum(self.mix), dtype=torch.float64), experts]).float()
 
     def mixtures(self, coefficients: Tensor, open_entries: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.cost.model import CostModel
+from pyro_smat.float64 import in_float64
 
 SLACK = 1e-9  # relative, for what the sums of prices round
 
@@ -51,13 +52,14 @@ def project_to_budget(
             f"budget is {budget:g} {model.unit}; expected at least {model.least:.6g}, the price of one source in every "
             f"block ({sum(model.mix):.6g}) and of the forward pass ({model.fixed:.6g})"
         )
-    rows = mixtures.detach().double().reshape(-1, *mixtures.shape[-2:])
-    kept = _kept(rows, model, budget, opened).view_as(mixtures)
+    rows = in_float64(mixtures.detach()).reshape(-1, *mixtures.shape[-2:])
+    kept = _kept(rows, model, budget, opened.to(rows.device)).view_as(mixtures).to(mixtures.device)
     parts = [
         part / part.sum(-1, keepdim=True).clamp(min=torch.finfo(part.dtype).tiny)
         for part in torch.where(kept, mixtures, 0.0).split([sources, len(opened)], dim=-1)
     ]
-    fits = (model.cost_of(coefficients, open_entries) <= budget * (1 + SLACK)).unsqueeze(-1).unsqueeze(-1)
+    cheap = model.cost_of(coefficients, open_entries) <= budget * (1 + SLACK)
+    fits = cheap.to(mixtures.device).unsqueeze(-1).unsqueeze(-1)
     return torch.where(fits, mixtures, torch.cat(parts, dim=-1)).view_as(coefficients)
 
 

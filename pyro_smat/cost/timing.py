@@ -83,3 +83,5 @@ def median_times(calls: Sequence[Callable[[], object]], device: torch.device, re
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.float64 import in_float64
 
 _AT_ONCE = 4096  # images
 
@@ -39,7 +40,7 @@ class PixelStatistics(BaseModel):
         """Those of all images of a pool."""
         total = squares = image_squares = 0.0
         for start in range(0, len(pool), _AT_ONCE):
-            pixels = pool.images[start : start + _AT_ONCE].flatten(1).double() / 255.0
+            pixels = in_float64(pool.images[start : start + _AT_ONCE]).flatten(1) / 255.0
             means = pixels.mean(1)
             total += float(means.sum())
             squares += float(pixels.square().mean(1).sum())

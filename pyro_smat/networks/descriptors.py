@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.features import SourceFeatures
 
@@ -75,7 +76,7 @@ def source_descriptors(network: TaskNetwork, basis: Tensor, images: Tensor) -> T
     if len(images) < 2:
         raise ValueError(f"got {len(images)} probe image(s); expected at least 2, they are compared with each other")
     variants = torch.cat([images, *(change(images) for change in CHANGES.values())])
-    activations = SourceFeatures(network, basis)(variants).double().movedim(1, 0)  # (R, n (1 + changes), f)
+    activations = in_float64(SourceFeatures(network, basis)(variants)).movedim(1, 0)  # (R, n (1 + changes), f)
     activations = activations.unflatten(1, (1 + len(CHANGES), len(images)))
     plain, changed = activations[:, 0], activations[:, 1:]
     centre = plain.mean(1, keepdim=True)

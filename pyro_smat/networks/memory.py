@@ -20,13 +20,13 @@ MEASURED_IMAGES = 16
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes that activations may take: 8 GiB on a CPU; half of the free memory on a GPU."""
+    """Bytes that activations may take: half of the free memory on a CUDA GPU, 8 GiB elsewhere."""
     return _free_memory(device) // 2 if device.type == "cuda" else CPU_MEMORY_LIMIT
 
 
 def chunk_limit(limit: int, device: torch.device) -> int:
     """Bytes that the activations of one chunk may take, of ``limit`` for all."""
-    return limit if device.type == "cuda" else min(limit, CPU_CHUNK_BYTES)
+    return min(limit, CPU_CHUNK_BYTES) if device.type == "cpu" else limit
 
 
 def new_table(shape: tuple[int, ...], like: Tensor, limit: int | None = None) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
+
 WEIGHT_TOLERANCE = 1e-4  # how far the weights of a mixture may be from adding up to 1
 
 
@@ -49,7 +51,7 @@ class Catalog:
         rows = self.coefficients.flatten(1)
         self._refuse(~(torch.isfinite(rows) & (rows >= 0)).all(-1), "expected finite weights >= 0")
         expected = "expected source weights that add up to 1, then expert weights that add up to 1 or are all 0"
-        totals = self.coefficients.double().cumsum(-1)
+        totals = in_float64(self.coefficients).cumsum(-1)
         whole = _is_one(totals[..., -1]) | _is_one(totals[..., -1] - 1)
         valid = whole & _is_one(totals).any(-1)
         self._refuse(~valid.reshape(len(self), -1).all(-1), expected)
@@ -173,7 +175,7 @@ class Catalog:
 
     def _ends_of_sources(self) -> Tensor:
         """``(R + M,)`` bool: the weights up to and with this column add up to 1 in every mixture."""
-        return _is_one(self.coefficients.double().cumsum(-1)).flatten(0, -2).all(0)
+        return _is_one(in_float64(self.coefficients).cumsum(-1)).flatten(0, -2).all(0)
 
     def _used_sources(self) -> int:
         """R without the last sources that no routing opens: these cannot be told from experts, and need not be."""

@@ -246,3 +246,17 @@ def test_singly_the_images_that_are_asked_for_and_no_others() -> None:
     assert network.seen == SOURCES * 6
     assert again is not None
     assert torch.equal(again.flip(0)[mask], found[mask])  # bit for bit, in any order
+
+
+def test_rows_of_a_pool_are_embedded_together_and_looked_up(crossed_pool: ImagePool) -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    space = ParameterSpace.from_module(module)
+    basis = torch.randn(2, space.dim, generator=torch.Generator().manual_seed(0))
+    features = SourceFeatures(TaskNetwork(module, space), basis, crossed_pool, singly=True)
+    rows = torch.tensor([[3, 700, -1], [3, 5, 9]])
+    features.embed_rows(rows)
+    features.network = None  # type: ignore[assignment]  # whatever is asked for again would fail
+    asked = torch.tensor([[9, 3, 700]])
+    found = features.of(crossed_pool.at(asked[0]).unsqueeze(0), asked)
+    plain = SourceFeatures(TaskNetwork(module, space), basis)(crossed_pool.at(asked[0]))
+    torch.testing.assert_close(found, plain.transpose(0, 1).unsqueeze(0))

@@ -105,15 +105,17 @@ def build_trainer(
     folder: Path | None,
     case: str = "logistic_normal",
     overrides: Sequence[str] = (),
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
     **changed: Any,
 ) -> MetaTrainer:
     """New objects every time, always the same; ``changed`` are settings of the trainer."""
     settings = [f"training.{name}={value}" for name, value in changed.items()]
     config = tiny_config([*CASES[case], *settings, *overrides])
-    router = tiny_router(config)
-    router.model.to(dtype).compute_dtype = dtype
-    router.guide.to(dtype)
+    router = tiny_router(config, device=device)
+    if dtype is not None:
+        router.model.to(dtype).compute_dtype = dtype
+        router.guide.to(dtype)
     features = router.features(tiny_pool())
     held_out = EpisodeSampler(features.pool, 3, 2, 2, seed=2)
     torch.manual_seed(0)
@@ -124,8 +126,9 @@ def build_trainer(
         sampler=config.episodes.sampler(features.pool, seed=1),
         features=features,
         settings=config.training,
-        validation=[features.attach(held_out.sample(4))],
+        validation=[features.attach(held_out.sample(4).to(router.device))],
         folder=folder,
+        device=router.device,
     )
 
 
@@ -161,7 +164,8 @@ def trained(
     module, library = tiny_sources(config) if opened is None else opened
     network = TaskNetwork(module, library.space)
     pools = {name: tiny_pool(seed) for seed, name in enumerate(("train", "validation"))}
-    features = {name: SourceFeatures(network, library.basis, pool) for name, pool in pools.items()}
+    basis = library.basis.to(how.get("device", "cpu"))
+    features = {name: SourceFeatures(network, basis, pool) for name, pool in pools.items()}
     return train_router(config, router=router, features=features, progress=False, **how)[0]
 
 

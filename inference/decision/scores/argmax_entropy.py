@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.decision.rules.rule import check_positive
 from pyro_smat.inference.decision.scores.score import UncertaintyScore, mean_over_blocks
 from pyro_smat.registry import register
@@ -41,4 +42,4 @@ class ArgmaxEntropy(UncertaintyScore):
         if experts.shape[-1]:
             cell, cells = cell * experts.shape[-1] + experts.argmax(-1), cells * experts.shape[-1]
         shares = torch.nn.functional.one_hot(cell, cells).to(drawn.dtype).mean(0)  # (B, [L,] cells)
-        return mean_over_blocks(torch.special.entr(shares).sum(-1), routed.num_blocks).double()
+        return in_float64(mean_over_blocks(torch.special.entr(shares).sum(-1), routed.num_blocks))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.decision.scores.standard import candidates
 from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, same_length
@@ -46,8 +47,8 @@ class CombinedScore(UncertaintyScore):
         return self.scores or candidates(queries=False)
 
     def __call__(self, routed: RoutedBatch) -> Tensor:
-        values = {score.name: routed.score(score).double().cpu().numpy() for score in self.reads}
-        return torch.from_numpy(self.of_values(values)).to(routed.batch.way.device)
+        values = {score.name: routed.score(score).cpu().double().numpy() for score in self.reads}
+        return torch.from_numpy(self.of_values(values)).to(in_float64(routed.batch.way).device)
 
     def fitted_columns(self, scores: Mapping[str, Numbers]) -> FloatArray:
         """``(n, D)`` values of the scores that it was fitted to; they may be infinite.

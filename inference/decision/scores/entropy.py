@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.registry import register
 
@@ -20,4 +21,4 @@ class Entropy(UncertaintyScore):
     """Shannon entropy, in nats, of what the posterior is torn between: rows of the catalog, or sources."""
 
     def __call__(self, routed: RoutedBatch) -> Tensor:
-        return routed.posterior.entropy().double()
+        return in_float64(routed.posterior.entropy())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.networks.initial_weights import DrawsFrom
 from pyro_smat.registry import register
@@ -26,4 +27,4 @@ class KLToPrior(UncertaintyScore):
     def __call__(self, routed: RoutedBatch) -> Tensor:
         generator = torch.Generator(routed.generator.device).manual_seed(routed.generator.initial_seed())
         with DrawsFrom(generator):  # a Monte Carlo KL draws from the global generator
-            return -routed.posterior.kl(routed.model.prior).double()
+            return -in_float64(routed.posterior.kl(routed.model.prior))

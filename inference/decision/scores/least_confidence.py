@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.registry import register
 
@@ -20,4 +21,4 @@ class LeastConfidence(UncertaintyScore):
     """1 - the largest probability of what the posterior is torn between: rows of the catalog, or sources."""
 
     def __call__(self, routed: RoutedBatch) -> Tensor:
-        return 1.0 - routed.posterior.routing_probabilities().amax(-1).double()
+        return 1.0 - in_float64(routed.posterior.routing_probabilities().amax(-1))

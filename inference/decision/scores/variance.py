@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.decision.rules.rule import check_positive
 from pyro_smat.inference.decision.scores.score import UncertaintyScore, mean_over_blocks
 from pyro_smat.registry import register
@@ -36,4 +37,4 @@ class Variance(UncertaintyScore):
 
     def __call__(self, routed: RoutedBatch) -> Tensor:
         drawn = routed.posterior.sample(self.num_samples, routed.generator)
-        return mean_over_blocks(drawn.var(0).sum(-1), routed.num_blocks).double()
+        return in_float64(mean_over_blocks(drawn.var(0).sum(-1), routed.num_blocks))

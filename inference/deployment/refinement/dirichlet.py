@@ -106,9 +106,9 @@ def evidence_concentration(
     if mean.shape[-1] == 1:
         return prior
     grid = [prior * 2.0**j for j in DOUBLINGS]
-    points = uniform_points(mean.numel(), mean)[:draws].view(draws, *mean.shape)
+    points = uniform_points(mean.numel())[:draws].view(draws, *mean.shape)
     drawn = torch.cat([_quantiles(kappa * mean, points) for kappa in grid])
-    curved = losses(drawn).double().cpu() - ((drawn - mean) * slope).flatten(1).sum(-1)
+    curved = losses(drawn).cpu().double() - ((drawn - mean) * slope).flatten(1).sum(-1)
     expected = curved.view(len(grid), draws).mean(1)
     prior_weights = ILRDirichlet((prior * mean).clamp(min=CLOSED))
     divergence = [kl_divergence(ILRDirichlet((kappa * mean).clamp(min=CLOSED)), prior_weights).sum() for kappa in grid]

@@ -55,7 +55,7 @@ class SupportObjective:
             self._images = batch.support.images[0][shots]
             self._labels = batch.support.labels[0][shots]
             self._classes = batch.class_mask[0]
-        self.start: FloatArray = coefficients[..., :sources].detach().double().cpu().numpy()
+        self.start: FloatArray = coefficients[..., :sources].detach().cpu().double().numpy()
         self.start /= self.start.sum(-1, keepdims=True)
         self.shape: tuple[int, ...] = self.start.shape
         self._last: tuple[bytes, float] | None = None
@@ -105,7 +105,7 @@ class SupportObjective:
             sizes = self.model.network.space.block_sizes
             pairs = zip(sources.split(sizes, dim=-1), slope.split(sizes), strict=True)
             gradient = torch.stack([columns @ part for columns, part in pairs])
-        return gradient.double().cpu().numpy()
+        return gradient.cpu().double().numpy()
 
     @torch.no_grad()
     def _theta(self, weights: FloatArray) -> Tensor:

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.float64 import in_float64
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, network_of
+from pyro_smat.networks.heads import compared
 from pyro_smat.registry import register
 
 HALVINGS = 12  # of a Newton step that does not lower the objective
@@ -52,8 +54,8 @@ class LinearProbe(Baseline):
         start = network_of(self.start, self.name)
         composed = start.composed
         parts = start.features(batch)
-        features = torch.cat(parts, dim=1).double()
-        if composed.metric == "cosine":
+        features = in_float64(compared(torch.cat(parts, dim=1), composed.metric))
+        if composed.metric != "euclidean":
             features = F.normalize(features, dim=-1)
         features = F.pad(features, (0, 1), value=1.0)
         support, queries = features.split([part.shape[1] for part in parts], dim=1)

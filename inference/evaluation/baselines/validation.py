@@ -29,7 +29,7 @@ def validation_loss(baseline: Baseline, episodes: Sequence[EpisodeBatch]) -> flo
         chosen = baseline(batch).gather(-1, batch.query.labels.unsqueeze(-1)).squeeze(-1)
         nll = -chosen.clamp(min=PROBABILITY_FLOOR).log() * batch.query.mask
         losses.append(nll.sum(-1) / batch.query.mask.sum(-1))
-    return torch.cat(losses).double().mean().item()
+    return torch.cat(losses).cpu().double().mean().item()
 
 
 def lowest_validation_loss[B: Baseline](candidates: Sequence[B], episodes: Sequence[EpisodeBatch]) -> B:

@@ -184,7 +184,7 @@ def _losses(probabilities: Tensor, labels: Sequence[str | None], classes: Sequen
     if not known:
         return {}
     truth = np.array([classes.index(labels[i]) for i in known])
-    values = probabilities[known].double().numpy()
+    values = probabilities[known].cpu().double().numpy()
     return {
         "labelled": len(known),
         "error": float((values.argmax(1) != truth).mean()),

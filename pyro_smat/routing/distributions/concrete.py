@@ -79,7 +79,7 @@ class ILRConcrete(ILRDistribution):
 
     def mean_weights(self) -> Tensor:
         """By 512 quasi-random draws, the same ones every time."""
-        gumbel = -(-uniform_points(self.size, self.logits).log()).log().to(self.logits)
+        gumbel = -(-uniform_points(self.size).log()).log().to(self.logits)
         gumbel = gumbel.view(-1, *(1,) * len(self.batch_shape), self.size)
         return ((self.logits + gumbel) / self.temperature.unsqueeze(-1)).softmax(-1).mean(0)
 

@@ -13,6 +13,7 @@ import torch
 from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
 from pyro_smat.routing.coordinates import ilr_basis
 from pyro_smat.routing.distributions.ilr import ILRDistribution, check_size
 from pyro_smat.routing.distributions.quasi_random import uniform_points
@@ -73,12 +74,12 @@ class ILRNormal(ILRDistribution, MultivariateNormal):
         basis = ilr_basis(loc.shape[-1], loc)
         projected = basis.mT @ (0.5 * (log_covariance + log_covariance.mT)) @ basis
         # matrix_exp has a finite gradient at equal eigenvalues, eigh does not; S = 0 is where training starts.
-        return cls._of_covariance(loc @ basis, torch.linalg.matrix_exp(projected.double()))
+        return cls._of_covariance(loc @ basis, torch.linalg.matrix_exp(in_float64(projected)))
 
     @classmethod
     def _of_covariance(cls, loc: Tensor, covariance: Tensor) -> Self:
         # In float64: float32 has no Cholesky factor once deviations differ by 1e4.
-        scale_tril = torch.linalg.cholesky(covariance.double()).to(loc.dtype)
+        scale_tril = torch.linalg.cholesky(in_float64(covariance)).to(loc)
         return cls(loc, scale_tril=scale_tril, validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> ILRNormal:
@@ -91,7 +92,7 @@ class ILRNormal(ILRDistribution, MultivariateNormal):
 
     def mean_weights(self) -> Tensor:
         """By 512 quasi-random draws, the same ones every time."""
-        noise = torch.special.ndtri(uniform_points(self.size - 1, self.loc)).to(self.loc)
+        noise = torch.special.ndtri(uniform_points(self.size - 1)).to(self.loc)
         ilr = self._place(noise.view(-1, *(1,) * len(self.batch_shape), self.size - 1))
         return (ilr @ ilr_basis(self.size, ilr).mT).softmax(-1).mean(0)
 

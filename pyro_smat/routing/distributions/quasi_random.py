@@ -17,6 +17,6 @@ def _sobol(dimension: int) -> Tensor:
         return engine.draw(POINTS, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
 
 
-def uniform_points(dimension: int, like: Tensor) -> Tensor:
-    """512 scrambled Sobol points in the open unit cube, ``(512, dimension)``, the same ones every time; float64."""
-    return _sobol(dimension).to(like.device, copy=True)
+def uniform_points(dimension: int) -> Tensor:
+    """512 scrambled Sobol points in the open unit cube, ``(512, dimension)``, the same ones every time, float64."""
+    return _sobol(dimension).clone()

@@ -18,6 +18,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_smat.float64 import in_float64
+
 NODES = 64
 REACH = 11.0  # of the contour, in deviations of the Gaussian: the integrand falls like exp(-t^2 / 3)
 
@@ -38,16 +40,16 @@ def saddle_point(x: Tensor) -> Tensor:
 
 def log_mean_exponential(x: Tensor) -> Tensor:
     """ln E exp(x . w), w ~ Dirichlet(1, ..., 1), ``(*b)`` from x ``(*b, n)``; differentiable, accurate to rounding."""
-    integrand, _, height = _along_contour(x.double())
+    integrand, _, height = _along_contour(in_float64(x))
     size = x.shape[-1]
-    return (math.lgamma(size) + height + (integrand.real.sum(-1) / math.pi).log()).to(x.dtype)
+    return (math.lgamma(size) + height + (integrand.real.sum(-1) / math.pi).log()).to(x)
 
 
 def tilted_mean(x: Tensor) -> Tensor:
     """The mean of w ``(*b, n)`` under a density proportional to exp(x . w) on the simplex: the gradient of ln Z."""
-    integrand, resolvent, _ = _along_contour(x.double())
+    integrand, resolvent, _ = _along_contour(in_float64(x))
     moments = (integrand.unsqueeze(-1) * resolvent).real.sum(-2)
-    return (moments / integrand.real.sum(-1, keepdim=True)).to(x.dtype)
+    return (moments / integrand.real.sum(-1, keepdim=True)).to(x)
 
 
 def _along_contour(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

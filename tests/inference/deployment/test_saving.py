@@ -244,3 +244,18 @@ def test_statistics_of_the_training_pixels_are_saved(tmp_path: Path) -> None:
     del record["pixels"], record["digest"]
     write_record(tmp_path / "router.json", record)
     assert RoutedClassifier.load(tmp_path, network=router.network).image_form.pixels is None
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.0), ("bfloat16", 0.05), ("float16", 0.01)])
+def test_a_router_is_loaded_in_another_precision(precision: Any, tolerance: float, tmp_path: Path) -> None:
+    classifier = trained(config := quick_config(["training.precision=float32"]), tiny_router(config))
+    other = reopened(classifier, tmp_path, precision=precision)
+    assert other.bases.dtype == getattr(torch, precision)
+    found, expected = predictions(other), predictions(classifier)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= tolerance
+    assert torch.equal(found, expected) == (precision == "float32")
+    again = reopened(other, tmp_path / "again")
+    assert torch.equal(predictions(again), found)
+    with pytest.raises(ValueError, match="precision is 'half'; expected one of"):
+        reopened(classifier, tmp_path, precision="half")

@@ -19,7 +19,7 @@ from tiny_run import CASES, CHECKPOINT_EVERY, STEPS, VALIDATE_EVERY, build_train
 
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.files import load_state, save_state
-from pyro_smat.inference.training.trainer import CHECKPOINT, MetaTrainer
+from pyro_smat.inference.training.trainer import CHECKPOINT, INITIAL_SCALE, MetaTrainer
 
 
 def stop_after(trainer: MetaTrainer, step: int) -> None:
@@ -273,3 +273,23 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"the loss is (nan|-?inf) at step {STEPS + 1}; .* lower learning_rate"):
             trainer.training_step()
         assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path, steps=6, validate_every=0, precision="float16")
+    assert trainer.scaler.get_scale() == INITIAL_SCALE
+    trainer.scaler.scale(torch.zeros(()))  # or it has no scale yet to be changed
+    trainer.scaler.update(2.0**60)  # of which float16 knows nothing: all gradients are infinite
+    before = {name: p.clone() for name, p in trainer.guide.named_parameters()}
+    trainer.training_step()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.guide.named_parameters())
+    assert trainer.scaler.get_scale() == 2.0**59
+    trainer.scaler.update(1024.0)
+    trainer.training_step()
+    assert any(not torch.equal(p, before[name]) for name, p in trainer.guide.named_parameters())
+    trainer.save(tmp_path / CHECKPOINT)
+    scaler, row = trainer.scaler.state_dict(), trainer.training_step()
+    other = build_trainer(tmp_path, steps=6, validate_every=0, precision="float16")
+    other.load(tmp_path / CHECKPOINT)
+    assert other.scaler.state_dict() == scaler
+    assert other.training_step()["loss"] == row["loss"]

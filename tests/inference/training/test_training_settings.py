@@ -17,7 +17,7 @@ from pyro_smat.inference.training.settings import TrainingSettings
         ({"stepz": 3}, "stepz"),
         ({"steps": -1}, "steps"),
         ({"learning_rate": 0.0}, "learning_rate"),
-        ({"precision": "float16"}, "precision"),
+        ({"precision": "float8"}, "precision"),
         ({"steps": 10, "kl_warmup": 4, "kl_cycles": 3}, "kl_warmup is 4 in each of 3 cycles of 10 steps in all"),
     ],
 )
