@@ -22,6 +22,7 @@ COSINE, TOGETHER, AVERAGED_TOGETHER = (
     f"{AVERAGED}, queries together",
 )
 QUERY_WEIGHT = 0.5
+GENERALIST = "generalist"
 
 TEMPERATURE = 0.3  # of the weighted average: what all seeds chose on validation classes
 Pair = tuple[Any, Any]
@@ -48,6 +49,8 @@ def baselines(temperature: float) -> list[Any]:
         "source_average",
         {"kind": "weighted_source_average", "temperature": temperature},
         {"kind": "concatenation", "temperature": temperature},
+        {"kind": "concatenation", "temperature": temperature, "select": True, "name": "ridge on selected features"},
+        {"kind": "aligned_source", "source": GENERALIST},
     ]
 
 

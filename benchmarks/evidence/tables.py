@@ -87,7 +87,7 @@ def print_tables(
             print(f"| {method} | " + " | ".join(row) + " |")
         print()
     rivals = [m for m in next(iter(table.values())) if not m.startswith(("routed", "from_sources", "oracle"))]
-    for method in ours:
+    for method in (m for m in ours if m in next(iter(table.values()))):
         print(f"| {method} minus the best baseline of the block | accuracy, points | CVaR .1, nats | in percent |")
         print("|---|---|---|---|")
         for key, block in blocks.items():

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary
 from pyro_smat.inference.evaluation.baselines.sources_alone import SingleSource
-from pyro_smat.networks.heads import Metric, prototype_logits
+from pyro_smat.networks.heads import Metric, compared, prototype_logits
 from pyro_smat.registry import register
 
 
@@ -84,6 +84,8 @@ def aligned_logits(
         scale, metric: of the prototype head.
         steps, learning_rate: of gradient descent on the mean loss of each task.
     """
+    support, query = compared(support, metric), compared(query, metric)
+    metric = "euclidean" if metric == "euclidean" else "cosine"  # the map moves what is compared
     mask, width = batch.support.mask, support.shape[-1]
     basis, triangle = torch.linalg.qr(support.masked_fill(~mask.unsqueeze(-1), 0.0).mT)  # (B, f, m), (B, m, S)
     known = triangle.mT

@@ -19,6 +19,7 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.evaluation.baselines.baseline import Baseline, ComposedLibrary
 from pyro_smat.inference.evaluation.baselines.source_selection import selected_weights
 from pyro_smat.inference.objective.reference import support_losses
+from pyro_smat.networks.heads import compared
 from pyro_smat.registry import register
 
 
@@ -54,7 +55,8 @@ class Concatenation(Baseline):
     @torch.no_grad()
     def __call__(self, batch: EpisodeBatch) -> Tensor:
         weights = self.weights(batch)
-        support, query = (F.normalize(part, dim=-1) for part in self.composed.source_features(batch))
+        found = (compared(part, self.composed.metric) for part in self.composed.source_features(batch))
+        support, query = (F.normalize(part, dim=-1) for part in found)
         kernel = torch.einsum("br,brsf,brtf->bst", weights, support, support)
         cross = torch.einsum("br,brqf,brsf->bqs", weights, query, support)
         ways = batch.class_mask.sum(-1).view(-1, 1, 1)
