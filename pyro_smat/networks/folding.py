@@ -90,8 +90,9 @@ class _Watch(TorchFunctionMode):
     def convolved(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             self._calls[path] = self._calls.get(path, 0) + 1
-            if isinstance(output, Tensor) and output.ndim == 4:
-                self._made[id(output)] = path, output
+            with torch._C.DisableTorchFunction():  # the question is none of the network's
+                if isinstance(output, Tensor) and output.ndim == 4:
+                    self._made[id(output)] = path, output
 
         return hook
 
