@@ -264,6 +264,8 @@ class TaskNetwork:
     def _foldable(self, theta: Tensor, x: Tensor) -> Pairs:
         """What can be folded on images like ``x`` ``(T, n, *input)``, found on the first ones."""
         key = (x.shape[2:], x.dtype)
+        if theta.device.type != "cpu":  # there, gradients of the folded biases cost more than it saves
+            return ()
         if key not in self._pairs and self._folds and x.shape[1]:
             weights, constants = self.space.unflatten(theta[0]), self._constants(theta)
             with self._plain.lend() as network, torch.no_grad():

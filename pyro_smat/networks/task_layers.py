@@ -45,8 +45,11 @@ def _look_up(layer: nn.RNNBase, inputs: Any) -> None:
 
 def with_task_layers(module: nn.Module) -> nn.Module:
     """Changes the class of every layer of ``module`` (in place) that has a counterpart here; names and weights stay."""
+    by_groups = any(isinstance(layer, nn.GroupNorm) for layer in module.modules())
     for layer in module.modules():
         layer.__class__ = _COUNTERPARTS.get(type(layer), layer.__class__)
+        if isinstance(layer, _Conv2d):
+            layer.channels_last = not by_groups
     return module
 
 
@@ -113,6 +116,8 @@ class _Linear(nn.Linear):
 
 
 class _Conv2d(nn.Conv2d):
+    channels_last: bool
+
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         followed_by: tuple[FoldedNorm, ...] = vars(self).get(FOLDED, ())
@@ -122,7 +127,7 @@ class _Conv2d(nn.Conv2d):
             return self._on_patches(input, weight, bias)
         if input.ndim != 4 or self.padding_mode != "zeros" or torch.compiler.is_compiling():
             return super().forward(input)
-        geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
+        geometry = Geometry(self.stride, self.padding, self.dilation, self.groups, self.channels_last)
         return TaskConvolution.apply(geometry, input, weight, bias)
 
     def _patches_tile(self, x: Tensor) -> bool:

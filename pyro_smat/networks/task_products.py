@@ -56,7 +56,10 @@ def _product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     if x.is_contiguous() or torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return torch.bmm(x, matrix) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, matrix)
     tasks, rows, _ = x.shape
-    y = x.new_empty(rows, tasks, matrix.shape[-1]).transpose(0, 1)
+    columns = matrix.shape[-1]
+    y = x.new_empty_strided(
+        (tasks, rows, columns), (columns, tasks * columns, 1)
+    )  # no view: it may be changed in place
     if bias is None:
         return torch.bmm(x, matrix, out=y)
     return torch.baddbmm(bias.unsqueeze(1), x, matrix, out=y)
