@@ -29,6 +29,9 @@ class TrainingSettings(BaseModel):
         temperature_scaling: divide the posterior's logits by one temperature, fitted on the validation episodes after
             training; for guides over a catalog.
         precision: of task parameters and features; "auto" is bfloat16 on a GPU and float32 elsewhere.
+        cuda_graphs: on a GPU, replay the task networks' kernels from CUDA graphs
+            (:mod:`pyro_smat.networks.cuda_graphs`): the same run, without the time to launch them, for memory that each
+            shape of episodes keeps. Where that cannot be, training runs as ever and a line says why.
 
     Example:
         >>> TrainingSettings(steps=500, warmup=50).learning_rate
@@ -54,6 +57,7 @@ class TrainingSettings(BaseModel):
     validation_episodes: int = Field(default=64, ge=1)
     temperature_scaling: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    cuda_graphs: bool = False
 
     @model_validator(mode="after")
     def _whole_kl(self) -> TrainingSettings:
