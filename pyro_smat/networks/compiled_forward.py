@@ -28,6 +28,6 @@ class CompiledForward:
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         with self._locks.setdefault(os.getpid(), threading.Lock()):
             if self._run is None:
-                self._network = self._owner.skeletons().copy()
+                self._network = self._owner.batched.copy()
                 self._run = torch.compile(self._owner.vmapped)
             return self._run(self._network, theta, x)

@@ -20,7 +20,6 @@ from pyro_smat.networks.build import describe_network
 from pyro_smat.networks.compiled_forward import CompiledForward
 from pyro_smat.networks.cuda_graphs import CudaGraphs
 from pyro_smat.networks.evaluation_mode import EvaluationMode, UnfitNetwork, frames_of, part_of
-from pyro_smat.networks.folding import Pairs, foldable, with_folded_norms
 from pyro_smat.networks.memory import chunk_limit, measured_bytes, memory_of, out_of_memory
 from pyro_smat.networks.outputs import tensor_of
 from pyro_smat.networks.parameters import ParameterSpace
@@ -28,7 +27,6 @@ from pyro_smat.networks.preprocessing import detach_preprocessing
 from pyro_smat.networks.product import compose
 from pyro_smat.networks.running_statistics import (
     normalises_by_batch,
-    replaceable,
     tracks_statistics,
     with_differentiable_statistics,
 )
@@ -111,15 +109,12 @@ class TaskNetwork:
             self.template = with_constants(weightless_copy(module), {**self._parameters, **self._buffers})
             self._plain = Skeletons(template)
             self._differentiable = Skeletons(template, with_differentiable_statistics)
-            self._mould = template
+            self.batched = Skeletons(template, lambda copy: with_task_layers(with_differentiable_statistics(copy)))
         with self._differentiable.lend() as copy:
             self._opaque = [name for name, part in copy.named_modules() if tracks_statistics(part)]
         self._whole = any(map(normalises_by_batch, template.modules()))
-        self._folds = any(map(replaceable, template.modules()))
         self._compiled = CompiledForward(self) if compile else None
         self._bytes_per_image: dict[tuple[torch.Size, torch.dtype], int] = {}
-        self._pairs: dict[tuple[torch.Size, torch.dtype], Pairs] = {}
-        self._batched: dict[Pairs, Skeletons] = {}
         self._constants_at: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
 
     def __repr__(self) -> str:
@@ -233,49 +228,21 @@ class TaskNetwork:
         if self._compiled is not None:
             return self._compiled(theta, x)
         gradient = torch.is_grad_enabled() and theta.requires_grad
-        store = self.skeletons(self._foldable(theta, x))
-        with store.lend() as network, EvaluationMode(network, batched=True, gradient=gradient):
+        with self.batched.lend() as network, EvaluationMode(network, batched=True, gradient=gradient):
             try:
                 return self.vmapped(network, theta, x)
             except Exception as error:
                 error.add_note(part_of(network, frames_of(error.__traceback__)))
                 raise
 
-    def skeletons(self, folded: Pairs = ()) -> Skeletons:
-        """Weightless modules that run under vmap, with these pairs of a convolution and a normalisation folded."""
-        if folded not in self._batched:
-
-            def change(copy: nn.Module) -> nn.Module:
-                return with_folded_norms(with_task_layers(with_differentiable_statistics(copy)), folded)
-
-            with torch.inference_mode(False), torch.no_grad():
-                self._batched[folded] = Skeletons(self._mould, change)
-        return self._batched[folded]
-
     def vmapped(self, network: nn.Module, theta: Tensor, x: Tensor) -> Tensor:
-        """Outputs ``(T, n, *output)`` of one of these modules on preprocessed images."""
+        """Outputs ``(T, n, *output)`` of one of the modules that run under vmap, on preprocessed images."""
         constants = self._constants(theta)
 
         def one_task(weights: dict[str, Tensor], images: Tensor) -> Tensor:
             return tensor_of(functional_call(network, (weights, constants), (images,), strict=True))
 
         return vmap(one_task)(self.space.unflatten(theta), x)
-
-    def _foldable(self, theta: Tensor, x: Tensor) -> Pairs:
-        """What can be folded on images like ``x`` ``(T, n, *input)``, found on the first ones."""
-        key = (x.shape[2:], x.dtype)
-        if theta.device.type != "cpu":  # there, gradients of the folded biases cost more than it saves
-            return ()
-        if key not in self._pairs and self._folds and x.shape[1]:
-            weights, constants = self.space.unflatten(theta[0]), self._constants(theta)
-            with self._plain.lend() as network, torch.no_grad():
-
-                def run() -> Tensor:
-                    with EvaluationMode(network, batched=False, gradient=False):
-                        return tensor_of(functional_call(network, (weights, constants), (x[0, :2],), strict=True))
-
-                self._pairs[key] = foldable(network, run)
-        return self._pairs.get(key, ())
 
     def _one_by_one(self, theta: Tensor, x: Tensor) -> Tensor:
         """A single task needs no batching rule: plain kernels, bit for bit."""

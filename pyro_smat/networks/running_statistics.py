@@ -21,14 +21,10 @@ class EvaluationBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, c, ...)`` to the same shape."""
-        return _applied(x, *self.scale_and_shift())
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What a channel is multiplied by, and what is added then, ``(c,)`` each."""
         mean, variance = self._buffers["running_mean"], self._buffers["running_var"]
         assert mean is not None
         assert variance is not None
-        return _scale_and_shift(mean, variance, self._parameters["weight"], self._parameters["bias"], self.eps)
+        return normalised(x, mean, variance, self._parameters["weight"], self._parameters["bias"], self.eps)
 
 
 def normalised(
@@ -44,20 +40,12 @@ def normalised(
         bias: None for 0.
         eps: added to the variance.
     """
-    return _applied(x, *_scale_and_shift(mean, variance, weight, bias, eps))
-
-
-def _scale_and_shift(
-    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
     scale = torch.rsqrt(variance + eps)
     if weight is not None:
         scale = scale * weight
     shift = -mean * scale
-    return scale, shift if bias is None else shift + bias
-
-
-def _applied(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    if bias is not None:
+        shift = shift + bias
     channels = (-1,) + (1,) * (x.ndim - 2)
     return torch.addcmul(shift.view(channels), x, scale.view(channels))
 
@@ -74,11 +62,6 @@ def tracks_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._Norm
     return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
 
 
-def replaceable(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBase]:
-    """Whether a module normalises by running statistics and does nothing more (an activation inside, say)."""
-    return tracks_statistics(module) and type(module).forward in _REPLACEABLE
-
-
 def normalises_by_batch(module: nn.Module) -> bool:
     """Whether a module normalises by the statistics of the batch even in evaluation mode."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
@@ -86,8 +69,8 @@ def normalises_by_batch(module: nn.Module) -> bool:
 
 def with_differentiable_statistics(module: nn.Module) -> nn.Module:
     """``module`` with its normalisations replaced (in place), but for subclasses with a forward of their own."""
-    if replaceable(module):
-        return EvaluationBatchNorm(module)
+    if tracks_statistics(module) and type(module).forward in _REPLACEABLE:
+        return EvaluationBatchNorm(module)  # not a subclass that does more (an activation inside, say)
     for name, child in module.named_children():
         setattr(module, name, with_differentiable_statistics(child))
     return module

@@ -5,7 +5,7 @@ All compute what the layer of torch.nn computes; only the physical layout of the
 - group norms and pooling: tasks stand beside channels, ``(n, T C, H, W)``, so T networks
   are one network of T C channels with T groups, and no layer transposes for the next one (vmap's rules for pooling and
   group normalisation do, and apply the affine part in passes of their own);
-- convolutions are those of :mod:`~pyro_smat.networks.task_convolutions`, with a normalisation after them folded in;
+- convolutions are those of :mod:`~pyro_smat.networks.task_convolutions`;
   those whose patches do not overlap (the first layer of a ViT) are one product of patches and weights;
 - linear layers stay with vmap's own rule, which was the faster one, but where a graph without gradient is recorded;
 - attention: its projections run on ``(n, tokens, width)`` as it lies in memory (nn.MultiheadAttention transposes first,
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_smat.networks.evaluation_mode import attention, with_tasks
-from pyro_smat.networks.folding import FOLDED, FoldedNorm
 from pyro_smat.networks.task_convolutions import Geometry, TaskConvolution, channels_last
 from pyro_smat.networks.task_products import TaskProduct, one_by_one, recording_a_graph
 
@@ -120,9 +119,6 @@ class _Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
-        followed_by: tuple[FoldedNorm, ...] = vars(self).get(FOLDED, ())
-        for norm in followed_by:
-            weight, bias = norm.folded(weight, bias)
         if input.ndim == 4 and self._patches_tile(input):
             return self._on_patches(input, weight, bias)
         if input.ndim != 4 or self.padding_mode != "zeros" or torch.compiler.is_compiling():
