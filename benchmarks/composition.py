@@ -7,6 +7,8 @@ The same T x N images go through
 
 - **plain**: one network, weights in the compute dtype, T N images in one batch: the floor;
 - **ours**: ``compose`` and ``TaskNetwork``, T different networks in one vmapped forward;
+- **plain, graph** and **ours, graph** (on a GPU): the whole step of plain in one CUDA graph, and
+  ``TaskNetwork(cuda_graphs=True)``;
 - **loop**: tasks one after another with ``functional_call`` on rows of the same theta (composed in one product);
 - **loop per tensor**: tasks one after another, each composed tensor by tensor and differentiated before the next one
   starts, which is how MAML-like code is usually written.
@@ -15,7 +17,9 @@ The same T x N images go through
 sources and 8 experts that want a gradient, features, prototype loss, backward to coefficients and experts (for plain:
 features, the same loss, backward to the network's parameters). *compose*: theta and its backward alone. Everything
 runs in one dtype without autocast, networks in evaluation mode, with PyTorch's default choice of attention kernels.
-Times are medians [quartiles] after warm-up; memory is the peak of allocated tensors in a step, basis included.
+Times are medians [quartiles] after warm-up; memory is the peak of allocated tensors in a step, basis included (with a
+graph, of what is reserved). On a CPU methods take turns, times are processor time of all threads, and ratios medians
+of the ratios of neighbours, so that a busy machine changes them little.
 """
 
 from __future__ import annotations
@@ -58,17 +62,21 @@ class Network:
 
 
 NETWORKS = {
-    "vit_s16": Network("ViT-S/16", lambda: build_network("vit", **VIT_S16), 96, (16, 100), (4, 5)),
+    "vit_s16": Network("ViT-S/16", lambda: build_network("vit", **VIT_S16), 96, (16, 100), (4, 10)),
     "conv4": Network(
         "Conv-4, 64 channels", lambda: build_network("conv4", in_channels=3, channels=64), 32, (64, 100), (4, 25)
     ),
     "resnet18": Network("ResNet-18", lambda: build_network("resnet18"), 64, (16, 100), (4, 10)),
+    "mobilenet_v2": Network("MobileNetV2", lambda: build_network("mobilenet_v2"), 64, (16, 100), (4, 10)),
+    "convnext_tiny": Network(
+        "ConvNeXt-T", lambda: build_network("torchvision", name="convnext_tiny"), 64, (16, 100), (4, 10)
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One cell of the table: milliseconds (median and quartiles) and peak memory in bytes (None on a CPU)."""
+    """A row of the table: milliseconds (median and quartiles), ratio to plain, and bytes (None on a CPU)."""
 
     network: str
     what: str
@@ -76,6 +84,7 @@ class Timing:
     median: float
     lower: float
     upper: float
+    to_plain: float | None
     peak: int | None
 
 
@@ -90,6 +99,7 @@ class Workload:
         row = self.space.flatten(self.module.state_dict())
         self.module.to(dtype)
         self.network: Callable[[Tensor, Tensor], Tensor] = TaskNetwork(self.module, self.space)
+        self.graphed: Callable[[Tensor, Tensor], Tensor] = TaskNetwork(self.module, self.space, cuda_graphs=True)
         self.sources = torch.stack([row * (1 + 0.02 * r) for r in range(SOURCES)]).to(dtype)
         deltas = torch.randn(EXPERTS, self.space.dim, device=device) * self.space.trainable().to(device)
         self.experts = (1e-3 * deltas).to(dtype).requires_grad_()
@@ -108,7 +118,7 @@ class Workload:
         self.plain = torch.compile(self.module)
 
     def compose(self) -> Tensor:
-        return compose(self.coefficients, torch.cat([self.sources, self.experts]))
+        return compose(self.coefficients, (self.sources, self.experts))
 
     def clear(self) -> None:
         for tensor in (self.coefficients, self.experts, *self.module.parameters()):
@@ -140,6 +150,29 @@ class Workload:
     def our_step(self) -> None:
         self.loss(self.network(self.compose(), self.x)).backward()
 
+    def our_graphed_step(self) -> None:
+        self.loss(self.graphed(self.compose(), self.x)).backward()
+
+    def plain_graph(self, function: Callable[[], object]) -> Callable[[], object]:
+        """A function of plain's, which is recorded in one CUDA graph at its first call, gradients included."""
+        found: list[torch.cuda.CUDAGraph] = []
+
+        def replay() -> None:
+            if not found:
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    function()
+                    self.clear()
+                torch.cuda.current_stream().wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=side):
+                    function()
+                found.append(graph)
+            found[0].replay()
+
+        return replay
+
     def loop_step(self) -> None:
         self.loss(self.loop_features(self.compose())).backward()
 
@@ -158,54 +191,82 @@ class Workload:
     def compose_step(self) -> None:
         self.compose().backward(self.theta_gradient)
 
-    def cases(self) -> dict[tuple[str, str], Callable[[], object]]:
+    def cases(self, graphs: bool, loops: bool) -> dict[tuple[str, str], Callable[[], object]]:
         """(what, method) -> function; what is "forward", "step" or "compose"."""
-        return {
+        found: dict[tuple[str, str], Callable[[], object]] = {
             ("forward", "plain"): self.plain_features,
             ("forward", "ours"): lambda: self.network(self.theta, self.x),
+            ("forward", "plain, graph"): self.plain_graph(self.plain_features),
+            ("forward", "ours, graph"): lambda: self.graphed(self.theta, self.x),
             ("forward", "loop"): lambda: self.loop_features(self.theta),
             ("step", "plain"): self.plain_step,
             ("step", "ours"): self.our_step,
+            ("step", "plain, graph"): self.plain_graph(self.plain_step),
+            ("step", "ours, graph"): self.our_graphed_step,
             ("step", "loop"): self.loop_step,
             ("step", "loop per tensor"): self.loop_per_tensor_step,
             ("compose", "ours"): self.compose_step,
         }
+        return {k: f for k, f in found.items() if (graphs or "graph" not in k[1]) and (loops or "loop" not in k[1])}
 
 
-def measure(work: Workload, name: str, repeats: int, device: torch.device) -> list[Timing]:
+def measure(work: Workload, name: str, repeats: int, device: torch.device, loops: bool) -> list[Timing]:
     """All cases of one network; loops, which take long, are repeated a third as often."""
-    timings = []
-    for (what, method), function in work.cases().items():
-        gc.collect()
-        count = max(3, repeats // 3) if "loop" in method else repeats
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    cases = work.cases(device.type == "cuda", loops)
+    timings: list[Timing] = []
+    for what in ("forward", "step", "compose"):
+        methods = {method: function for (kind, method), function in cases.items() if kind == what}
         with torch.set_grad_enabled(what != "forward"):
-            for _ in range(1 if device.type == "cpu" else 3):
-                work.clear()
-                function()
-            work.clear()
             if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            times = []
-            for _ in range(count):
-                work.clear()
-                _wait(device)
-                start = time.perf_counter()
-                function()
-                _wait(device)
-                times.append(1e3 * (time.perf_counter() - start))
-        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-        lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
-        timings.append(Timing(name, what, method, median, lower, upper, peak))
-        print(f"  {name} {what}, {method}: {median:.1f} ms", file=sys.stderr, flush=True)
+                times = {
+                    m: _on_gpu(work, f, max(3, repeats // 3) if "loop" in m else repeats) for m, f in methods.items()
+                }
+            else:
+                times = _in_turns(work, methods, repeats)
+        for method, (measured, peak) in times.items():
+            lower, median, upper = statistics.quantiles(measured, n=4, method="inclusive")
+            ratios = [a / b for a, b in zip(measured, times["plain"][0], strict=False)] if "plain" in times else []
+            if device.type == "cuda" and ratios:
+                ratios = [median / statistics.median(times["plain"][0])]
+            ratio = statistics.median(ratios) if ratios else None
+            timings.append(Timing(name, what, method, median, lower, upper, ratio, peak))
+            print(f"  {name} {what}, {method}: {median:.1f} ms", file=sys.stderr, flush=True)
     work.clear()
     return timings
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
+def _on_gpu(work: Workload, function: Callable[[], object], count: int) -> tuple[list[float], int]:
+    """Milliseconds of each call after three to warm up, and the peak of memory in bytes."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    times = []
+    for i in range(count + 3):
+        work.clear()
+        if i == 3:
+            torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    return times[3:], max(torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved() - before)
+
+
+def _in_turns(
+    work: Workload, methods: dict[str, Callable[[], object]], count: int
+) -> dict[str, tuple[list[float], None]]:
+    """Milliseconds of processor time of each call, after one to warm up."""
+    times: dict[str, tuple[list[float], None]] = {method: ([], None) for method in methods}
+    for i in range(count + 1):
+        for method, function in methods.items():
+            gc.collect()
+            work.clear()
+            start = time.process_time()
+            function()
+            if i:
+                times[method][0].append(1e3 * (time.process_time() - start))
+    return times
 
 
 def table(timings: list[Timing]) -> str:
@@ -216,8 +277,8 @@ def table(timings: list[Timing]) -> str:
     ]
     cells = {(t.network, t.what, t.method): t.median for t in timings}
     for t in timings:
-        plain, ours = cells.get((t.network, t.what, "plain")), cells[t.network, t.what, "ours"]
-        to_plain = f"{t.median / plain:.2f}" if plain and t.method != "plain" else ""
+        ours = cells[t.network, t.what, "ours"]
+        to_plain = f"{t.to_plain:.2f}" if t.to_plain and t.method != "plain" else ""
         to_ours = f"{t.median / ours:.1f}" if "loop" in t.method else ""
         peak = "" if t.peak is None else f"{t.peak / 2**30:.2f}"
         time_ = f"{t.median:.1f} [{t.lower:.1f}, {t.upper:.1f}]"
@@ -232,8 +293,10 @@ def main(
     tasks: Annotated[int | None, typer.Option(min=1, help="T, instead of each network's own.")] = None,
     images: Annotated[int | None, typer.Option(min=10, help="N, images of a task.")] = None,
     repeats: Annotated[int | None, typer.Option(min=3, help="Timed runs of a case: 20 on cuda, 3 on cpu.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="of a CPU.")] = None,
+    loops: Annotated[bool, typer.Option(help="Also one task after the other.")] = True,
     compile: Annotated[bool, typer.Option(help="torch.compile plain and ours; no cuDNN attention.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the timings here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the timings here, as they come.")] = None,
 ) -> None:
     """Print the table."""
     names = networks.split(",")
@@ -246,6 +309,8 @@ def main(
     on_gpu = device == "cuda"
     where = torch.device(device)
     dtype = ("bfloat16" if on_gpu else "float32") if dtype == "auto" else dtype
+    if threads is not None:
+        torch.set_num_threads(threads)
     if compile and on_gpu:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -265,13 +330,13 @@ def main(
         if compile:
             work.compile()
         title = f"{network.title}, {work.space.dim / 1e6:.2f} M, {work.tasks} x {work.images}, {network.side} px"
-        measured = measure(work, title, repeats or (20 if on_gpu else 3), where)
+        measured = measure(work, title, repeats or (20 if on_gpu else 3), where, loops)
         print(table(measured), end="\n\n", flush=True)
         timings += measured
         del work
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps({**facts, "timings": [asdict(t) for t in timings]}, indent=2))
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps({**facts, "timings": [asdict(t) for t in timings]}, indent=2))
 
 
 def _cpu() -> str:

@@ -33,6 +33,9 @@ class TrainingSettings(BaseModel):
         precision: of task parameters and features; "auto" is bfloat16 on a CUDA GPU and float32 elsewhere. Posteriors,
             logits, losses and the optimizer stay float32. With "float16" the loss is scaled before the backward pass,
             and a step whose gradients overflow is left out.
+        cuda_graphs: on a GPU, replay the task networks' kernels from CUDA graphs
+            (:mod:`pyro_smat.networks.cuda_graphs`): the same run, without the time to launch them, for memory that each
+            shape of episodes keeps. Where that cannot be, training runs as ever and a line says why.
 
     Example:
         >>> TrainingSettings(steps=500, warmup=50).learning_rate
@@ -58,6 +61,7 @@ class TrainingSettings(BaseModel):
     validation_episodes: int = Field(default=64, ge=1)
     temperature_scaling: bool = False
     precision: Precision = "auto"
+    cuda_graphs: bool = False
 
     @model_validator(mode="after")
     def _whole_kl(self) -> TrainingSettings:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from pyro_smat.inference.training.schedule import warmup_then_cosine
 from pyro_smat.inference.training.settings import TrainingSettings
 from pyro_smat.metrics.risk import cvar
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.cuda_graphs import CudaGraphs
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.features import SourceFeatures
 
@@ -130,7 +132,7 @@ class MetaTrainer:
         self._meet(world)
         shown = progress and world.leads
         bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-training", disable=not shown, unit="step")
-        with bar:
+        with bar, _graphs(self.model, self.settings.cuda_graphs):
             while self.step < self.settings.steps:
                 row = self.training_step()
                 every = self.settings.validate_every
@@ -339,3 +341,18 @@ class MetaTrainer:
             shown["sparsity"] = f"{row['sparsity']:.2f}"
         bar.set_postfix(shown)
         bar.update(1)
+
+
+@contextmanager
+def _graphs(model: RoutedModel, wanted: bool) -> Iterator[None]:
+    """The model's networks with CUDA graphs, where wanted; their memory is free again afterwards."""
+    if not wanted:
+        yield
+        return
+    network = model.network
+    before = network.cuda_graphs, network.graphs
+    network.cuda_graphs, network.graphs = True, CudaGraphs()
+    try:
+        yield
+    finally:
+        network.cuda_graphs, network.graphs = before

@@ -8,9 +8,6 @@ One flat matrix, one GEMM; parameter tensors are views of theta; all task networ
 from __future__ import annotations
 
 import logging
-import os
-import threading
-from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -20,57 +17,27 @@ from torch.func import functional_call, vmap
 from torch.utils.checkpoint import _StopRecomputationError, checkpoint
 
 from pyro_smat.networks.build import describe_network
+from pyro_smat.networks.compiled_forward import CompiledForward
+from pyro_smat.networks.cuda_graphs import CudaGraphs
 from pyro_smat.networks.evaluation_mode import EvaluationMode, UnfitNetwork, frames_of, part_of
 from pyro_smat.networks.memory import chunk_limit, measured_bytes, memory_of, out_of_memory
 from pyro_smat.networks.outputs import tensor_of
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.networks.preprocessing import detach_preprocessing
+from pyro_smat.networks.product import compose
 from pyro_smat.networks.running_statistics import (
     normalises_by_batch,
     tracks_statistics,
     with_differentiable_statistics,
 )
-from pyro_smat.networks.skeletons import Skeletons, weightless_copy
+from pyro_smat.networks.skeletons import Skeletons, weightless_copy, with_constants
 from pyro_smat.networks.task_layers import with_current_weights, with_task_layers
+from pyro_smat.networks.task_products import recording_a_graph
 from pyro_smat.registry import Choice
 
+__all__ = ["TaskNetwork", "compose"]
+
 _log = logging.getLogger(__name__)
-
-
-def compose(coefficients: Tensor, basis: Tensor, space: ParameterSpace | None = None) -> Tensor:
-    """Task parameters ``theta = c B``, one GEMM.
-
-    Args:
-        coefficients: ``(*b, C)`` with C = R + M; or ``(*b, L, C)``, one mixture for each of the L blocks of ``space``.
-        basis: ``(C, d)``, rows are sources and masked experts.
-        space: needed for blockwise coefficients: its blocks are column slices of the basis.
-
-    Returns:
-        ``(*b, d)`` in the dtype of ``basis``.
-
-    Raises:
-        ValueError: when C or L do not match.
-
-    Example:
-        >>> compose(torch.tensor([0.25, 0.75]), torch.tensor([[0.0, 4.0], [4.0, 8.0]]))
-        tensor([3., 7.])
-    """
-    if coefficients.shape[-1] != basis.shape[0]:
-        raise ValueError(
-            f"coefficients have {coefficients.shape[-1]} columns and the basis {basis.shape[0]} rows; "
-            "expected one coefficient for each source and expert"
-        )
-    coefficients = coefficients.to(basis.dtype)
-    if space is None or len(space.block_names) == 1:
-        return coefficients @ basis
-    blocks = len(space.block_names)
-    if coefficients.ndim < 2 or coefficients.shape[-2] != blocks:
-        raise ValueError(
-            f"coefficients have shape {tuple(coefficients.shape)}; blockwise mixing expects (*b, {blocks}, C), "
-            f"one row for each block of {space.block_names}"
-        )
-    slices = basis.split(space.block_sizes, dim=-1)
-    return torch.cat([coefficients[..., i, :] @ columns for i, columns in enumerate(slices)], dim=-1)
 
 
 class TaskNetwork:
@@ -94,11 +61,15 @@ class TaskNetwork:
         recompute: True or False to force recomputing chunks in the backward pass; None decides by ``memory_limit``.
         compile: pass the vmapped network through torch.compile; on a GPU, switch cuDNN's attention off for that
             (``torch.backends.cuda.enable_cudnn_sdp(False)``), its compiled backward fails.
+        cuda_graphs: on a GPU, replay the forward and backward pass of a shape from its third call on
+            (:mod:`~pyro_smat.networks.cuda_graphs`): the same numbers, without the time to launch. Each shape keeps the
+            memory of its activations. Also an attribute, to be switched at any time.
 
     Attributes:
         choice: how to build the network again (:func:`~pyro_smat.networks.describe_network`); None for a module that
             was not made by ``build_network``.
         one_at_a_time: why tasks are run one after another; None while they run together.
+        graphs: what was recorded; ``graphs.fallbacks`` says why calls ran without a graph.
         template: the module without the weights that are composed (they are on the meta device).
 
     Raises:
@@ -121,10 +92,12 @@ class TaskNetwork:
         memory_limit: int | None = None,
         recompute: bool | None = None,
         compile: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self.space = space
         self.memory_limit = memory_limit
         self.recompute = recompute
+        self.cuda_graphs, self.graphs = cuda_graphs, CudaGraphs()
         self.choice: Choice | None = describe_network(module)
         self.one_at_a_time: str | None = None
         with torch.inference_mode(False), torch.no_grad():
@@ -133,15 +106,16 @@ class TaskNetwork:
             composed = set(space.names)
             self._parameters = {k: v.detach().clone() for k, v in module.named_parameters() if k not in composed}
             self._buffers = {k: v.detach().clone() for k, v in module.named_buffers() if k not in composed}
-            self.template = _with_constants(weightless_copy(module), {**self._parameters, **self._buffers})
+            self.template = with_constants(weightless_copy(module), {**self._parameters, **self._buffers})
             self._plain = Skeletons(template)
             self._differentiable = Skeletons(template, with_differentiable_statistics)
-            self._batched = Skeletons(template, lambda copy: with_task_layers(with_differentiable_statistics(copy)))
+            self.batched = Skeletons(template, lambda copy: with_task_layers(with_differentiable_statistics(copy)))
         with self._differentiable.lend() as copy:
             self._opaque = [name for name, part in copy.named_modules() if tracks_statistics(part)]
         self._whole = any(map(normalises_by_batch, template.modules()))
-        self._compiled = _Compiled(self) if compile else None
+        self._compiled = CompiledForward(self) if compile else None
         self._bytes_per_image: dict[tuple[torch.Size, torch.dtype], int] = {}
+        self._constants_at: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
 
     def __repr__(self) -> str:
         network = self.choice.kind if self.choice is not None else "own module"
@@ -216,7 +190,7 @@ class TaskNetwork:
             images = x if prepared else self._prepared(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             if recompute:
                 return checkpoint(self._forward, theta, images, use_reentrant=False)
-            return self._forward(theta, images)
+            return self.graphs(self._forward, theta, images) if self.cuda_graphs else self._forward(theta, images)
         except RuntimeError as error:
             divisible = len(theta) > 1 or (x.shape[1] > 1 and not self._whole)
             if not out_of_memory(error) or not divisible:
@@ -240,7 +214,8 @@ class TaskNetwork:
             except (UnfitNetwork, _StopRecomputationError):  # the latter ends a chunk's second run, as it should
                 raise
             except Exception as error:
-                if self._compiled is not None or (isinstance(error, RuntimeError) and out_of_memory(error)):
+                memory = isinstance(error, RuntimeError) and out_of_memory(error)
+                if self._compiled is not None or memory or recording_a_graph(theta):
                     raise
                 reason = f"{error.__notes__[0]} ({str(error).split('. ')[0] or type(error).__name__})"
             result = self._one_by_one(theta, x)  # an error of the network's own comes again, as the network has it
@@ -253,14 +228,15 @@ class TaskNetwork:
         if self._compiled is not None:
             return self._compiled(theta, x)
         gradient = torch.is_grad_enabled() and theta.requires_grad
-        with self._batched.lend() as network, EvaluationMode(network, batched=True, gradient=gradient):
+        with self.batched.lend() as network, EvaluationMode(network, batched=True, gradient=gradient):
             try:
-                return self._vmapped(network, theta, x)
+                return self.vmapped(network, theta, x)
             except Exception as error:
                 error.add_note(part_of(network, frames_of(error.__traceback__)))
                 raise
 
-    def _vmapped(self, network: nn.Module, theta: Tensor, x: Tensor) -> Tensor:
+    def vmapped(self, network: nn.Module, theta: Tensor, x: Tensor) -> Tensor:
+        """Outputs ``(T, n, *output)`` of one of the modules that run under vmap, on preprocessed images."""
         constants = self._constants(theta)
 
         def one_task(weights: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -281,12 +257,14 @@ class TaskNetwork:
 
     def _constants(self, theta: Tensor) -> dict[str, Tensor]:
         """What the space leaves out, in the dtype and on the device of theta; buffers are copies for one call."""
-        found: dict[str, Tensor] = {}
-        for table, copy in ((self._parameters, False), (self._buffers, True)):
-            for name, value in table.items():
-                dtype = theta.dtype if value.is_floating_point() else value.dtype
-                found[name] = value.to(theta.device, dtype, copy=copy)
-        return found
+        key = (theta.device, theta.dtype)
+        if key not in self._constants_at:
+            with torch.inference_mode(False):
+                self._constants_at[key] = {
+                    name: value.to(theta.device, theta.dtype if value.is_floating_point() else None)
+                    for name, value in (self._parameters | self._buffers).items()
+                }
+        return {k: v.clone() if k in self._buffers else v for k, v in self._constants_at[key].items()}
 
     def _limits(self, theta: Tensor) -> tuple[int, int]:
         """Bytes that all activations, and those of one chunk, may take."""
@@ -314,35 +292,3 @@ class TaskNetwork:
 
                 self._bytes_per_image[key] = measured_bytes(network, run, x[0])
         return self._bytes_per_image.get(key, 1)
-
-
-def _with_constants(module: nn.Module, constants: Mapping[str, Tensor]) -> nn.Module:
-    """A weightless module with the weights that the space leaves out."""
-    for name, tensor in constants.items():
-        owner, _, last = name.rpartition(".")
-        part = module.get_submodule(owner)
-        if last in part._parameters:
-            part._parameters[last] = nn.Parameter(tensor, requires_grad=False)
-        else:
-            part._buffers[last] = tensor
-    return module
-
-
-class _Compiled:
-    """The vmapped forward through torch.compile, by one thread at a time: compiled code belongs to one module."""
-
-    def __init__(self, owner: TaskNetwork) -> None:
-        self._owner = owner
-        self._run: Any = None
-        self._network: nn.Module | None = None
-        self._locks: dict[int, threading.Lock] = {}  # by process: a lock that is held at a fork stays held
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Compiled, (self._owner,)
-
-    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
-        with self._locks.setdefault(os.getpid(), threading.Lock()):
-            if self._run is None:
-                self._network = self._owner._batched.copy()
-                self._run = torch.compile(self._owner._vmapped)
-            return self._run(self._network, theta, x)

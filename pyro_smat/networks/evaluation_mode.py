@@ -7,6 +7,7 @@ thread. While it is active
 - nn.TransformerEncoderLayer and nn.MultiheadAttention don't take their fast paths (they look for such a mode), which
   have no gradient under vmap;
 - batch and instance normalisation by running statistics have a gradient in these (PyTorch's own have none);
+- for T tasks at once, layer normalisation applies its affine part in one pass;
 - for T tasks at once, scaled dot-product attention has the tasks join the batch, so that the fused kernels serve it
   (on a CPU these have no batching rule at all).
 """
@@ -54,7 +55,8 @@ _NORMALISATIONS: Mapping[Callable[..., Any], Sequence[str]] = {
     torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
 }
 _FROM_IMAGES = {F.batch_norm: "training", F.instance_norm: "use_input_stats", torch.batch_norm: "training"}
-_RULED = frozenset({*_ALWAYS, *_WHEN_TOLD, *_NORMALISATIONS, F.multi_head_attention_forward})
+_BATCHED = (F.layer_norm, F.adaptive_avg_pool2d)
+_RULED = frozenset({*_ALWAYS, *_WHEN_TOLD, *_NORMALISATIONS, F.multi_head_attention_forward, *_BATCHED})
 _FUNCTIONAL_CALL = torch.func.functional_call.__code__
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 
@@ -92,6 +94,10 @@ class EvaluationMode(TorchFunctionMode):
         if self.batched and func is F.multi_head_attention_forward and kwargs.get("need_weights") is False:
             # Its own call of the attention above would bypass this mode; with weights it is three batched products.
             return func(*args, **{**kwargs, "need_weights": True})[0], None
+        if self.batched and func is F.layer_norm:
+            return _layer_norm(*args, **kwargs)
+        if self.batched and func is F.adaptive_avg_pool2d:
+            return _adaptive_mean(*args, **kwargs)
         if self.gradient and func in _NORMALISATIONS:
             values = dict(zip(_NORMALISATIONS[func], args, strict=False)) | kwargs
             if not values.get(_FROM_IMAGES[func], func is F.instance_norm):
@@ -135,6 +141,22 @@ def attention(
         rows, columns = query.shape[-2], key.shape[-2]
         attn_mask = attn_mask.expand(*query.shape[:-2], rows, columns)
     return _InBatch.apply((dropout_p, is_causal, options), query, key, value, attn_mask)
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """``F.layer_norm`` under vmap, its affine part in one pass."""
+    if weight is None or bias is None:
+        return F.layer_norm(x, shape, weight, bias, eps)
+    return torch.addcmul(bias, F.layer_norm(x, shape, None, None, eps), weight)
+
+
+def _adaptive_mean(input: Tensor, output_size: Any) -> Tensor:
+    """``F.adaptive_avg_pool2d`` under vmap: to one pixel it is a mean, but its own rule has none for channels last."""
+    if output_size in (1, (1, 1), [1, 1]):
+        return input.mean((-2, -1), keepdim=True)
+    return F.adaptive_avg_pool2d(input, output_size)
 
 
 class _InBatch(torch.autograd.Function):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,15 +53,29 @@ class Preprocessing:
         if (low, high) != (0.0, 1.0):
             images = images * (high - low) + low
         if self.mean is not None:
-            images = images - images.new_tensor(self.mean).view(-1, 1, 1)
+            images = images - _per_channel(self.mean, images)
         if self.std is not None:
-            images = images / images.new_tensor(self.std).view(-1, 1, 1)
+            images = images / _per_channel(self.std, images)
         return images
 
     def attach(self, network: nn.Module) -> nn.Module:
         """``network`` (changed in place), which from now on does this to its images first."""
         network.register_forward_pre_hook(_Hook(self))
         return network
+
+
+_ON_DEVICES: dict[tuple[tuple[float, ...], torch.device, torch.dtype], Tensor] = {}
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
+    """``(C, 1, 1)`` like the images; copied to a device once, since such a copy waits for all work before it."""
+    if images.device.type == "cpu" or torch.compiler.is_compiling():
+        return images.new_tensor(values).view(-1, 1, 1)
+    key = (values, images.device, images.dtype)
+    if key not in _ON_DEVICES:
+        with torch.inference_mode(False):
+            _ON_DEVICES[key] = torch.tensor(values, device=images.device, dtype=images.dtype).view(-1, 1, 1)
+    return _ON_DEVICES[key]
 
 
 @dataclass(frozen=True)

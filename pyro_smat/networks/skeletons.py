@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -33,6 +33,18 @@ def weightless_copy(module: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach()
     return copy.deepcopy(module, memo).eval()
+
+
+def with_constants(module: nn.Module, constants: Mapping[str, Tensor]) -> nn.Module:
+    """A weightless module (changed in place) with these weights, say those that a space leaves out."""
+    for name, tensor in constants.items():
+        owner, _, last = name.rpartition(".")
+        part = module.get_submodule(owner)
+        if last in part._parameters:
+            part._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            part._buffers[last] = tensor
+    return module
 
 
 class Skeletons:

@@ -2,11 +2,12 @@
 
 All compute what the layer of torch.nn computes; only the physical layout of the T tasks differs:
 
-- convolutions, group and instance-free norms, pooling: tasks stand beside channels, ``(n, T C, H, W)``, so T networks
+- group norms and pooling: tasks stand beside channels, ``(n, T C, H, W)``, so T networks
   are one network of T C channels with T groups, and no layer transposes for the next one (vmap's rules for pooling and
   group normalisation do, and apply the affine part in passes of their own);
-- convolutions whose patches do not overlap (the first layer of a ViT) are one product of patches and weights;
-- layer normalisation applies its affine part in one pass (nn.Linear stays: vmap's own rule was faster);
+- convolutions are those of :mod:`~pyro_smat.networks.task_convolutions`;
+  those whose patches do not overlap (the first layer of a ViT) are one product of patches and weights;
+- linear layers stay with vmap's own rule, which was the faster one, but where a graph without gradient is recorded;
 - attention: its projections run on ``(n, tokens, width)`` as it lies in memory (nn.MultiheadAttention transposes first,
   and vmap then copies the projection's weights once for every token).
 
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_smat.networks.evaluation_mode import attention, with_tasks
+from pyro_smat.networks.task_convolutions import Geometry, TaskConvolution, channels_last
+from pyro_smat.networks.task_products import TaskProduct, one_by_one, recording_a_graph
 
 
 def with_current_weights(module: nn.Module) -> nn.Module:
@@ -41,8 +44,11 @@ def _look_up(layer: nn.RNNBase, inputs: Any) -> None:
 
 def with_task_layers(module: nn.Module) -> nn.Module:
     """Changes the class of every layer of ``module`` (in place) that has a counterpart here; names and weights stay."""
+    by_groups = any(isinstance(layer, nn.GroupNorm) for layer in module.modules())
     for layer in module.modules():
         layer.__class__ = _COUNTERPARTS.get(type(layer), layer.__class__)
+        if isinstance(layer, _Conv2d):
+            layer.channels_last = not by_groups
     return module
 
 
@@ -60,7 +66,8 @@ class _BesideChannels(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, layer: Callable[..., Tensor], x: Tensor, *parameters: Tensor | None) -> tuple:
         tasks = info.batch_size
-        x = with_tasks(x, in_dims[1], tasks, 1).flatten(1, 2)
+        x = with_tasks(x, in_dims[1], tasks, 0)
+        x = channels_last(x) if x.is_cuda and x.stride(2) == 1 else x.transpose(0, 1).flatten(1, 2)
         rows = [
             p if p is None else with_tasks(p, dim, tasks, 0).flatten(0, 1)
             for p, dim in zip(parameters, in_dims[2:], strict=True)
@@ -85,57 +92,39 @@ class _BesideRows(torch.autograd.Function):
         x = with_tasks(x, in_dims[0], tasks, 0)
         weight = with_tasks(weight, in_dims[1], tasks, 0)
         bias = bias if bias is None else with_tasks(bias, in_dims[2], tasks, 0)
-        y = _BatchedLinear.apply(x.reshape(tasks, -1, x.shape[-1]), weight, bias)
-        return y.view(*x.shape[:-1], y.shape[-1]), 0
-
-
-class _BatchedLinear(torch.autograd.Function):
-    """``y_t = x_t W_t' + b_t``: x ``(T, rows, i)``, W ``(T, o, i)``, b ``(T, o)``; W's gradient is ``(T, o, i)``."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), (g,) = ctx.saved_tensors, gradients
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        return (
-            torch.bmm(g, weight) if for_x else None,
-            torch.bmm(g.mT, x) if for_weight else None,
-            g.sum(1) if for_bias else None,
-        )
+        rows = x.reshape(tasks, -1, x.shape[-1])
+        if bias is not None and not torch.is_grad_enabled() and recording_a_graph(x):
+            y = one_by_one(rows, weight, bias)
+        else:
+            y = TaskProduct.apply(rows, weight, bias)
+        return y.unflatten(1, x.shape[1:-1]), 0
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias) if torch.compiler.is_compiling() else _BesideRows.apply(x, weight, bias)
 
 
-class _LayerNorm(nn.LayerNorm):
+class _Linear(nn.Linear):
+    """vmap's own rule, which was the faster one, but where a graph without gradient is recorded."""
+
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight is None or self.bias is None or torch.compiler.is_compiling():
+        plain = torch.compiler.is_compiling() or torch.is_grad_enabled() or self.bias is None or input.ndim < 2
+        if plain or not recording_a_graph(input):
             return super().forward(input)
-        normal = F.layer_norm(input, self.normalized_shape, None, None, self.eps)
-        return torch.addcmul(self.bias, normal, self.weight)
+        return _linear(input, self.weight, self.bias)
 
 
 class _Conv2d(nn.Conv2d):
+    channels_last: bool
+
     def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
         if input.ndim == 4 and self._patches_tile(input):
-            return self._on_patches(input)
+            return self._on_patches(input, weight, bias)
         if input.ndim != 4 or self.padding_mode != "zeros" or torch.compiler.is_compiling():
             return super().forward(input)
-
-        def layer(x: Tensor, weight: Tensor, bias: Tensor | None, tasks: int) -> Tensor:
-            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups * tasks)
-
-        return _BesideChannels.apply(layer, input, self.weight, self.bias)
+        geometry = Geometry(self.stride, self.padding, self.dilation, self.groups, self.channels_last)
+        return TaskConvolution.apply(geometry, input, weight, bias)
 
     def _patches_tile(self, x: Tensor) -> bool:
         return (
@@ -146,10 +135,10 @@ class _Conv2d(nn.Conv2d):
             and all(size % kernel == 0 for size, kernel in zip(x.shape[-2:], self.kernel_size, strict=True))
         )
 
-    def _on_patches(self, x: Tensor) -> Tensor:
+    def _on_patches(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (n, channels, height, width), (rows, columns) = x.shape, self.kernel_size
         patches = x.reshape(n, channels, height // rows, rows, width // columns, columns).permute(0, 2, 4, 1, 3, 5)
-        y = _linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+        y = _linear(patches.flatten(3).flatten(1, 2), weight.flatten(1), bias)
         return y.unflatten(1, (height // rows, width // columns)).permute(0, 3, 1, 2)
 
 
@@ -203,7 +192,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: _Conv2d,
-    nn.LayerNorm: _LayerNorm,
+    nn.Linear: _Linear,
     nn.GroupNorm: _GroupNorm,
     nn.MaxPool2d: _MaxPool2d,
     nn.MultiheadAttention: _MultiheadAttention,

@@ -293,3 +293,27 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(tmp_path: Pa
     other.load(tmp_path / CHECKPOINT)
     assert other.scaler.state_dict() == scaler
     assert other.training_step()["loss"] == row["loss"]
+
+
+def test_cuda_graphs_are_on_while_training_and_change_no_step_where_there_is_no_gpu(
+    uninterrupted: dict[str, MetaTrainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build_trainer(None, "concrete")
+    trainer.settings = trainer.settings.model_copy(update={"cuda_graphs": True})
+    network = trainer.model.network
+    before, during = network.graphs, []
+    step = trainer.training_step
+
+    def training_step() -> dict[str, float]:
+        row = step()
+        during.append((network.cuda_graphs, network.graphs, dict(network.graphs.fallbacks)))
+        return row
+
+    trainer.training_step = training_step  # type: ignore[method-assign]
+    trainer.fit(progress=False)
+    assert_same_run(trainer, uninterrupted["concrete"])
+    assert all(on and graphs is not before for on, graphs, _ in during)
+    assert list(during[-1][2]) == ["theta is on cpu; expected a CUDA device"]
+    assert caplog.text.count("running without a CUDA graph: theta is on cpu") == 1
+    assert not network.cuda_graphs
+    assert network.graphs is before
