@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,16 @@ def together(pair: Pair) -> Pair:
     return model, pair[1]
 
 
-def baselines(temperature: float) -> list[Any]:
-    """The rows beside the routed ones."""
+def baselines(temperature: float, names: Sequence[str]) -> list[Any]:
+    """The rows beside the routed ones, over sources of these names."""
+    aligned = [{"kind": "aligned_source", "source": GENERALIST}] if GENERALIST in names else []
     return [
         "best_source",
         "source_average",
         {"kind": "weighted_source_average", "temperature": temperature},
         {"kind": "concatenation", "temperature": temperature},
         {"kind": "concatenation", "temperature": temperature, "select": True, "name": "ridge on selected features"},
-        {"kind": "aligned_source", "source": GENERALIST},
+        *aligned,
     ]
 
 
@@ -71,7 +72,8 @@ def evaluate_cell(
     """
     full = EvaluationSettings.bare()
     if temperature is not None:
-        full = EvaluationSettings(rules=("map",), scores=(), baselines=baselines(temperature))
+        names = next(iter(pairs.values()))[0].source_names
+        full = EvaluationSettings(rules=("map",), scores=(), baselines=baselines(temperature, names))
     cell: Cell = {"accuracy": {}, "loss": {}, "misrouted": {}, "misrouting_regret": {}}
     for number, (name, (model, guide)) in enumerate(pairs.items()):
         whole, suffix = not number or name == other_head, f", {model.metric}" if number else ""

@@ -123,8 +123,8 @@ class MetaTrainer:
             progress: show a progress bar.
 
         Raises:
-            ValueError: when a checkpoint is damaged or of other settings, the loss is no longer finite, there are fewer
-                episodes than processes, or the sampler cannot number them.
+            ValueError: when a checkpoint is damaged or of other settings, loss or gradient are no longer finite, there
+                are fewer episodes than processes, or the sampler cannot number them.
         """
         world = self.world
         if resume and self.folder is not None and (self.folder / CHECKPOINT).exists():
@@ -172,8 +172,13 @@ class MetaTrainer:
         experts = self._experts()
         if experts is not None:
             experts.after_backward()
-        for group in self.optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], self.settings.clip_norm)
+        norms = [nn.utils.clip_grad_norm_(g["params"], self.settings.clip_norm) for g in self.optimizer.param_groups]
+        if not self.scaler.is_enabled() and not torch.isfinite(torch.stack(norms)).all():
+            raise ValueError(
+                f"the gradient is not finite at step {self.step + 1}, though the loss is {loss.item():.4g}; expected "
+                "finite numbers: set precision to float32, lower learning_rate, or look at the sources for extreme "
+                "weights"
+            )
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()

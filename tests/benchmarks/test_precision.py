@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from precision import GUIDES, HALVES, NETWORKS, Case, cases, compare  # noqa: E402
 
 CPU = torch.device("cpu")
-DEEP = "resnet18"  # with random weights it enlarges every rounding: four times the tolerances
+UNFIT = "resnet18"  # docs/scale.md: its gradients in bfloat16 on a CPU are not to be trusted
 CASES = [
-    *(pytest.param(Case(n, "point"), marks=[pytest.mark.slow] * (n == DEEP)) for n in NETWORKS),
+    *(Case(network, "point") for network in NETWORKS if network != UNFIT),
     *(Case("conv4", guide, priors[-1]) for guide, priors in GUIDES.items()),
     *(Case("conv4", "dirichlet", prior) for prior in GUIDES["dirichlet"][:-1]),
     *(Case("conv4", "hierarchical", prior) for prior in GUIDES["hierarchical"][1:-1]),
@@ -51,6 +51,5 @@ def test_every_family_is_compared() -> None:
 def test_within_the_stated_tolerances(case: Case, half: str) -> None:
     found = asdict(compare(case, half, CPU, episodes=2, steps=2))
     assert found["features"] > 1e-5  # it did run in 16 bits
-    factor = 4 if case.network == DEEP else 1
-    above = {name: value for name, value in found.items() if not value <= factor * TOLERANCES[half][name]}
+    above = {name: value for name, value in found.items() if not value <= TOLERANCES[half][name]}
     assert not above

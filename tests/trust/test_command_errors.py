@@ -82,6 +82,7 @@ def good(world: Path, run: Path, output: Path) -> dict[str, list[object]]:
         "sources compare": [config],
         "sources align": [config, "--output", output],
         "sources compress": [config, "--output", output],
+        "sources subspace": [f"other={support}", "--config", config],
         "sources add": [run, f"new={world / 'other.safetensors'}", "--output", output],
         "sources remove": [run, "other", "--output", output],
     }

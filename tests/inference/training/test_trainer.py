@@ -275,6 +275,21 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
+def test_a_gradient_that_is_nan_stops_before_the_step_though_the_loss_is_finite(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path, steps=2, validate_every=0)
+    before = [p.detach().clone() for p in (*trainer.model.parameters(), *trainer.guide.parameters())]
+
+    def rooted(fn: Any, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        found = fn.log_prob(labels)
+        return found + (found - found).sqrt()  # 0, with the slope of a root at 0
+
+    trainer.elbo.episode_loss = rooted  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="the gradient is not finite at step 1, though the loss is"):
+        trainer.training_step()
+    after = (*trainer.model.parameters(), *trainer.guide.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(tmp_path: Path) -> None:
     trainer = build_trainer(tmp_path, steps=6, validate_every=0, precision="float16")
     assert trainer.scaler.get_scale() == INITIAL_SCALE
