@@ -173,7 +173,7 @@ class MetaTrainer:
         if experts is not None:
             experts.after_backward()
         norms = [nn.utils.clip_grad_norm_(g["params"], self.settings.clip_norm) for g in self.optimizer.param_groups]
-        if not self.scaler.is_enabled() and not torch.isfinite(torch.stack(norms)).all():
+        if not self.scaler.is_enabled() and not all(norm.isfinite() for norm in norms):
             raise ValueError(
                 f"the gradient is not finite at step {self.step + 1}, though the loss is {loss.item():.4g}; expected "
                 "finite numbers: set precision to float32, lower learning_rate, or look at the sources for extreme "

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 Metric = Literal["cosine", "euclidean", "bhattacharyya"]
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean", "bhattacharyya")
+NO_CLASS = -1e4  # logit of a class that the episode does not have: finite, so that 0 x log 0 stays 0
 LEAST_WEIGHT = 1e-6  # of the shots of a class, below which it is empty
 SMALLEST = 1e-24  # squared length
 LEAST_ROOTED = 1e-12  # magnitude, below which a square root has no gradient
@@ -128,7 +129,7 @@ def prototype_logits(
     labels, mask = support_labels.expand(leading), support_mask.expand(leading)
     centres = prototypes(compared(support_features, metric), labels, mask, class_mask.shape[-1])
     logits = scale * similarities(compared(query_features, metric), centres, metric)
-    return logits.masked_fill(~class_mask.unsqueeze(-2), -1e4)
+    return logits.masked_fill(~class_mask.unsqueeze(-2), NO_CLASS)
 
 
 def leave_one_out_logits(
@@ -174,7 +175,7 @@ def leave_one_out_logits(
     own = similarities(features.unsqueeze(-2), own_centre.unsqueeze(-2), metric).squeeze(-1)  # (*b, S, 1)
 
     logits = scale * torch.where(is_own, own, others)
-    return logits.masked_fill(~class_mask.unsqueeze(-2), -1e4)
+    return logits.masked_fill(~class_mask.unsqueeze(-2), NO_CLASS)
 
 
 def leave_one_out_loss(

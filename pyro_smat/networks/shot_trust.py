@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_smat.networks.heads import Metric, compared, similarities_of_products
+from pyro_smat.networks.heads import NO_CLASS, Metric, compared, similarities_of_products
 
 STRENGTH = 10.0  # m, shots that the expected share of wrong labels weighs
 STEPS = 6  # damped by a half; more change little
@@ -132,5 +132,5 @@ class _Pairs:
         ]
         mine = self.similarity(centre[0], self.squares, centre[1], centre[2]).unsqueeze(-1)
         logits = scale * torch.where(self.is_own.bool(), mine, others)
-        logits = logits.masked_fill(~self.class_mask.unsqueeze(-2), -1e4)
+        logits = logits.masked_fill(~self.class_mask.unsqueeze(-2), NO_CLASS)
         return logits.log_softmax(-1).gather(-1, self.labels).squeeze(-1)

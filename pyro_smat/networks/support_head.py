@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from pyro_smat.networks.heads import (
     LEAST_WEIGHT,
+    NO_CLASS,
     Metric,
     class_sums,
     compared,
@@ -45,7 +46,6 @@ PENALTY = 0.5  # lambda of the ridge
 TEMPERATURE = 0.1  # T, nats per shot
 LEAST_TRUST = 0.02  # of a shot in the ridge
 STEPS = 5  # of transduction, damped by a half
-NO_CLASS = -1e4  # the logit of a class that the episode does not have
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pyro_smat.inference.evaluation.baselines.baseline import Baseline, Composed
 from pyro_smat.inference.evaluation.baselines.source_selection import selected_weights
 from pyro_smat.inference.objective.reference import support_losses
 from pyro_smat.networks.heads import compared
+from pyro_smat.networks.ridge import ridge_regression
 from pyro_smat.registry import register
 
 
@@ -57,14 +58,12 @@ class Concatenation(Baseline):
         weights = self.weights(batch)
         found = (compared(part, self.composed.metric) for part in self.composed.source_features(batch))
         support, query = (F.normalize(part, dim=-1) for part in found)
-        kernel = torch.einsum("br,brsf,brtf->bst", weights, support, support)
-        cross = torch.einsum("br,brqf,brsf->bqs", weights, query, support)
+        support, query = (torch.einsum("br,brnf->bnrf", weights.sqrt(), part).flatten(2) for part in (support, query))
         ways = batch.class_mask.sum(-1).view(-1, 1, 1)
-        targets = F.one_hot(batch.support.labels.clamp(min=0), batch.max_way).to(kernel) - 1 / ways
+        targets = F.one_hot(batch.support.labels.clamp(min=0), batch.max_way).to(support) - 1 / ways
         targets = targets * batch.support.mask.unsqueeze(-1)
-        penalty = torch.where(batch.support.mask, self.ridge, 1e6)  # padding has no say
-        solved = torch.linalg.solve(kernel + torch.diag_embed(penalty), targets)
-        logits = self.composed.scale * (cross @ solved)
+        fitted, _ = ridge_regression(support, targets, batch.support.mask.to(support), self.ridge)
+        logits = self.composed.scale * (query @ fitted.mT)
         return logits.masked_fill(~batch.class_mask.unsqueeze(1), -1e4).softmax(-1)
 
     def weights(self, batch: EpisodeBatch) -> Tensor:
