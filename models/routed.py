@@ -53,7 +53,8 @@ class RoutedModel(Remembered, LocalModule):
         classifier: "prototypes", or "mixture" of prototypes and ridge regression, weighed by how well each predicts
             the shots of the support from one another (:mod:`pyro_smat.networks.support_head`).
         transduction: what an unlabelled query weighs beside a shot, in [0, 1]. Above 0 the queries that are asked
-            together help to classify each other, and predictions depend on which these are.
+            together help to classify each other, and predictions depend on which these are. What evaluations, doubt and
+            certificates say then holds for as many queries at once as their episodes had.
 
     In training mode the experts' gates are sampled; in evaluation mode they are as deployed (binary, within budget).
 
