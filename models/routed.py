@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.models.priors import RoutingPrior
-from pyro_smat.networks.basis import AnyBasis, Basis, parts_of
+from pyro_smat.networks.basis import AnyBasis, Basis
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.heads import Metric
@@ -163,10 +163,9 @@ class RoutedModel(Remembered, LocalModule):
 
     def _known(self, coefficients: Tensor, basis: AnyBasis, batch: EpisodeBatch) -> tuple[Tensor, Tensor] | None:
         """Features ``(*k, B, S, f)`` and ``(*k, B, Q, f)`` where they are known without running a network."""
-        rows, *experts = parts_of(basis)
-        if batch.known is None or experts:
+        if batch.known is None:
             return None
-        found = [batch.known.of_routings(coefficients, rows, part) for part in (batch.support, batch.query)]
+        found = [batch.known.of_routings(coefficients, basis, part) for part in (batch.support, batch.query)]
         if found[0] is None or found[1] is None:
             return None
         return _wide(found[0]), _wide(found[1])

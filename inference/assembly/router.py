@@ -23,6 +23,7 @@ from pyro_smat.inference.training.catalogs import needs_search
 from pyro_smat.models import RoutedModel
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.networks.build import build_network
+from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.descriptors import probe_images, source_descriptors
 from pyro_smat.networks.experts import ExpertBank
@@ -73,14 +74,18 @@ class Router:
 
         Args:
             pool: the images.
-            of_catalog: also know the pool's features under every routing of the catalog, where nothing in the networks
-                is trained. Costs a forward of the pool for each, after which episodes cost none.
+            of_catalog: also know the pool's features under every routing of the catalog, with experts as they are
+                deployed now. Costs a forward of the pool for each, after which episodes cost none; training of experts
+                runs its networks all the same.
             singly, progress: as :class:`SourceFeatures` has them.
         """
-        known = self.catalog.coefficients if of_catalog and self.catalog and self.model.experts is None else None
-        return SourceFeatures(
-            self.model.network, self.model.source_basis, pool, routings=known, singly=singly, progress=progress
-        )
+        model, routings, experts = self.model, None, None
+        if of_catalog and self.catalog is not None:
+            routings = self.catalog.coefficients
+            if model.experts is not None and len(model.experts):
+                experts = model.experts.projected_rows().to(model.compute_dtype)
+        basis = Basis(model.source_basis, experts)
+        return SourceFeatures(model.network, basis, pool, routings=routings, singly=singly, progress=progress)
 
     def __repr__(self) -> str:
         return (

@@ -164,9 +164,10 @@ def _train(
 def _features(
     config: RunConfig, router: Router, pool: ImagePool, held_out: ImagePool, *, progress: bool
 ) -> dict[str, SourceFeatures]:
-    """Of both splits; under every routing of the catalog where training draws more images than the pool has."""
+    """Of both splits; under every routing of the catalog where nothing in the networks is trained and training draws
+    more images than the pool has."""
     drawn = config.training.steps * config.training.episodes * config.episodes.most_images
-    of_catalog = drawn >= len(pool)
+    of_catalog = router.model.experts is None and drawn >= len(pool)
     return {
         "train": router.features(pool, of_catalog=of_catalog, singly=drawn * FEW < len(pool), progress=progress),
         "validation": router.features(held_out, of_catalog=of_catalog, progress=progress),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from pyro_smat.episodes.labelled import Labelled
 class KnownFeatures(Protocol):
     """Looked up by models; :class:`~pyro_smat.networks.SourceFeatures` of a pool is one."""
 
-    def of_routings(self, coefficients: Tensor, basis: Tensor, part: Labelled) -> Tensor | None:
-        """Features ``(*k, B, n, f)`` under coefficients ``(*k, B, [L,] C)`` of a basis; None where any is not known."""
+    def of_routings(self, coefficients: Tensor, basis: Any, part: Labelled) -> Tensor | None:
+        """Features ``(*k, B, n, f)`` under coefficients ``(*k, B, [L,] C)`` of a basis (a matrix, or a
+        :class:`~pyro_smat.networks.basis.Basis`); None where any is not known."""
         ...

@@ -12,10 +12,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.networks.basis import AnyBasis, parts_of
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.memory import new_table
 
@@ -28,12 +30,13 @@ class SourceFeatures:
 
     Args:
         network: runs a row of the basis.
-        basis: ``(R, d)``, the frozen sources.
+        basis: ``(R, d)``, the frozen sources; or these and M experts as they are deployed, a model's ``basis()``.
         pool: when given, all its images are embedded at the first use and looked up afterwards. Always in the same
             batches, so a resumed run sees the same bits.
-        routings: ``(J, R)``, or ``(J, L, R)`` in a space of L blocks: mixtures under which the pool is embedded too,
-            such as the rows of a catalog. A model without experts then looks their features up instead of running
-            their networks (:meth:`of_routings`). Sources by themselves are known without being named here.
+        routings: ``(J, R + M)``, or ``(J, L, R + M)`` in a space of L blocks: mixtures under which the pool is embedded
+            too, such as the rows of a catalog. A model of the same sources and experts then looks their features up
+            instead of running their networks (:meth:`of_routings`). Sources by themselves are known without being named
+            here.
         memory_limit: bytes that the features of the pool, images x (R + J) x f values in the dtype of the basis, may
             take in memory; beyond it they are in a temporary file that is mapped into memory. Default: 8 GiB on a CPU;
             half of the free memory of a GPU, beyond which they stay with the CPU.
@@ -53,7 +56,7 @@ class SourceFeatures:
     def __init__(
         self,
         network: TaskNetwork,
-        basis: Tensor,
+        basis: AnyBasis,
         pool: ImagePool | None = None,
         *,
         routings: Tensor | None = None,
@@ -62,11 +65,12 @@ class SourceFeatures:
         singly: bool = False,
     ) -> None:
         self.network = network
-        self.basis = basis.detach()
+        self.basis, *experts = parts_of(basis.detach())
+        self.experts = experts[0] if experts else None
         self.pool = pool
         self.memory_limit = memory_limit
         self.progress = progress
-        self.routings = _with_sources(len(basis), len(network.space.block_names), routings)
+        self.routings = _with_sources(len(self.basis), len(basis), len(network.space.block_names), routings)
         self.singly = singly
         self._rows: dict[int, Tensor] = {}
         self._table: Tensor | None = None
@@ -123,31 +127,34 @@ class SourceFeatures:
         columns = torch.arange(len(self.basis), device=rows.device).view(-1, 1)
         return self._look_up(columns, images, rows, mask).transpose(0, 1)
 
-    def of_routings(self, coefficients: Tensor, basis: Tensor, part: Labelled) -> Tensor | None:
+    def of_routings(self, coefficients: Tensor, basis: AnyBasis, part: Labelled) -> Tensor | None:
         """Features ``(*k, B, n, f)`` of the images of B tasks under routings; None where any of these is not known.
 
         Args:
             coefficients: ``(*k, B, C)`` or ``(*k, B, L, C)``; 1 instead of B where tasks share them.
-            basis: ``(C, d)`` of a model of the same network; known are mixtures of these very sources, without experts.
+            basis: ``(C, d)`` of a model of the same network; known are mixtures of these very sources, with these very
+                experts or none, as long as nothing wants their gradient.
             part: supports or queries of the pool.
         """
-        if self.pool is None or coefficients.requires_grad or not self._of_same_sources(basis):
+        if self.pool is None or coefficients.requires_grad or not self._of_same_networks(basis):
             return None
         event = self.routings.ndim - 1
+        coefficients = F.pad(coefficients, (0, self.routings.shape[-1] - coefficients.shape[-1]))  # no expert
         known = self.routings.to(coefficients.device)
         found = (coefficients.float().unsqueeze(-1 - event) == known).flatten(-event).all(-1)  # (*k, B, T)
         if not found.any(-1).all():
             return None
         return self._look_up(found.byte().argmax(-1), part.images, part.rows, part.mask)
 
-    def _of_same_sources(self, basis: Tensor) -> bool:
-        if self._compared is not None and self._compared() is basis:
-            return True
-        alike = basis.shape == self.basis.shape and basis.dtype == self.basis.dtype
-        same = alike and basis.device == self.basis.device and torch.equal(basis, self.basis)
-        if same:  # a model asks with its own buffer, time after time
-            self._compared = weakref.ref(basis)
-        return same
+    def _of_same_networks(self, basis: AnyBasis) -> bool:
+        sources, *experts = parts_of(basis)
+        if torch.is_grad_enabled() and any(part.requires_grad for part in (sources, *experts)):
+            return False
+        if self._compared is None or self._compared() is not sources:
+            if not _equal(sources, self.basis):
+                return False
+            self._compared = weakref.ref(sources)  # a model asks with its own buffer, time after time
+        return not experts or (self.experts is not None and _equal(experts[0], self.experts))
 
     @torch.no_grad()
     def _look_up(self, columns: Tensor, images: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -212,7 +219,8 @@ class SourceFeatures:
         """``(d,)`` of a known network."""
         if column < len(self.basis):
             return self.basis[column]
-        return compose(self.routings[column].to(self.basis.device), self.basis, self.network.space)
+        known = self.basis if self.experts is None else (self.basis, self.experts)
+        return compose(self.routings[column].to(self.basis.device), known, self.network.space)
 
     @torch.no_grad()
     def _embedded_pool(self) -> Tensor:
@@ -244,9 +252,14 @@ class SourceFeatures:
         return table
 
 
-def _with_sources(num_sources: int, num_blocks: int, routings: Tensor | None) -> Tensor:
-    """``(T, [L,] R)`` float32 on the CPU: the sources by themselves, then the other routings."""
-    alone = torch.eye(num_sources)
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    alike = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
+    return alike and torch.equal(ours, theirs)
+
+
+def _with_sources(num_sources: int, rows: int, num_blocks: int, routings: Tensor | None) -> Tensor:
+    """``(T, [L,] R + M)`` float32 on the CPU: the sources by themselves, then the other routings."""
+    alone = torch.eye(num_sources, rows)
     if num_blocks > 1:
         alone = alone.unsqueeze(1).expand(-1, num_blocks, -1)
     if routings is None:
@@ -255,7 +268,7 @@ def _with_sources(num_sources: int, num_blocks: int, routings: Tensor | None) ->
     if routings.shape[1:] != alone.shape[1:]:
         raise ValueError(
             f"routings have shape {tuple(routings.shape)}; expected (J, {', '.join(map(str, alone.shape[1:]))}): "
-            "weights of the sources, without experts"
+            f"weights of {num_sources} sources and {rows - num_sources} experts"
         )
     mixed = (routings.unsqueeze(1) != alone).flatten(2).any(-1).all(-1)
     return torch.cat([alone, routings[mixed]])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.glyphs import glyph_pool
+from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.router import Router, build_router
 from pyro_smat.inference.evaluation import EvaluationSettings, evaluate
@@ -84,7 +85,31 @@ def test_training_runs_no_network_once_the_pool_is_embedded(router: Router, monk
     assert evaluation.accuracy("posterior_predictive").shape == (4,)
 
 
-def test_experts_are_trained_so_nothing_of_them_is_known() -> None:
-    router = build_router(RunConfig(guide={"kind": "catalog"}, experts={"count": 1}))
-    features = router.features(small_pool(), of_catalog=True)
-    assert len(features.routings) == len(router.library)
+def test_experts_are_known_as_deployed_and_run_where_they_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = build_router(RunConfig(guide={"kind": "catalog"}, experts={"count": 2, "gates": "top_k"}))
+    model, pool = router.model, small_pool()
+    assert model.experts is not None
+    with torch.no_grad():
+        model.experts.delta.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    features, batch = router.features(pool, of_catalog=True), EpisodeSampler(pool, 3, 2, 2, attributes=("letter",), seed=3).sample(4)
+    known = features.attach(batch)
+    coefficients = router.catalog.coefficients[:, None]
+    with torch.no_grad():
+        run = model.eval().logits(coefficients, batch)
+    assert (run[0] - run[1]).abs().max() > 1e-3  # the experts differ
+    leaf = model.logits(coefficients, known)
+    assert leaf.requires_grad  # a gradient is wanted: networks are run
+    torch.testing.assert_close(leaf.detach(), run, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        model.experts.delta[:] *= 2
+        changed = model.logits(coefficients, known)
+        torch.testing.assert_close(changed, model.logits(coefficients, batch), rtol=1e-4, atol=1e-4)
+        assert (changed - run).abs().max() > 1e-3  # other experts: what is known of the old ones is not used
+        model.experts.delta[:] /= 2
+        monkeypatch.setattr(TaskNetwork, "__call__", no_network)
+        monkeypatch.setattr(TaskNetwork, "shared", no_network)
+        torch.testing.assert_close(model.logits(coefficients, known), run, rtol=1e-4, atol=1e-4)
+        sources = model.logits(coefficients[..., : len(router.library)], known, model.source_basis)  # without experts
+    monkeypatch.undo()
+    alone = model.logits(coefficients[..., : len(router.library)], batch, model.source_basis)
+    torch.testing.assert_close(sources, alone.detach(), rtol=1e-4, atol=1e-4)

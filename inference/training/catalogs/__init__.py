@@ -14,6 +14,7 @@ from pyro_smat.inference.training.catalogs.greedy import greedy_catalog
 from pyro_smat.inference.training.catalogs.k_hot import k_hot_catalog
 from pyro_smat.inference.training.catalogs.random import random_catalog
 from pyro_smat.inference.training.catalogs.search import CatalogSearch, select_routings
+from pyro_smat.inference.training.catalogs.wise_ft import wise_ft_catalog
 from pyro_smat.registry import Choice, takes
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "needs_search",
     "random_catalog",
     "select_routings",
+    "wise_ft_catalog",
 ]
 
 

@@ -44,6 +44,6 @@ def test_more_routings_than_the_guide_can_hold_are_refused() -> None:
 
 def test_which_catalogs_need_a_search() -> None:
     found = {name: needs_search(choose("catalog", name)) for name in names("catalog")}
-    assert found == {"k_hot": False, "greedy": True, "beam": True, "random": True, "given": True}
+    assert found == {"k_hot": False, "wise_ft": False, "greedy": True, "beam": True, "random": True, "given": True}
     with pytest.raises(ValueError, match=r"'k_hot' has no option 'size'"):
         choose("catalog", {"kind": "k_hot", "size": 3})
