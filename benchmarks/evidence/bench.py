@@ -29,6 +29,7 @@ from pyro_smat.inference.runs.train import train_router
 from pyro_smat.inference.training.temperature_scaling import calibrate_guide
 from pyro_smat.inference.training.trainer import MetaTrainer
 from pyro_smat.models import RoutedModel
+from pyro_smat.networks.composition import compose
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.support_head import HeadSettings
 from pyro_smat.routing import Catalog
@@ -194,6 +195,10 @@ class Bench:
         config, library = self.config(changes), library or self.router.library
         router = build_router(config, self.device, opened=(self.router.network, library), catalog=catalog)
         features = features or self.training_pool
+        sampler: Again | EpisodeSampler = Again(list(self.training_batches))
+        if config.experts.count:  # networks are run: the same episodes with their pixels
+            assert features.pool is not None
+            sampler = config.episodes.sampler(features.pool, seed=config.seed)
         forked = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=forked):
             torch.manual_seed(config.seed)
@@ -201,12 +206,20 @@ class Bench:
                 router.model,
                 router.guide,
                 elbo=build_elbo(config.objective, features, model=router.model, catalog=router.catalog),
-                sampler=cast(EpisodeSampler, Again(list(self.training_batches))),
+                sampler=cast(EpisodeSampler, sampler),
                 features=features,
                 settings=config.training,
                 device=self.device,
             ).fit(progress=False)
         return router
+
+    def deployed_library(self, router: Router) -> SourceLibrary:
+        """The networks of a router's catalog as sources, with experts as deployed."""
+        assert router.catalog is not None
+        model, space = router.model.eval(), router.library.space
+        with torch.no_grad():
+            rows = compose(router.catalog.coefficients.to(self.device), model.basis(), space)
+        return SourceLibrary(list(router.library.names), rows.float(), space)
 
     def of_library(self, library: SourceLibrary, like: SourceFeatures) -> SourceFeatures:
         """Features of the same pool under other sources."""

@@ -14,11 +14,14 @@ from drawn import Drawn
 
 from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings
 
-ROUTED, MAP, AVERAGED, PLAIN = "routed, trained", "routed, trained: one network", "from_sources", "from_sources, plain"
+ROUTED, AVERAGED, PLAIN = "routed, trained", "from_sources", "from_sources, plain"
+EXPERT, ONE = "routed, trained with an expert", ": one network"
+OVER_CHANGED = ", over sources with the expert"
+WITH_EXPERT = {"experts": {"count": 1, "sparsity": 0.9}, "training": {"delta_learning_rate": 3e-5}}
 BY_COSINE = {"model": {"metric": "cosine", "classifier": "prototypes"}}  # the head that sources were fine-tuned with
 COSINE, TOGETHER, AVERAGED_TOGETHER = (
     f"{ROUTED}, cosine prototypes",
-    f"{ROUTED}, queries together",
+    f"{EXPERT}, queries together",
     f"{AVERAGED}, queries together",
 )
 QUERY_WEIGHT = 0.5
@@ -42,44 +45,46 @@ def together(pair: Pair) -> Pair:
     return model, pair[1]
 
 
-def baselines(temperature: float, names: Sequence[str]) -> list[Any]:
-    """The rows beside the routed ones, over sources of these names."""
-    aligned = [{"kind": "aligned_source", "source": GENERALIST}] if GENERALIST in names else []
+def rivals(temperature: float) -> list[Any]:
+    """The baselines that may win, over any sources."""
     return [
         "best_source",
         "source_average",
         {"kind": "weighted_source_average", "temperature": temperature},
         {"kind": "concatenation", "temperature": temperature},
-        {"kind": "concatenation", "temperature": temperature, "select": True, "name": "ridge on selected features"},
-        *aligned,
     ]
 
 
+def baselines(temperature: float, names: Sequence[str]) -> list[Any]:
+    """The rows beside the routed ones, over sources of these names."""
+    selected = {"kind": "concatenation", "temperature": temperature, "select": True}
+    aligned = [{"kind": "aligned_source", "source": GENERALIST}] if GENERALIST in names else []
+    return [*rivals(temperature), {**selected, "name": "ridge on selected features"}, *aligned]
+
+
 def evaluate_cell(
-    pairs: Mapping[str, Pair], drawn: Drawn, temperature: float | None, other_head: str | None = None
+    pairs: Mapping[str, Pair], drawn: Drawn, kinds: Sequence[Any] = (), other_head: str | None = None
 ) -> Cell:
     """Accuracy and loss ``(N,)`` of every pair and every baseline on the same episodes, and how each pair routes.
 
     Args:
-        pairs: by name; baselines and the MAP network are those of the first.
+        pairs: by name; each also as one network, its MAP. Baselines have the head of the first.
         drawn: the episodes.
-        temperature: of the weighted average; None for no baselines.
+        kinds: baselines; none leaves single sources out, too.
         other_head: a pair whose head the baselines are evaluated with, too; its metric is appended to their names.
 
     Returns:
         "accuracy" and "loss": method -> ``(N,)``; "misrouted" and "misrouting_regret": pair -> ``(N,)``; "group"
         ``(N,)``: the episode's domain, of the names "groups".
     """
-    full = EvaluationSettings.bare()
-    if temperature is not None:
-        names = next(iter(pairs.values()))[0].source_names
-        full = EvaluationSettings(rules=("map",), scores=(), baselines=baselines(temperature, names))
+    bare = EvaluationSettings(rules=("map",), scores=(), baselines=(), each_source=False)
+    full = EvaluationSettings(rules=("map",), scores=(), baselines=kinds, each_source=bool(kinds))
     cell: Cell = {"accuracy": {}, "loss": {}, "misrouted": {}, "misrouting_regret": {}}
     for number, (name, (model, guide)) in enumerate(pairs.items()):
         whole, suffix = not number or name == other_head, f", {model.metric}" if number else ""
-        found = drawn.evaluate(model, guide, full if whole else EvaluationSettings.bare())
-        names = {"posterior_predictive": name, "map": f"{MAP}{suffix}"}
-        for method in (m for m in found.methods if m in names or (whole and temperature and m != "fallback")):
+        found = drawn.evaluate(model, guide, full if whole else bare)
+        names = {"posterior_predictive": name, "map": f"{name}{ONE}"}
+        for method in (m for m in found.methods if m in names or (whole and kinds and m != "fallback")):
             cell["accuracy"][names.get(method, method + suffix)] = found.accuracy(method)
             cell["loss"][names.get(method, method + suffix)] = found.loss(method)
         cell["misrouted"][name], cell["misrouting_regret"][name] = misrouting(found)

@@ -30,11 +30,17 @@ from outcomes import (
     AVERAGED_TOGETHER,
     BY_COSINE,
     COSINE,
+    EXPERT,
+    ONE,
+    OVER_CHANGED,
     PLAIN,
     ROUTED,
     TOGETHER,
+    WITH_EXPERT,
     Pair,
+    baselines,
     evaluate_cell,
+    rivals,
     together,
 )
 from suite import TRAINED, UNSEEN
@@ -70,20 +76,32 @@ def run_cells(bench: Bench, folder: Path, domains: list[str], conditions: list[s
     chosen = Cells(folder, cells.settings, WRITER)
     facts = chosen.read(CHOSEN)
     started = time.perf_counter()
-    trained, by_cosine = bench.trained(folder / RUN), bench.trained(folder / f"{RUN}-cosine", BY_COSINE)
-    pairs: dict[str, Pair] = {ROUTED: (trained.model, trained.guide), COSINE: (by_cosine.model, by_cosine.guide)}
+    runs = {ROUTED: (RUN, {}), EXPERT: (f"{RUN}-expert", WITH_EXPERT), COSINE: (f"{RUN}-cosine", BY_COSINE)}
+    routers = {name: bench.trained(folder / where, changes) for name, (where, changes) in runs.items()}
+    pairs: dict[str, Pair] = {name: (router.model, router.guide) for name, router in routers.items()}
     pairs |= {name: bench.averaged(noise) for name, noise in ((AVERAGED, bench.options.noise), (PLAIN, 0.0))}
-    pairs |= {TOGETHER: together(pairs[ROUTED]), AVERAGED_TOGETHER: together(pairs[AVERAGED])}
+    pairs |= {TOGETHER: together(pairs[EXPERT]), AVERAGED_TOGETHER: together(pairs[AVERAGED])}
+    changed = bench.deployed_library(routers[EXPERT])
+    control = bench.averaged(bench.options.noise, changed)
+    for scale in ("raw_scale", "raw_ridge_scale"):  # baselines have the head of the first pair
+        setattr(control[0], scale, getattr(pairs[EXPERT][0], scale))
     if facts is None:
         where = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
         facts = {"device": where, "torch": torch.__version__, "temperature": best_temperature(bench)}
         chosen.write(CHOSEN, facts | {"seconds": time.perf_counter() - started})
     for domain in dict.fromkeys(domain for domain, _ in left):
-        features = bench.router.features(bench.pool((domain,), "test"), of_catalog=True)
+        features = routers[EXPERT].features(bench.pool((domain,), "test"), of_catalog=True)
+        features_changed = bench.of_library(changed, features)
         for condition in (c for d, c in left if d == domain):
             begun = time.perf_counter()
             drawn = bench.draw(features, bench.options.episodes, **bench.options.conditions[condition])
-            cell = evaluate_cell(pairs, drawn, facts["temperature"], COSINE)
+            kinds = baselines(facts["temperature"], bench.options.names)
+            cell = evaluate_cell(pairs, drawn, kinds, COSINE)
+            others = evaluate_cell({AVERAGED: control}, drawn.under(features_changed), rivals(facts["temperature"]))
+            for measure in ("accuracy", "loss"):
+                cell[measure] |= {
+                    f"{name}{OVER_CHANGED}": found for name, found in others[measure].items() if not name.endswith(ONE)
+                }
             seconds = time.perf_counter() - begun
             cells.write((domain, condition), cell | {"seconds": seconds})
             typer.echo(f"{domain}, {condition}: {seconds:.1f} s")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from options import Options
+from outcomes import AVERAGED, EXPERT, ONE, OVER_CHANGED, ROUTED, TOGETHER
 
 TAIL, LEVEL, RESAMPLES = 0.1, 0.95, 1000
 BLOCKS = {"new classes of trained domains": "trained", "domains that nothing was trained on": "unseen"}
-SINGLE = "source: "
+SINGLE, UNIFORM = "source: ", "average of all sources"
+NAMED = (UNIFORM, "average of all sources, weighted by support loss", "best source by support loss")
+ROUTED_NAMES, COSINE_HEAD = ("routed", "from_sources"), ", cosine"
 
 Results = list[dict[str, Any]]
 Statistic = Callable[[NDArray[Any]], float]
@@ -59,9 +63,39 @@ def difference(
     return float(np.mean(at)), float(low), float(high)
 
 
-def print_tables(
-    found: Results, ours: tuple[str, ...] = ("routed, trained", "from_sources", "routed, trained, queries together")
-) -> None:
+@dataclass(frozen=True)
+class Comparison:
+    """A method against the best of some others, picked on the very episodes.
+
+    Attributes:
+        ours: the method.
+        others: what the others are called together.
+        among: whether a method is one of them.
+    """
+
+    ours: str
+    others: str
+    among: Callable[[str], bool]
+
+
+def _is_baseline(method: str) -> bool:
+    return not method.startswith((*ROUTED_NAMES, "oracle")) and not method.endswith(OVER_CHANGED)
+
+
+def _is_named(method: str) -> bool:
+    return _is_baseline(method) and (method in NAMED or method.startswith(SINGLE)) and not method.endswith(COSINE_HEAD)
+
+
+EVERY, AIM = "the best baseline", "the best of averages, support choice and fixed sources"
+COMPARISONS = (
+    *(Comparison(ours, EVERY, _is_baseline) for ours in (EXPERT, ROUTED, AVERAGED, TOGETHER)),
+    *(Comparison(ours, AIM, _is_named) for ours in (EXPERT, ROUTED)),
+    Comparison(EXPERT, "the best of these over sources with the expert", lambda method: method.endswith(OVER_CHANGED)),
+    *(Comparison(f"{ours}{ONE}", UNIFORM, lambda method: method == UNIFORM) for ours in (EXPERT, ROUTED)),
+)
+
+
+def print_tables(found: Results, comparisons: Sequence[Comparison] = COMPARISONS) -> None:
     """Markdown on the standard output."""
     facts, settings = [one["facts"] for one in found], found[0]["settings"]
     conditions = list(Options(shot=settings["shot"]).conditions)
@@ -86,9 +120,12 @@ def print_tables(
             row = [f"{table[key][method][0]:.1f} ({table[key][method][1]:.2f})" for key in keys]
             print(f"| {method} | " + " | ".join(row) + " |")
         print()
-    rivals = [m for m in next(iter(table.values())) if not m.startswith(("routed", "from_sources", "oracle"))]
-    for method in (m for m in ours if m in next(iter(table.values()))):
-        print(f"| {method} minus the best baseline of the block | accuracy, points | CVaR .1, nats | in percent |")
+    methods = list(next(iter(table.values())))
+    for compared in comparisons:
+        method, rivals = compared.ours, [m for m in methods if compared.among(m)]
+        if method not in methods or not rivals:
+            continue
+        print(f"| {method} minus {compared.others} of the block | accuracy, points | CVaR .1, nats | in percent |")
         print("|---|---|---|---|")
         for key, block in blocks.items():
             best = max(rivals, key=lambda m, key=key: table[key][m][0])
@@ -107,7 +144,8 @@ def print_tables(
         if block:
             means = averages(block)
             best = max((m for m in means if m.startswith(SINGLE)), key=lambda m: means[m][0])
-            gain = difference(block, ours[0], best, "accuracy", lambda a: 100 * float(a.mean()))
+            first = next(c.ours for c in comparisons if c.ours in means)
+            gain = difference(block, first, best, "accuracy", lambda a: 100 * float(a.mean()))
             print(f"| {domain} | {shown(gain, 1)} | {best} |")
 
 

@@ -22,8 +22,8 @@ from pyro_smat.inference.assembly.pair import GUIDE_NEEDS, MODEL_NEEDS, check_at
 from pyro_smat.inference.training.catalogs import needs_search
 from pyro_smat.models import RoutedModel
 from pyro_smat.models.priors import RoutingPrior
-from pyro_smat.networks.build import build_network
 from pyro_smat.networks.basis import Basis
+from pyro_smat.networks.build import build_network
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.descriptors import probe_images, source_descriptors
 from pyro_smat.networks.experts import ExpertBank

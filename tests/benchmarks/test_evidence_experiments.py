@@ -14,10 +14,13 @@ import experiments
 from bench import TEST_SEED, Bench, merged
 from cells import every_cell
 from drawn import Drawn
+from outcomes import WITH_EXPERT
 from pools import by_attribute, first_of_each_class, large_classes
-from trials import TRIALS, ablations, catalogs, corruptions, rules, tails
+from trials import TRIALS, ablations, catalogs, corruptions, experts, others, rules, tails
+from universal import UNIVERSAL, cka, distil
 
 from pyro_smat.inference.evaluation import EvaluationSettings
+from pyro_smat.networks.build import build_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:source .* than the fallback", "ignore:rho x B")
 
@@ -110,6 +113,61 @@ def test_groups_are_vendors_and_scripts_of_one_domain(bench: Bench, output: Path
     assert "(x)" in "\n".join(experiments.told(output, "groups")) or "(y)" in "\n".join(
         experiments.told(output, "groups")
     )
+
+
+def test_experts_change_the_networks_and_draw_the_same_episodes(
+    bench: Bench, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = "one expert, 10% of the coordinates"
+    assert list(experts.VARIATIONS)[:2] == ["base", one]
+    faster = merged(experts.VARIATIONS[one], {"training": {"delta_learning_rate": 1e-2}})
+    monkeypatch.setattr(experts, "VARIATIONS", {"base": {}, one: faster})
+    cells = made(bench, output, "experts")
+    base, changed = (cells[name, "new classes", "2-shot"] for name in ("base", one))
+    assert base["loss"]["routed"] != changed["loss"]["routed"]
+    assert base["group"] == changed["group"]
+
+
+def test_networks_of_a_router_with_experts_as_sources(bench: Bench) -> None:
+    changes = merged(WITH_EXPERT, {"training": {"delta_learning_rate": 1e-2}})
+    router = bench.train(changes)
+    library = bench.deployed_library(router)
+    assert library.names == bench.router.library.names
+    expert = router.model.experts
+    assert expert is not None
+    moved = (library.basis - bench.router.library.basis).abs().gt(1e-7).any(0)
+    assert 0 < int(moved.sum()) <= expert.budget
+
+
+def test_other_ways_to_use_the_sources(bench: Bench, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = bench.options.sources / "seed0"
+    (sources / f"{UNIVERSAL}.safetensors").write_bytes((sources / "emoji.safetensors").read_bytes())
+    monkeypatch.setattr(others, "FEW", 4)
+    cells = made(bench, output, "others")
+    cell = cells["unseen domains", "40% mislabelled"]
+    assert {"uniform soup", "greedy soup", "average of all sources", f"source: {UNIVERSAL}, aligned"} <= set(
+        cell["loss"]
+    )
+    assert all(seconds[0] >= 0 for seconds in cell["seconds"].values())
+
+
+def test_distilled_network_comes_near_its_teachers(bench: Bench) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 5, generator=generator)
+    assert float(cka(x, x @ torch.linalg.qr(torch.randn(5, 5, generator=generator))[0])) == pytest.approx(1, abs=1e-5)
+    assert float(cka(x, torch.randn(9, 5, generator=generator))) < 0.9
+    shape = {k: v for k, v in bench.options.network.items() if k != "kind"}
+    teacher, student = (build_network("conv4", generator=torch.Generator().manual_seed(k), **shape) for k in (1, 2))
+    pool = bench.pool(("emoji",), "sources")
+    images = pool.at(torch.arange(24)).float()
+
+    def alike() -> float:
+        with torch.no_grad():
+            return float(cka(teacher.eval()(images), student.eval()(images)))
+
+    before = alike()
+    distil(student, {"emoji": teacher}, {"emoji": bench.sampler(pool, 0, shot=2)}, 20, 3e-3, bench.device, 0)
+    assert alike() > before
 
 
 def test_tails_and_ablations_share_their_training_episodes(

@@ -91,7 +91,10 @@ def test_experts_are_known_as_deployed_and_run_where_they_are_trained(monkeypatc
     assert model.experts is not None
     with torch.no_grad():
         model.experts.delta.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
-    features, batch = router.features(pool, of_catalog=True), EpisodeSampler(pool, 3, 2, 2, attributes=("letter",), seed=3).sample(4)
+    features, batch = (
+        router.features(pool, of_catalog=True),
+        EpisodeSampler(pool, 3, 2, 2, attributes=("letter",), seed=3).sample(4),
+    )
     known = features.attach(batch)
     coefficients = router.catalog.coefficients[:, None]
     with torch.no_grad():

@@ -6,9 +6,35 @@ are missing; and ``show(found)``, lines of Markdown. To add one, write such a fi
 
 from types import ModuleType
 
-from trials import ablations, abstention, catalogs, corruptions, groups, libraries, mixing, rules, shots, tails
+from trials import (
+    ablations,
+    abstention,
+    catalogs,
+    corruptions,
+    experts,
+    groups,
+    libraries,
+    mixing,
+    others,
+    rules,
+    shots,
+    tails,
+)
 
 TRIALS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (shots, tails, rules, abstention, corruptions, groups, ablations, libraries, catalogs, mixing)
+    for module in (
+        shots,
+        tails,
+        rules,
+        abstention,
+        corruptions,
+        groups,
+        ablations,
+        experts,
+        libraries,
+        catalogs,
+        mixing,
+        others,
+    )
 }

@@ -25,6 +25,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "rho .2": {"objective": {"rho": 0.2, "threshold": "queue"}},
     "rho .8": {"objective": {"rho": 0.8}},
     "tail of the loss, not of regret": {"objective": {"reference": "none"}},
+    "also halfway from the fallback": {"guide": {"catalog": {"kind": "wise_ft"}}},
     "mixtures of up to 2 sources": {"guide": {"catalog": {"max_sources": 2}}},
     "mixtures of up to 3 sources": {"guide": {"catalog": {"max_sources": 3}}},
     "encoder: attention": {"guide": {"encoder": "prototype_attention"}},

@@ -50,7 +50,7 @@ def run(bench: Bench, cells: Cells, folder: Path) -> None:
         router = bench.train({"guide": {"catalog": {"kind": "k_hot", "max_sources": 1}}}, catalog=catalog)
         for _, block, condition in left:
             drawn = bench.conditions(block)[condition]
-            cell = evaluate_cell({"routed": (router.model, router.guide)}, drawn, None)
+            cell = evaluate_cell({"routed": (router.model, router.guide)}, drawn)
             used = {"routed": networks(router.guide, drawn, PosteriorPredictive())}
             facts = {"search": {"seconds": [seconds], "routings": [len(catalog)]}, "names": list(catalog.names)}
             cells.write((name, block, condition), cell | facts | {"networks": used})

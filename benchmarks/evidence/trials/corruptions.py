@@ -11,7 +11,7 @@ from bench import BLOCKS, Bench
 from cells import Cells
 from markdown import Found, accuracy, cvar, grid
 from options import Options
-from outcomes import TEMPERATURE, evaluate_cell, standard_pairs
+from outcomes import TEMPERATURE, baselines, evaluate_cell, standard_pairs
 from pools import by_attribute
 
 from pyro_smat.episodes.corruptions import at_severity
@@ -73,7 +73,7 @@ def run(bench: Bench, cells: Cells, folder: Path) -> None:
         corrupted = CORRUPTIONS[name]
         wrong = () if severity == "0" else (at_severity(corrupted.name, int(severity), **corrupted.options),)
         drawn = bench.draw(pools[block], bench.options.episodes, shot=bench.options.shot, corruptions=wrong)
-        cells.write((name, block, severity), evaluate_cell(pairs, drawn, TEMPERATURE))
+        cells.write((name, block, severity), evaluate_cell(pairs, drawn, baselines(TEMPERATURE, bench.options.names)))
 
 
 def show(found: Found) -> list[str]:

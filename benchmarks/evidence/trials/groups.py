@@ -9,7 +9,7 @@ from bench import BLOCKS, Bench
 from cells import Cells
 from markdown import Found, grid
 from options import Options
-from outcomes import TEMPERATURE, evaluate_cell, standard_pairs
+from outcomes import TEMPERATURE, baselines, evaluate_cell, standard_pairs
 from pools import by_attribute
 
 TITLE = "Worst group"
@@ -28,7 +28,7 @@ def run(bench: Bench, cells: Cells, folder: Path) -> None:
             features[pool] = bench.widely(by_attribute(bench.options.data, *POOLS[pool]))
         options = bench.options.conditions[condition]
         drawn = bench.draw(features[pool], 3 * bench.options.episodes, **options)
-        cells.write((pool, condition), evaluate_cell(pairs, drawn, TEMPERATURE))
+        cells.write((pool, condition), evaluate_cell(pairs, drawn, baselines(TEMPERATURE, bench.options.names)))
 
 
 def show(found: Found) -> list[str]:

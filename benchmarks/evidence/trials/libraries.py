@@ -12,7 +12,7 @@ from bench import Bench
 from cells import Cells
 from markdown import Found
 from options import Options
-from outcomes import AVERAGED, TEMPERATURE, evaluate_cell
+from outcomes import AVERAGED, TEMPERATURE, evaluate_cell, rivals
 
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.sources import SourceLibrary
@@ -51,7 +51,7 @@ def run(bench: Bench, cells: Cells, folder: Path) -> None:
                 known[block] = bench.of_library(library, bench.blocks[block])
             drawn = bench.conditions(block)[condition].under(known[block])
             pairs = {"routed": (router.model, router.guide), AVERAGED: averaged}
-            cells.write((name, block, condition), evaluate_cell(pairs, drawn, TEMPERATURE))
+            cells.write((name, block, condition), evaluate_cell(pairs, drawn, rivals(TEMPERATURE)))
 
 
 def show(found: Found) -> list[str]:

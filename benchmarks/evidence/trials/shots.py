@@ -11,7 +11,7 @@ from bench import BLOCKS, Bench
 from cells import Cells
 from markdown import Found, accuracy, cvar, grid
 from options import Options
-from outcomes import TEMPERATURE, evaluate_cell, standard_pairs
+from outcomes import TEMPERATURE, baselines, evaluate_cell, standard_pairs
 from pools import large_classes
 
 TITLE = "Shots"
@@ -28,7 +28,10 @@ def run(bench: Bench, cells: Cells, folder: Path) -> None:
         assert features.pool is not None
         names = large_classes(features.pool, max(bench.options.shots) + bench.options.query)
         drawn = bench.draw(features, bench.options.episodes, shot=int(shot), classes=names)
-        cells.write((block, shot), evaluate_cell(pairs, drawn, TEMPERATURE) | {"classes": len(names)})
+        cells.write(
+            (block, shot),
+            evaluate_cell(pairs, drawn, baselines(TEMPERATURE, bench.options.names)) | {"classes": len(names)},
+        )
 
 
 def show(found: Found) -> list[str]:

@@ -31,7 +31,7 @@ def run_variations(bench: Bench, cells: Cells, variations: Mapping[str, Mapping[
         seconds = time.perf_counter() - begun
         for _, block, condition in left:
             drawn = bench.conditions(block)[condition]
-            cell = evaluate_cell({"routed": (router.model, router.guide)}, drawn, None)
+            cell = evaluate_cell({"routed": (router.model, router.guide)}, drawn)
             cells.write((name, block, condition), cell | {"seconds": seconds})
 
 

@@ -13,7 +13,7 @@ from pyro_smat.registry import build, choose
 NAMES = ("base", "a", "b")
 
 
-def made(options: Mapping[str, Any] = {}, **supplied: Any) -> Any:  # noqa: B006
+def made(options: Mapping[str, Any] = {}, **supplied: Any) -> Any:
     return build(choose("catalog", {"kind": "wise_ft", **options}), {"source_names": NAMES, **supplied})
 
 
