@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class NetworkFeatures:
         >>> pool = ImagePool(images, torch.zeros(4, 1).long(), ("class",), (("a",),), torch.zeros(4).long())
         >>> from pyro_smat.networks import ParameterSpace
         >>> features = NetworkFeatures(TaskNetwork(module, ParameterSpace.from_module(module)), pool)
-        >>> features.of("the first", torch.rand(195), images[:2].float(), torch.tensor([0, 1])).shape
+        >>> theta = torch.rand(195)
+        >>> features.of("the first", lambda: theta, images[:2].float(), torch.tensor([0, 1])).shape
         torch.Size([2, 3])
     """
 
@@ -36,16 +37,18 @@ class NetworkFeatures:
         self.network, self.pool = network, pool
         self._known: dict[Hashable, SourceFeatures] = {}
 
-    def of(self, name: Hashable, theta: Tensor, images: Tensor, rows: Tensor) -> Tensor:
-        """Features ``(n, f)`` of images ``(n, C, H, W)`` that are the pool's ``rows`` ``(n,)``, -1 for none of it.
+    def of(self, name: Hashable, theta: Callable[[], Tensor], images: Tensor, rows: Tensor) -> Tensor:
+        """Features ``(*b, n, f)`` of images ``(*b, n, C, H, W)`` that are the pool's ``rows`` ``(*b, n)``, -1 for none.
 
         Args:
             name: of the network; whoever names two networks alike gets the features of the first.
-            theta: ``(d,)`` its weights.
+            theta: makes its weights ``(d,)``; asked when the network is first seen.
             images, rows: as in :meth:`SourceFeatures.of`.
         """
         known = self._known.get(name)
         if known is None:
-            known = self._known.setdefault(name, SourceFeatures(self.network, theta.unsqueeze(0), self.pool))
-        every = torch.ones_like(rows, dtype=torch.bool).unsqueeze(0)
-        return known.of(images.unsqueeze(0), rows.unsqueeze(0), every)[0, 0]
+            known = self._known.setdefault(name, SourceFeatures(self.network, theta().unsqueeze(0), self.pool))
+        flat = rows.flatten(0, -2) if rows.ndim > 1 else rows.unsqueeze(0)
+        every = torch.ones_like(flat, dtype=torch.bool)
+        found = known.of(images.view(*flat.shape, *images.shape[-3:]), flat, every)[:, 0]
+        return found.view(*rows.shape, -1)

@@ -381,7 +381,7 @@ def test_features_of_shared_networks_are_those_of_the_network(catalog: RoutedCla
     shared, theta = NetworkFeatures(network, pool), catalog.bases[0][1]
     rows = torch.tensor([5, -1, 3])
     images = torch.cat([pool.at(rows[:1]), torch.rand(1, 1, 8, 8), pool.at(rows[2:])])
-    torch.testing.assert_close(shared.of("b", theta, images, rows), network(theta, images))
+    torch.testing.assert_close(shared.of("b", lambda: theta, images, rows), network(theta, images))
 
 
 def test_the_plan_is_plain_json_with_the_images(catalog: RoutedClassifier, tmp_path: Path) -> None:
