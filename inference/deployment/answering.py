@@ -77,19 +77,16 @@ def answers_of(tasks: Sequence[AdaptedTask], queries: Sequence[Any]) -> list[Tas
 def read_queries(queries: Sequence[Any], routed: RoutedTasks) -> Labelled:
     """Queries ``(B, n)`` of B tasks, padded, of the size of their supports and with the rows that they came with.
 
-    Those that are :class:`Labelled` and of one size are looked at together, and warned of together.
+    Those that are rows of a pool were looked at when the pool was made.
     """
     height, width = routed.batch.support.images.shape[-2:]
     form, size = routed.owner.image_form, (int(height), int(width))
-    known = [one for one in queries if isinstance(one, Labelled)]
-    if len(known) == len(queries) and len({one.images.shape[1:] for one in known}) == 1:
-        images = read_images(torch.cat([one.images for one in known]), form, like=size)
-        read = images.split([len(one) for one in known])
-    else:
-        read = tuple(read_images(one.images if isinstance(one, Labelled) else one, form, like=size) for one in queries)
-    rows = [one.rows if isinstance(one, Labelled) else None for one in queries]
-    padded = Labelled.collate([Labelled(images, rows=own) for images, own in zip(read, rows, strict=True)])
-    return padded.map(lambda tensor: tensor.to(routed.batch.way.device))
+    read = []
+    for one in queries:
+        images, rows = (one.images, one.rows) if isinstance(one, Labelled) else (one, None)
+        pooled = rows is not None and images.shape[-2:] == size and bool((rows >= 0).all())
+        read.append(Labelled(images if pooled else read_images(images, form, like=size), rows=rows))
+    return Labelled.collate(read).map(lambda tensor: tensor.to(routed.batch.way.device))
 
 
 def _answers(routed: RoutedTasks, asked: Labelled | None) -> list[TaskAnswer]:

@@ -1,4 +1,4 @@
-"""Tasks of one shape: the supports of a batch that have as many shots and classes, so that together they need no padding."""
+"""Tasks of one shape: supports with as many shots and classes, which need no padding to be one batch."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def pure_sources(rows: Tensor, num_sources: int) -> Tensor:
 
 
 def _first_ones(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The different ones of rows ``(n, ...)`` in the order of their first appearance, and the place ``(n,)`` of each."""
+    """The different ones of rows ``(n, ...)`` by first appearance, and the place ``(n,)`` of each."""
     places: dict[bytes, int] = {}
     index = [places.setdefault(row.tobytes(), len(places)) for row in rows.detach().cpu().numpy()]
     first = [index.index(place) for place in range(len(places))]

@@ -15,10 +15,12 @@ from tqdm.auto import tqdm
 from pyro_smat.episodes.pool import ImagePool, same_images
 from pyro_smat.episodes.readers.decode import decode_image
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.deployment.inputs import read_images
 from pyro_smat.inference.runs.routing.tasks import ListedImage, TaskSource
 from pyro_smat.networks.network_features import NetworkFeatures
 
 MOST_LISTED = 400_000  # paths that a plan names
+MOST_CHECKED = 4096  # images that are held against those of training
 
 
 class FrozenImages:
@@ -31,6 +33,9 @@ class FrozenImages:
         draws: how many images all tasks have together: networks of a catalog look at every image where that is less
             work than looking at the images of each task.
         progress: show a bar.
+
+    Warns:
+        InputWarning: of images that are unlike those that the router was trained on.
 
     Attributes:
         features: under the sources.
@@ -53,23 +58,30 @@ class FrozenImages:
         count = len(paths)
         unknown = torch.zeros(count, dtype=torch.long)
         self._pool = ImagePool(images, unknown.unsqueeze(1), ("class",), (("unknown",),), unknown)
-        self._pictures = same_images(images)
+        sample = torch.linspace(0, count - 1, min(count, MOST_CHECKED)).long()
+        read_images(self._pool.at(sample), classifier.image_form)  # warns of what is unlike the training images
+        self._pictures: list[int] = same_images(images).tolist()
         self.features = classifier.router.features(self._pool, progress=progress)
         networks = shared_networks(classifier)
         pays = 0 < networks * count <= draws
         self.shared = NetworkFeatures(classifier.router.model.network, self._pool) if pays else None
 
-    def of(self, listed: Sequence[ListedImage]) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels ``(n, C, H, W)`` uint8, rows ``(n,)``, and for each row the first one with the same pixels.
+    def of(self, listed: Sequence[ListedImage]) -> tuple[Tensor, list[int]]:
+        """Rows ``(n,)``, and for each the first row with the same pixels.
 
         Raises:
             ValueError: for an image that could not be read.
         """
-        for one in listed:
-            if one.name in self._failures:
-                raise ValueError(self._failures[one.name])
-        rows = torch.tensor([self._row[one.name] for one in listed])
-        return self._pool.images[rows], rows, self._pictures[rows]
+        rows = [self._row[one.name] for one in listed]
+        if self._failures:
+            for one in listed:
+                if one.name in self._failures:
+                    raise ValueError(self._failures[one.name])
+        return torch.tensor(rows), [self._pictures[row] for row in rows]
+
+    def at(self, rows: Tensor) -> Tensor:
+        """Images ``(*rows, C, H, W)`` as float32 in [0, 1]."""
+        return self._pool.at(rows)
 
 
 def shared_networks(classifier: RoutedClassifier) -> int:
