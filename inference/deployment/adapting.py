@@ -26,6 +26,7 @@ from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache
 from pyro_smat.inference.deployment.routed_tasks import RoutedTasks
 from pyro_smat.inference.deployment.shapes import by_shape, unpadded
 from pyro_smat.inference.deployment.support_labels import read_labels
+from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.network_features import NetworkFeatures
 
@@ -68,7 +69,7 @@ class TaskRouter:
 
     @property
     @torch.no_grad()
-    def deployed_basis(self) -> Tensor:
+    def deployed_basis(self) -> Basis:
         """The basis ``(C, d)`` with the deployed masks."""
         return self.router.model.basis() if self.deployment.gate_samples else self.bases[0]
 

@@ -32,6 +32,7 @@ from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.deployment.refinement import Refinement
 from pyro_smat.inference.deployment.task_networks import ComposedNetworks, TaskNetworks
 from pyro_smat.metrics.arrays import FloatArray
+from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.network_features import NetworkFeatures
 from pyro_smat.networks.support_head import SupportHead
 
@@ -247,7 +248,7 @@ class RoutedTasks:
         mixture = rule(posterior, self.batch, generator=generator)
         return mixture.merged() if len(self) == 1 or torch.equal(generator.get_state(), before) else None
 
-    def _bases(self, rule: Answering) -> Sequence[Tensor]:
+    def _bases(self, rule: Answering) -> Sequence[Basis]:
         if isinstance(rule, str) and self.refinement is not None:
             return [self.refinement.basis(self.owner.router.model, self.owner.deployed_basis)]
         return list(self.owner.bases)

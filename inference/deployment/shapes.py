@@ -34,8 +34,10 @@ def unpadded(batch: EpisodeBatch, tasks: list[int]) -> EpisodeBatch:
     support, mask = part.support, part.support.mask
     if not mask.all():
         features = None if support.features is None else _real(support.features.transpose(1, 2), mask).transpose(1, 2)
-        plain = (support.images, support.labels, support.mask, support.rows)
-        support = Labelled(*(_real(tensor, mask) for tensor in plain), features)
+        images, labels, real, rows = (
+            _real(part, mask) for part in (support.images, support.labels, mask, support.rows)
+        )
+        support = Labelled(images, labels, real, rows, features)
     return EpisodeBatch(support, None, part.way, class_names=part.class_names)
 
 

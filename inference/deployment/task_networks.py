@@ -15,15 +15,14 @@ from torch import Tensor
 from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.inference.decision.mixture import Mixture
 from pyro_smat.inference.decision.routed_batch import Members
+from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.composition import compose
+from pyro_smat.networks.features import BATCH_IMAGES, DEVICE_BATCH_IMAGES
 from pyro_smat.networks.network_features import NetworkFeatures
 from pyro_smat.networks.support_head import SupportHead
 
 if TYPE_CHECKING:
     from pyro_smat.inference.deployment.adapting import TaskRouter
-
-AT_ONCE = {"cpu": 64}  # images of one network, as many as keep a CPU's activations in its cache
-AT_ONCE_ELSEWHERE = 1024
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,13 @@ class ComposedNetworks:
     routings: Tensor
     index: Tensor
     names: tuple[tuple[int, bytes], ...]
-    bases: Sequence[Tensor]
+    bases: Sequence[Basis]
     weights: Tensor
     mass: Tensor | None
     kept: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, mixture: Mixture, bases: Sequence[Tensor]) -> ComposedNetworks:
+    def of(cls, mixture: Mixture, bases: Sequence[Basis]) -> ComposedNetworks:
         """The networks of a mixture, equal routings of any tasks once."""
         flat = mixture.coefficients.flatten(0, 1)
         routings, index = _first_ones(flat)
@@ -93,18 +92,16 @@ class TaskNetworks:
             known: of each routing the source whose features ``part`` has, -1 where it has none.
         """
         assert self._batch.support.features is not None
-        routings, count = len(networks.routings), self._batch.support.features.shape[-1]
-        width = torch.empty(0, dtype=torch.float32, device=part.images.device)
-        found = width.new_empty(len(networks.bases), *networks.index.shape, part.images.shape[1], count)
-        together = None
-        if len(self._batch) == 1 and width.device.type != "cpu" and self._shared is None and max(known) < 0:
-            theta = self.theta(networks)
-            images = part.images.expand(len(theta), *part.images.shape[1:])
-            together = self._owner.router.model.network(theta, images)  # (m U, n, f)
+        count, device = len(networks.routings), part.images.device
+        width = self._batch.support.features.shape[-1]
+        shape = (len(networks.bases), *networks.index.shape, part.images.shape[1], width)
+        found, together = torch.empty(shape, dtype=torch.float32, device=device), None
+        if len(self._batch) == 1 and device.type != "cpu" and self._shared is None and max(known) < 0:
+            theta = self.theta(networks)  # an accelerator runs the networks of a task at once
+            together = self._owner.router.model.network(theta, part.images.expand(len(theta), *part.images.shape[1:]))
         for number, name in enumerate(networks.names):
-            m, routing = divmod(number, routings)
-            slots = networks.index == routing  # (K, B)
-            rank, task = slots.nonzero(as_tuple=True)
+            m, routing = divmod(number, count)
+            rank, task = (networks.index == routing).nonzero(as_tuple=True)  # the slots (K, B) that it fills
             if together is not None:
                 found[m, rank, task] = together[number].float()
             elif known[routing] >= 0:
@@ -123,7 +120,7 @@ class TaskNetworks:
         if self._shared is not None:
             return self._shared.of(name, lambda: self.theta(networks, number), images, rows)
         theta = self.theta(networks, number)
-        at_once = AT_ONCE.get(images.device.type, AT_ONCE_ELSEWHERE)
+        at_once = BATCH_IMAGES if images.device.type == "cpu" else DEVICE_BATCH_IMAGES
         network = self._owner.router.model.network
         features = torch.cat([network(theta, part) for part in images.flatten(0, 1).split(at_once)])
         return features.unflatten(0, images.shape[:2])

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.episodes.pool import same_images
 from pyro_smat.episodes.readers.decode import decode_image
+from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.answering import TaskAnswer
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.inputs import InputWarning
@@ -138,18 +139,7 @@ class Answers:
         return self._answered(ready[:half]) + self._answered(ready[half:])
 
     def _together(self, ready: Sequence[_Ready]) -> list[Row]:
-        options = {"seed": self._seed, "at_once": self._at_once}
-        if self._frozen is None:
-            supports = [
-                (one.images[: one.support], one.labels[: one.support]) for one in ready if one.images is not None
-            ]
-            tasks = list(self._classifier.adapt_many(supports, **options))
-            pixels = [one.images[one.support :].float() / 255.0 for one in ready if one.images is not None]
-        else:
-            known = {"features": self._frozen.features, "shared": self._frozen.shared}
-            tasks = list(self._classifier.adapt_many([_batch(ready, self._frozen)], **known, **options))
-            rows = [one.rows[one.support :] for one in ready]
-            pixels = list(self._frozen.at(torch.cat(rows)).split([len(own) for own in rows]))
+        tasks, pixels = self._decoded_tasks(ready) if self._frozen is None else self._frozen_tasks(ready, self._frozen)
         queries = [
             Labelled(own, rows=one.rows[one.support :]) if len(own) else None
             for own, one in zip(pixels, ready, strict=True)
@@ -161,6 +151,24 @@ class Answers:
         for i, losses in zip(whole, _losses([answers[i] for i in whole], [ready[i] for i in whole]), strict=True):
             rows_of[i] |= losses
         return [row if good else _failed(row["task"], NOT_FINITE) for row, good in zip(rows_of, finite, strict=True)]
+
+    def _decoded_tasks(self, ready: Sequence[_Ready]) -> tuple[list[AdaptedTask], list[Tensor]]:
+        """The tasks and the images of their queries."""
+        images = [one.images for one in ready if one.images is not None]
+        supports = [(own[: one.support], one.labels[: one.support]) for own, one in zip(images, ready, strict=True)]
+        tasks = list(self._classifier.adapt_many(supports, seed=self._seed, at_once=self._at_once))
+        return tasks, [own[one.support :].float().div_(255.0) for own, one in zip(images, ready, strict=True)]
+
+    def _frozen_tasks(self, ready: Sequence[_Ready], frozen: FrozenImages) -> tuple[list[AdaptedTask], list[Tensor]]:
+        tasks = self._classifier.adapt_many(
+            [_batch(ready, frozen)],
+            features=frozen.features,
+            shared=frozen.shared,
+            seed=self._seed,
+            at_once=self._at_once,
+        )
+        rows = [one.rows[one.support :] for one in ready]
+        return list(tasks), list(frozen.at(torch.cat(rows)).split([len(own) for own in rows]))
 
     def _row(self, answer: TaskAnswer, ready: _Ready) -> Row:
         row: Row = {
@@ -201,9 +209,10 @@ def _losses(answers: Sequence[TaskAnswer], ready: Sequence[_Ready]) -> list[Row]
     by_way: dict[int, list[tuple[int, list[int], list[int]]]] = {}
     for i, (answer, one) in enumerate(zip(answers, ready, strict=True)):
         number = {name: k for k, name in enumerate(answer.classes)}
-        truth = [(q, number[label]) for q, label in enumerate(one.labels[one.support :]) if label is not None]
-        if truth:
-            by_way.setdefault(len(number), []).append((i, *(list(part) for part in zip(*truth, strict=True))))
+        labels = one.labels[one.support :]
+        asked = [q for q, label in enumerate(labels) if label is not None]
+        if asked:
+            by_way.setdefault(len(number), []).append((i, asked, [number[labels[q]] for q in asked]))
     for known in by_way.values():
         values = torch.cat([answers[i].probabilities[asked] for i, asked, _ in known]).double().numpy()
         truth = np.concatenate([labels for _, _, labels in known])

@@ -1,4 +1,4 @@
-"""answer_many: tasks that were routed together answer as each does alone, whatever the guide, the rule and the score."""
+"""answer_many: tasks that were routed together answer as each does alone, whatever guide, rule and score."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_smat.registry import names
 
 BLOCKS = 'sources.blocks={weight=".*weight", bias=".*bias"}'
 FAMILIES = [
-    *([f"guide={{kind='{name}'}}"] for name in names("guide")),
+    *([f"guide={{kind='{name}'}}", f"experts.count={0 if name == 'pseudo_bma' else 2}"] for name in names("guide")),
     ["guide.kind=logistic_normal", "guide.covariance=low_rank"],
     ["guide.kind=logistic_normal", "guide.covariance=full"],
     ["guide.kind=concrete", "guide.straight_through=true"],
