@@ -126,9 +126,8 @@ class AdaptedTask:
             ValueError: as :meth:`uncertainty_on`.
         """
         reliability = self._deployment.reliability
-        return float(
-            self.alone.risk(self._looked_at(images, None if reliability is None else reliability.predictor))[0]
-        )
+        score = None if reliability is None else reliability.predictor
+        return float(self.alone.risk(self._looked_at(images, score))[0])
 
     @own_defaults()
     def reliable_on(self, images: Any) -> bool:

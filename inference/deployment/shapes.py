@@ -33,11 +33,13 @@ def unpadded(batch: EpisodeBatch, tasks: list[int]) -> EpisodeBatch:
     part = batch if tasks == list(range(len(batch))) else batch[tasks]
     support, mask = part.support, part.support.mask
     if not mask.all():
-        features = None if support.features is None else _real(support.features.transpose(1, 2), mask).transpose(1, 2)
-        images, labels, real, rows = (
-            _real(part, mask) for part in (support.images, support.labels, mask, support.rows)
+        known = support.features
+        support = Labelled(
+            _real(support.images, mask),
+            _real(support.labels, mask),
+            rows=_real(support.rows, mask),
+            features=None if known is None else _real(known.transpose(1, 2), mask).transpose(1, 2),
         )
-        support = Labelled(images, labels, real, rows, features)
     return EpisodeBatch(support, None, part.way, class_names=part.class_names)
 
 

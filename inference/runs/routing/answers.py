@@ -209,10 +209,10 @@ def _losses(answers: Sequence[TaskAnswer], ready: Sequence[_Ready]) -> list[Row]
     by_way: dict[int, list[tuple[int, list[int], list[int]]]] = {}
     for i, (answer, one) in enumerate(zip(answers, ready, strict=True)):
         number = {name: k for k, name in enumerate(answer.classes)}
-        labels = one.labels[one.support :]
-        asked = [q for q, label in enumerate(labels) if label is not None]
+        names = one.labels[one.support :]
+        asked = [q for q, name in enumerate(names) if name is not None]
         if asked:
-            by_way.setdefault(len(number), []).append((i, asked, [number[labels[q]] for q in asked]))
+            by_way.setdefault(len(number), []).append((i, asked, [number[names[q]] for q in asked]))
     for known in by_way.values():
         values = torch.cat([answers[i].probabilities[asked] for i, asked, _ in known]).double().numpy()
         truth = np.concatenate([labels for _, _, labels in known])

@@ -6,6 +6,7 @@ The fast way through tasks that draw on one pool of images. Held in memory, so o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pyro_smat.episodes.readers.decode import decode_image
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.inputs import read_images
 from pyro_smat.inference.runs.routing.tasks import ListedImage, TaskSource
+from pyro_smat.networks.kept_features import KeptFeatures
 from pyro_smat.networks.network_features import NetworkFeatures
 
 MOST_LISTED = 400_000  # paths that a plan names
@@ -32,6 +34,7 @@ class FrozenImages:
         source: that has them.
         draws: how many images all tasks have together: networks of a catalog look at every image where that is less
             work than looking at the images of each task.
+        folder: where features are kept for other processes and restarts.
         progress: show a bar.
 
     Warns:
@@ -43,7 +46,14 @@ class FrozenImages:
     """
 
     def __init__(
-        self, classifier: RoutedClassifier, paths: Sequence[str], source: TaskSource, draws: int, *, progress: bool
+        self,
+        classifier: RoutedClassifier,
+        paths: Sequence[str],
+        source: TaskSource,
+        draws: int,
+        *,
+        folder: Path,
+        progress: bool,
     ) -> None:
         data = classifier.router.config.data
         images = torch.zeros(len(paths), data.channels, data.size, data.size, dtype=torch.uint8)
@@ -61,10 +71,11 @@ class FrozenImages:
         sample = torch.linspace(0, count - 1, min(count, MOST_CHECKED)).long()
         read_images(self._pool.at(sample), classifier.image_form)  # warns of what is unlike the training images
         self._pictures: list[int] = same_images(images).tolist()
-        self.features = classifier.router.features(self._pool, progress=progress)
+        model = classifier.router.model
+        self.features = KeptFeatures(model.network, model.source_basis, self._pool, folder, progress=progress)
         networks = shared_networks(classifier)
         pays = 0 < networks * count <= draws
-        self.shared = NetworkFeatures(classifier.router.model.network, self._pool) if pays else None
+        self.shared = NetworkFeatures(model.network, self._pool, folder=folder) if pays else None
 
     def of(self, listed: Sequence[ListedImage]) -> tuple[Tensor, list[int]]:
         """Rows ``(n,)``, and for each the first row with the same pixels.
