@@ -145,7 +145,7 @@ class TaskRouter:
             ValueError: for a support that is not usable, or ``at_once`` below 1.
 
         Example:
-            >>> from pyro_smat import EpisodeSampler, glyph_pool
+            >>> from pyro_smat import EpisodeSampler, RoutedClassifier, glyph_pool
             >>> from pyro_smat.inference.assembly.config import RunConfig
             >>> from pyro_smat.inference.assembly.router import build_router
             >>> classifier = RoutedClassifier(build_router(RunConfig(experts={"count": 0})))
