@@ -51,8 +51,7 @@ class ComposedNetworks:
     @classmethod
     def of(cls, mixture: Mixture, bases: Sequence[Basis]) -> ComposedNetworks:
         """The networks of a mixture, equal routings of any tasks once."""
-        flat = mixture.coefficients.flatten(0, 1)
-        routings, index = _first_ones(flat)
+        routings, index = mixture.coefficients.flatten(0, 1).unique(dim=0, return_inverse=True)
         names = tuple((m, row.tobytes()) for m in range(len(bases)) for row in routings.cpu().numpy())
         return cls(routings, index.view(mixture.weights.shape), names, bases, mixture.weights, mixture.mass)
 
@@ -143,11 +142,3 @@ def pure_sources(rows: Tensor, num_sources: int) -> Tensor:
     weight, source = flat[:, :num_sources].max(-1)
     only = (weight == 1) & (flat[:, num_sources:] == 0).all(-1)
     return torch.where(only, source, -1)
-
-
-def _first_ones(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The different ones of rows ``(n, ...)`` by first appearance, and the place ``(n,)`` of each."""
-    places: dict[bytes, int] = {}
-    index = [places.setdefault(row.tobytes(), len(places)) for row in rows.detach().cpu().numpy()]
-    first = [index.index(place) for place in range(len(places))]
-    return rows[first], torch.tensor(index, device=rows.device)

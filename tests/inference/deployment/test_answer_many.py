@@ -10,7 +10,6 @@ import torch
 from tiny_run import tiny_config, tiny_pool, tiny_router
 
 from pyro_smat.episodes import Labelled
-from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.decision import Deployment
 from pyro_smat.inference.decision.misrouting import MisroutingProbability
 from pyro_smat.inference.decision.reliability import Reliability
@@ -94,7 +93,7 @@ def deployment(classifier: RoutedClassifier, score: Any, **more: Any) -> Deploym
 @pytest.mark.parametrize("overrides", FAMILIES, ids=" ".join)
 def test_every_guide(overrides: list[str]) -> None:
     reliability = Reliability(risk=RISK, tolerance=0.5)
-    start = Deployment(misrouting=CALIBRATION, reliability=reliability, fallback="b", gate_samples=0)
+    start = Deployment(misrouting=CALIBRATION, reliability=reliability, fallback="b")
     classifier = RoutedClassifier(tiny_router(tiny_config(overrides)), start, cache_size=0)
     check(classifier)
     moved = deployment(classifier, "support_loss")
@@ -133,7 +132,6 @@ def test_as_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TaskNetwork, "__call__", lambda self, theta, x: runs.append(len(x)) or run(self, theta, x))
     classifier.answer_many(tasks, [images(2, i) for i in range(12)])
     assert len(runs) <= 3 * len(classifier.router.catalog or ())  # of the queries; the supports are known of sources
-    assert isinstance(classifier.router.guide, RoutingGuide)
 
 
 @pytest.mark.parametrize("gates", [0, 2])
