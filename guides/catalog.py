@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any, Literal, Self
 
 import pyro.distributions as dist
 import torch
@@ -37,6 +38,11 @@ class CatalogPosterior(RoutingPosterior):
         self.coefficients = catalog.coefficients.to(logits)  # (J, [L,] C)
         self.num_sources, self.num_experts = num_sources, self.coefficients.shape[-1] - num_sources
         self.num_blocks = self.coefficients.shape[1] if self.coefficients.ndim == 3 else 1
+
+    def __getitem__(self, episodes: slice | Sequence[int]) -> Self:
+        part = copy(self)
+        part.logits = self.logits[episodes]
+        return part
 
     def sites(self) -> Mapping[str, dist.TorchDistribution]:
         return {CATALOG_SITE: CatalogCategorical(self.logits.unsqueeze(-2))}

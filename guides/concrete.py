@@ -8,6 +8,8 @@ Sampled as ILR coordinates, i.e. in log space, so that nothing underflows at low
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,10 @@ class ConcretePosterior(SimplexPosterior):
             own = temperature[:, min(index, temperature.shape[1] - 1)]
             parts[name] = ILRConcrete(values, own.reshape(-1, *(1,) * (values.ndim - 2)))
         super().__init__(parts, num_sources, logits.shape[-1] - num_sources, logits, num_blocks)
+
+    def __getitem__(self, episodes: slice | Sequence[int]) -> Self:
+        chosen = self.logits[episodes], self.temperature[episodes]
+        return type(self)(*chosen, num_sources=self.num_sources, hard=self.hard)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         weights = super().sample(count, generator)

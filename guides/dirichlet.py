@@ -2,6 +2,9 @@ r"""Dirichlet routing: :math:`w \sim \mathrm{Dir}(a(S))`, sure where the total c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +37,9 @@ class DirichletPosterior(SimplexPosterior):
         }
         num_blocks = concentration.shape[1] if concentration.ndim == 3 else 1
         super().__init__(parts, num_sources, num_experts, concentration, num_blocks)
+
+    def __getitem__(self, episodes: slice | Sequence[int]) -> Self:
+        return type(self)(self.concentration[episodes], self.num_sources)
 
 
 @register("guide", "dirichlet")

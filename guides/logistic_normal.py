@@ -8,7 +8,8 @@ which softmax forgets).
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -46,7 +47,8 @@ class LogisticNormalPosterior(SimplexPosterior):
         factor: Tensor | None = None,
         covariance: Covariance = "diagonal",
     ) -> None:
-        self.loc, self.scale = loc, scale
+        self.loc, self.scale, self.factor = loc, scale, factor
+        self.covariance: Covariance = covariance
         parts = {}
         for name, part in site_slices(num_sources, loc.shape[-1] - num_sources).items():
             location, spread = loc[..., part].unsqueeze(1), scale[..., part].unsqueeze(1)
@@ -62,6 +64,15 @@ class LogisticNormalPosterior(SimplexPosterior):
                 log_covariance = torch.diag_embed(2 * spread.log()) + product + product.mT
                 parts[name] = ILRNormal.from_log_covariance(location, log_covariance)
         super().__init__(parts, num_sources, loc.shape[-1] - num_sources, loc, loc.shape[1] if loc.ndim == 3 else 1)
+
+    def __getitem__(self, episodes: slice | Sequence[int]) -> Self:
+        return type(self)(
+            self.loc[episodes],
+            self.scale[episodes],
+            num_sources=self.num_sources,
+            factor=None if self.factor is None else self.factor[episodes],
+            covariance=self.covariance,
+        )
 
 
 @register("guide", "logistic_normal")

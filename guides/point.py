@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import pyro.distributions as dist
 import torch
@@ -30,6 +31,9 @@ class PointPosterior(RoutingPosterior):
         self.logits = logits
         self.num_sources, self.num_experts = num_sources, logits.shape[-1] - num_sources
         self.num_blocks = logits.shape[1] if logits.ndim == 3 else 1
+
+    def __getitem__(self, episodes: slice | Sequence[int]) -> Self:
+        return type(self)(self.logits[episodes], self.num_sources)
 
     def sites(self) -> Mapping[str, dist.Delta]:
         event = 2 if self.num_blocks > 1 else 1

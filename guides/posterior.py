@@ -7,8 +7,8 @@ Shapes: B episodes, C = R + M coefficients, K draws; with blockwise mixing over 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self, get_args
 
 import pyro.distributions as dist
 import torch
@@ -38,6 +38,10 @@ class RoutingPosterior(ABC):
     num_sources: int
     num_experts: int
     num_blocks: int = 1
+
+    @abstractmethod
+    def __getitem__(self, episodes: slice | Sequence[int]) -> Self:
+        """The posterior of some of the episodes, with the numbers that they have in the batch."""
 
     @abstractmethod
     def sites(self) -> Mapping[str, dist.TorchDistribution]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_smat.inference.decision import DecisionSettings, Deployment, choose_deployment, predict
     from pyro_smat.inference.deployment.adapted_task import AdaptedTask
+    from pyro_smat.inference.deployment.answering import TaskAnswer
     from pyro_smat.inference.deployment.classifier import RoutedClassifier
     from pyro_smat.inference.evaluation import Evaluation, evaluate
     from pyro_smat.inference.evaluation.certification import certify_run
@@ -50,6 +51,7 @@ _HOMES = {
     "RoutedClassifier": "deployment.classifier",
     "RoutingDistillation": "objective.distillation",
     "SourceReference": "objective.reference",
+    "TaskAnswer": "deployment.answering",
     "TrainingSettings": "training.settings",
     "abstain_with_guarantee": "evaluation.guarantee",
     "calibrate_guide": "training.temperature_scaling",
@@ -76,6 +78,7 @@ __all__ = [
     "RoutedClassifier",
     "RoutingDistillation",
     "SourceReference",
+    "TaskAnswer",
     "TrainingSettings",
     "abstain_with_guarantee",
     "calibrate_guide",

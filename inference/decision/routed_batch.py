@@ -52,6 +52,7 @@ class RoutedBatch:
     ) -> None:
         self.model, self.posterior, self.batch, self.basis = model, posterior, batch, basis
         self.generator, self._predictive = generator, predictive or PosteriorPredictive()
+        self._given = [(generator, generator.get_state())]
         self._run = members
         self._members: dict[DecisionRule, Members] = {}
         self._scores: dict[UncertaintyScore, Tensor] = {}
@@ -94,6 +95,17 @@ class RoutedBatch:
         if score not in self._scores:
             self._scores[score] = score(self)
         return self._scores[score]
+
+    def fresh_generator(self) -> torch.Generator:
+        """One at the start of the batch's own, whatever has been drawn from that."""
+        fresh = torch.Generator(self.generator.device).manual_seed(self.generator.initial_seed())
+        self._given.append((fresh, fresh.get_state()))
+        return fresh
+
+    @property
+    def drew(self) -> bool:
+        """Whether a rule or score has drawn, so that the numbers of a task depend on those beside it."""
+        return any(not torch.equal(one.get_state(), state) for one, state in self._given)
 
     @cached_property
     def support_loss(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Deployment: a trained router and a labelled support set in; predictions, doubt and an explanation out.
 
-``RoutedClassifier`` (classifier.py) saves, loads and adapts; ``AdaptedTask`` predicts. A refinement is one file in
-``refinement/``.
+``RoutedClassifier`` (classifier.py) is made, saved and loaded; it adapts to one task or to many at once (adapting.py).
+Tasks of one shape are computed together (routed_tasks.py, task_networks.py) and answer together (answering.py); an
+``AdaptedTask`` is one of them. A refinement is one file in ``refinement/``.
 """

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
 
 from pyro_smat.certificates import Certificate
 from pyro_smat.inference.deployment.refinement import Refinement
+from pyro_smat.inference.deployment.routed_tasks import RoutedTasks
+from pyro_smat.inference.deployment.suggestion import reasons_of, view_of
+
+if TYPE_CHECKING:
+    from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 
 OPEN = 0.01  # a source or expert with less weight than this is not worth naming
 
@@ -142,3 +150,56 @@ def _percent(share: float) -> str:
     if 0 < share < 0.01:
         return "<1%"
     return ">99%" if 0.99 < share < 1 else f"{100 * share:.0f}%"
+
+
+@torch.no_grad()
+def explanation_of(task: AdaptedTask) -> Explanation:
+    """What a task says of itself before there are queries."""
+    own, deployment = task.alone, task.alone.deployment
+    reliability = deployment.reliability
+    used = own.owner.fallback if task.falls_back else own.accepted_rule
+    composed = own.networks(used, own.posterior)
+    assert composed is not None  # a task by itself always has networks
+    networks, _ = composed
+    return Explanation(
+        components=_components(own),
+        score=deployment.scorer.title,
+        uncertainty=math.nan if deployment.never_falls_back else task.uncertainty,
+        threshold=deployment.threshold,
+        falls_back=task.falls_back,
+        per_queries=deployment.looks_at_queries,
+        fallback=deployment.fallback,
+        risk=task.risk,
+        tolerance=math.inf if reliability is None else reliability.tolerance,
+        risk_is_error=reliability is not None and reliability.is_error,
+        reliable=task.reliable,
+        reasons=reasons_of(view_of(own)),
+        misrouting=None if math.isnan(task.misrouting) else task.misrouting,
+        misrouting_episodes=0 if deployment.misrouting is None else deployment.misrouting.episodes,
+        certificate=deployment.certificate if own.refinement is None else None,
+        rule=task.rule,
+        networks=len(networks.names),
+        mass=None if networks.mass is None else float(networks.mass[0]),
+        parameters=own.owner.router.library.space.dim,
+        refinement=own.refinement,
+    )
+
+
+def _components(task: RoutedTasks) -> tuple[Component, ...]:
+    """Weights of sources and experts, with intervals of draws and the coordinates that they open."""
+    router, posterior, refinement = task.owner.router, task.posterior, task.refinement
+    draws = posterior.sample(512, task.generator())[:, 0]
+    mean = posterior.mean[0] if refinement is None else refinement.coefficients
+    if posterior.num_blocks > 1:  # a block counts by its share of the coordinates
+        share = torch.tensor(router.library.space.block_sizes, device=mean.device).to(mean)
+        share = (share / share.sum()).unsqueeze(-1)
+        draws, mean = (draws * share).sum(-2), (mean * share).sum(-2)
+    low, high = torch.quantile(draws, draws.new_tensor([0.05, 0.95]), dim=0)
+    names = (*router.library.names, *(f"expert {m}" for m in range(posterior.num_experts)))
+    sizes = [router.library.space.dim] * posterior.num_sources
+    if router.model.experts is not None:
+        masks = None if refinement is None else refinement.masks
+        sizes += (router.model.experts.masks() if masks is None else masks).sum(-1).tolist()
+    return tuple(
+        Component(name, float(mean[i]), float(low[i]), float(high[i]), int(sizes[i])) for i, name in enumerate(names)
+    )

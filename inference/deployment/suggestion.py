@@ -10,8 +10,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from pyro_smat.inference.deployment.routed_tasks import RoutedTasks
 from pyro_smat.metrics.arrays import FloatArray, IntArray
+from pyro_smat.networks.heads import leave_one_out_logits
 
 NAMED = 0.1  # a route with less weight than this times the largest is not named
 TORN = 0.75  # a largest weight below this is a doubt
@@ -149,3 +152,21 @@ def _sentence(
 def _listed(names: tuple[Hashable, ...]) -> str:
     words = [str(name) for name in names]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def view_of(task: RoutedTasks) -> RoutingView:
+    """The routes of a single task, and what its support says of each."""
+    batch, support = task.batch, task.batch.support
+    assert support.features is not None
+    labels, mask = support.labels[0], support.mask[0]
+    logits = leave_one_out_logits(
+        support.features[0].float(), labels, mask, batch.class_mask[0], metric=task.owner.router.model.metric
+    )  # (R, S, W)
+    losses = torch.nn.functional.cross_entropy(logits.mT, labels.expand(len(logits), -1), reduction="none")
+    return RoutingView(
+        routes=task.owner.source_names,
+        weights=tuple(task.routed.source_weights[0].tolist()),
+        losses=losses[:, mask].cpu().double().numpy(),
+        labels=labels[mask].cpu().numpy(),
+        classes=task.classes[0],
+    )

@@ -70,7 +70,7 @@ class ImagePool:
 
     def at(self, rows: Tensor) -> Tensor:
         """Images ``(*rows, C, H, W)`` as float32 in [0, 1]."""
-        return self.images[rows].float() / 255.0
+        return self.images[rows].float().div_(255.0)
 
     def on(self, device: torch.device | str, limit: int | None = None) -> ImagePool:
         """The same pool with its images on a device, so that episodes are gathered there; labels stay on the CPU.

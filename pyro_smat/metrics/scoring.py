@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyro_smat.metrics.arrays import Numbers, probability_array
+from pyro_smat.metrics.arrays import FloatArray, Numbers, probability_array
 
 
 def brier_score(probabilities: Numbers, labels: Numbers) -> float:
@@ -23,8 +23,13 @@ def brier_score(probabilities: Numbers, labels: Numbers) -> float:
     Raises:
         ValueError: when a row is no distribution or a label is out of range.
     """
+    return float(brier_scores(probabilities, labels).mean())
+
+
+def brier_scores(probabilities: Numbers, labels: Numbers) -> FloatArray:
+    """The Brier score of each prediction ``(n,)``, in [0, 2]; arguments and errors as in :func:`brier_score`."""
     p, y = probability_array(probabilities, labels)
-    return float(np.square(p - np.eye(p.shape[1])[y]).sum(1).mean())
+    return np.asarray(np.square(p - np.eye(p.shape[1])[y]).sum(1))
 
 
 def negative_log_likelihood(probabilities: Numbers, labels: Numbers, clip: float = 1e-12) -> float:
@@ -38,7 +43,12 @@ def negative_log_likelihood(probabilities: Numbers, labels: Numbers, clip: float
     Raises:
         ValueError: as in :func:`brier_score`, and when ``clip`` is outside (0, 1).
     """
+    return float(negative_log_likelihoods(probabilities, labels, clip).mean())
+
+
+def negative_log_likelihoods(probabilities: Numbers, labels: Numbers, clip: float = 1e-12) -> FloatArray:
+    """That of each label ``(n,)``, in nats; arguments and errors as in :func:`negative_log_likelihood`."""
     if not 0 < clip < 1:
         raise ValueError(f"clip is {clip!r}; expected a small probability in (0, 1)")
     p, y = probability_array(probabilities, labels)
-    return float(-np.log(np.maximum(p[np.arange(len(y)), y], clip)).mean())
+    return np.asarray(-np.log(np.maximum(p[np.arange(len(y)), y], clip)))

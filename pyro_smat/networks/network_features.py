@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.features import SourceFeatures
+from pyro_smat.networks.kept_features import KeptFeatures
 
 
 class NetworkFeatures:
@@ -21,6 +23,8 @@ class NetworkFeatures:
     Args:
         network: runs theta.
         pool: the images.
+        folder: where features are kept for other processes and restarts (:mod:`pyro_smat.networks.kept_features`);
+            None keeps them in memory alone.
 
     Example:
         >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -28,24 +32,32 @@ class NetworkFeatures:
         >>> pool = ImagePool(images, torch.zeros(4, 1).long(), ("class",), (("a",),), torch.zeros(4).long())
         >>> from pyro_smat.networks import ParameterSpace
         >>> features = NetworkFeatures(TaskNetwork(module, ParameterSpace.from_module(module)), pool)
-        >>> features.of("the first", torch.rand(195), images[:2].float(), torch.tensor([0, 1])).shape
+        >>> theta = torch.rand(195)
+        >>> features.of("the first", lambda: theta, images[:2].float(), torch.tensor([0, 1])).shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, network: TaskNetwork, pool: ImagePool) -> None:
-        self.network, self.pool = network, pool
+    def __init__(self, network: TaskNetwork, pool: ImagePool, *, folder: Path | None = None) -> None:
+        self.network, self.pool, self.folder = network, pool, folder
         self._known: dict[Hashable, SourceFeatures] = {}
 
-    def of(self, name: Hashable, theta: Tensor, images: Tensor, rows: Tensor) -> Tensor:
-        """Features ``(n, f)`` of images ``(n, C, H, W)`` that are the pool's ``rows`` ``(n,)``, -1 for none of it.
+    def of(self, name: Hashable, theta: Callable[[], Tensor], images: Tensor, rows: Tensor) -> Tensor:
+        """Features ``(*b, n, f)`` of images ``(*b, n, C, H, W)`` that are the pool's ``rows`` ``(*b, n)``, -1 for none.
 
         Args:
             name: of the network; whoever names two networks alike gets the features of the first.
-            theta: ``(d,)`` its weights.
+            theta: makes its weights ``(d,)``; asked when the network is first seen.
             images, rows: as in :meth:`SourceFeatures.of`.
         """
         known = self._known.get(name)
         if known is None:
-            known = self._known.setdefault(name, SourceFeatures(self.network, theta.unsqueeze(0), self.pool))
-        every = torch.ones_like(rows, dtype=torch.bool).unsqueeze(0)
-        return known.of(images.unsqueeze(0), rows.unsqueeze(0), every)[0, 0]
+            known = self._known.setdefault(name, self._features(theta().unsqueeze(0)))
+        flat = rows.flatten(0, -2) if rows.ndim > 1 else rows.unsqueeze(0)
+        every = torch.ones_like(flat, dtype=torch.bool)
+        found = known.of(images.view(*flat.shape, *images.shape[-3:]), flat, every)[:, 0]
+        return found.view(*rows.shape, -1)
+
+    def _features(self, basis: Tensor) -> SourceFeatures:
+        if self.folder is None:
+            return SourceFeatures(self.network, basis, self.pool)
+        return KeptFeatures(self.network, basis, self.pool, self.folder)

@@ -53,6 +53,49 @@ def test_shapes_and_simplices(family: str, sources: int, experts: int, blocks: i
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize(("sources", "experts"), [(2, 0), (1, 3), (3, 2)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_posterior_of_some_episodes(family: str, sources: int, experts: int, blocks: int) -> None:
+    q, chosen = random_posterior(family, sources, experts, blocks, episodes=4), [3, 1]
+    check_part(q, q[chosen], chosen)
+    check_part(q, q[2:3], [2])
+
+
+def check_part(q: RoutingPosterior, part: RoutingPosterior, chosen: list[int]) -> None:
+    """Draws of one episode are those of a posterior of this episode alone."""
+    assert type(part) is type(q)
+    assert (part.num_sources, part.num_experts, part.num_blocks) == (q.num_sources, q.num_experts, q.num_blocks)
+    draws = q.sample(5, torch.Generator().manual_seed(0))
+    assert part.sample(3).shape == (3, len(chosen), *draws.shape[2:])
+    for name in ("mean", "mode", "source_weights"):
+        torch.testing.assert_close(getattr(part, name), getattr(q, name)[chosen])
+    torch.testing.assert_close(part.entropy(), q.entropy()[chosen])
+    torch.testing.assert_close(part.log_prob(draws[:, chosen]), q.log_prob(draws)[:, chosen])
+    for site, distribution in part.sites().items():
+        assert distribution.batch_shape == (len(chosen), 1), site
+
+
+@pytest.mark.parametrize("covariance", ["low_rank", "full"])
+def test_some_episodes_of_correlated_logits(covariance: str) -> None:
+    factor = 0.3 * torch.randn(4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    loc = torch.linspace(-1, 1, 20, dtype=torch.float64).view(4, 5)
+    q = LogisticNormalPosterior(
+        loc,
+        loc.exp(),
+        num_sources=3,
+        factor=factor,
+        covariance=covariance,  # type: ignore[arg-type]
+    )
+    check_part(q, q[[3, 1]], [3, 1])
+
+
+def test_some_episodes_of_one_hot_draws() -> None:
+    values = torch.linspace(-1, 1, 20, dtype=torch.float64).view(4, 5)
+    q = ConcretePosterior(values, torch.full((4, 2), 0.5).double(), num_sources=3, hard=True)
+    assert set(q[[3, 1]].sample(9).flatten().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize(("sources", "experts"), SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sites_are_those_of_the_prior(family: str, sources: int, experts: int, blocks: int) -> None:

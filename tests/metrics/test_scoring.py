@@ -11,6 +11,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from pyro_smat.metrics import brier_score, expected_calibration_error, negative_log_likelihood, reliability_curve
 from pyro_smat.metrics.arrays import FloatArray, IntArray
+from pyro_smat.metrics.scoring import brier_scores, negative_log_likelihoods
 
 
 def _predictions(n: int, way: int, seed: int = 0) -> tuple[FloatArray, IntArray]:
@@ -33,6 +34,13 @@ def test_negative_log_likelihood_is_scikit_learns_and_clips() -> None:
     assert negative_log_likelihood(p, y) == pytest.approx(log_loss(y, p, labels=range(4)))
     assert negative_log_likelihood([[1.0, 0.0]], [1]) == pytest.approx(12 * math.log(10))
     assert negative_log_likelihood([[1.0, 0.0]], [1], clip=0.1) == pytest.approx(math.log(10))
+
+
+def test_scores_of_single_predictions() -> None:
+    p, y = _predictions(20, 3, seed=4)
+    assert brier_scores(p, y).tolist() == [brier_score(p[i : i + 1], y[i : i + 1]) for i in range(20)]
+    alone = [negative_log_likelihood(p[i : i + 1], y[i : i + 1], clip=0.2) for i in range(20)]
+    assert negative_log_likelihoods(p, y, clip=0.2).tolist() == alone
 
 
 @pytest.mark.parametrize("bins", [1, 4, 15])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
 from pyro_smat.float64 import in_float64
@@ -25,6 +24,5 @@ class KLToPrior(UncertaintyScore):
     label: ClassVar[str] = "KL to the prior"
 
     def __call__(self, routed: RoutedBatch) -> Tensor:
-        generator = torch.Generator(routed.generator.device).manual_seed(routed.generator.initial_seed())
-        with DrawsFrom(generator):  # a Monte Carlo KL draws from the global generator
+        with DrawsFrom(routed.fresh_generator()):  # a Monte Carlo KL draws from the global generator
             return -in_float64(routed.posterior.kl(routed.model.prior))

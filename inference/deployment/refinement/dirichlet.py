@@ -6,9 +6,9 @@ w ~ Dir(kappa m),  m the router's weights, refined or not,  kappa chosen by the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from scipy.special import gammaincinv
@@ -133,6 +133,9 @@ class FacePosterior(SimplexPosterior):
         parts = {SOURCE_SITE: ILRDirichlet(part)} if sources > 1 else {}
         super().__init__(parts, sources, experts.shape[-1], concentration, blocks)
         self.concentration, self.fixed = concentration, experts
+
+    def __getitem__(self, episodes: slice | Sequence[int]) -> Self:
+        return type(self)(self.concentration[episodes], self.fixed[episodes])
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """One mixture: the mean with all but its k largest source weights set to 0."""

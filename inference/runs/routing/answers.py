@@ -5,7 +5,6 @@ A task that cannot be decoded or routed becomes a row that says why, and the oth
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,37 +14,40 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
+from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.episodes.pool import same_images
 from pyro_smat.episodes.readers.decode import decode_image
 from pyro_smat.inference.deployment.adapted_task import AdaptedTask
+from pyro_smat.inference.deployment.answering import TaskAnswer
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.inputs import InputWarning
 from pyro_smat.inference.runs.routing.frozen import FrozenImages
 from pyro_smat.inference.runs.routing.tasks import ListedImage, ListedTask, TaskSource
-from pyro_smat.metrics import brier_score, negative_log_likelihood
+from pyro_smat.metrics.scoring import brier_scores, negative_log_likelihoods
 
+NOT_FINITE = "the network's probabilities are NaN or infinite; the images or a source are at fault"
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A task whose images are there: S of the support, then Q queries."""
+    """A task that can be routed: S images of the support, then Q queries.
+
+    Attributes:
+        rows: ``(S + Q,)`` of the frozen images; -1 for none.
+        images: ``(S + Q, C, H, W)`` uint8; None where they are frozen.
+        labels: of all images; support: S.
+        repeated: how many queries are in the support.
+    """
 
     name: str
-    images: Tensor  # (S + Q, C, H, W), uint8
-    rows: Tensor  # (S + Q,) of the frozen images, -1 for none
+    rows: Tensor
+    images: Tensor | None
     labels: tuple[str | None, ...]
     support: int
     repeated: int
-
-    @property
-    def query(self) -> Labelled | None:
-        """None where there are none."""
-        if self.support == len(self.rows):
-            return None
-        return Labelled(self.images[self.support :].float() / 255.0, rows=self.rows[self.support :])
 
 
 class Answers:
@@ -96,29 +98,25 @@ class Answers:
 
     def _rows(self, batch: Sequence[ListedTask]) -> list[Row]:
         ready: list[_Ready | Row] = [self._ready(task.checked()) for task in batch]
-        good = [task for task in ready if isinstance(task, _Ready)]
-        try:
-            answered = self._answered(good)
-        except (ArithmeticError, RuntimeError, ValueError):  # of one of them: find out of which
-            answered = [self._alone(task) for task in good]
-        found = iter(answered)
+        found = iter(self._answered([task for task in ready if isinstance(task, _Ready)]))
         return [task if isinstance(task, dict) else next(found) for task in ready]
 
     def _ready(self, task: ListedTask) -> _Ready | Row:
         if task.failure is not None:
             return _failed(task.name, task.failure)
         listed = (*task.support, *task.query)
-        count = len(task.support)
+        count, images = len(task.support), None
         try:
             if self._frozen is not None:
-                images, rows, pictures = self._frozen.of(listed)
+                rows, pictures = self._frozen.of(listed)
             else:
                 images, rows = self._decoded(listed), torch.full((len(listed),), -1)
-                pictures = same_images(images)
+                pictures = same_images(images).tolist()
         except (OSError, ValueError) as error:
             return _failed(task.name, str(error))
-        repeated = int(torch.isin(pictures[count:], pictures[:count]).sum())
-        return _Ready(task.name, images, rows, tuple(image.label for image in listed), count, repeated)
+        seen = set(pictures[:count])
+        repeated = sum(one in seen for one in pictures[count:])
+        return _Ready(task.name, rows, images, tuple(image.label for image in listed), count, repeated)
 
     def _decoded(self, listed: Sequence[ListedImage]) -> Tensor:
         data = self._classifier.router.config.data
@@ -128,82 +126,109 @@ class Answers:
             found.append(decode_image(file, data.size, data.channels, name=one.name))
         return torch.from_numpy(np.stack(found))
 
-    def _alone(self, task: _Ready) -> Row:
-        try:
-            return self._answered([task])[0]
-        except (ArithmeticError, RuntimeError, ValueError) as error:
-            return _failed(task.name, " ".join(str(error).split()) or type(error).__name__)
-
     def _answered(self, ready: Sequence[_Ready]) -> list[Row]:
+        """The rows of tasks; where one of them fails, halves by themselves until it is alone with its failure."""
         if not ready:
             return []
-        if self._frozen is None:
-            supports = [(task.images[: task.support], task.labels[: task.support]) for task in ready]
-            tasks = self._classifier.adapt_many(supports, seed=self._seed, at_once=self._at_once)
-        else:
-            tasks = self._classifier.adapt_many(
-                [EpisodeBatch.collate([_episode(task) for task in ready])],
-                features=self._frozen.features,
-                shared=self._frozen.shared,
-                seed=self._seed,
-                at_once=self._at_once,
-            )
-        return [self._row(task, one) for task, one in zip(tasks, ready, strict=True)]
+        try:
+            return self._together(ready)
+        except (ArithmeticError, RuntimeError, ValueError) as error:
+            if len(ready) == 1:
+                return [_failed(ready[0].name, " ".join(str(error).split()) or type(error).__name__)]
+        half = len(ready) // 2
+        return self._answered(ready[:half]) + self._answered(ready[half:])
 
-    def _row(self, task: AdaptedTask, ready: _Ready) -> Row:
-        deployment, query = self._classifier.deployment, ready.query
+    def _together(self, ready: Sequence[_Ready]) -> list[Row]:
+        tasks, pixels = self._decoded_tasks(ready) if self._frozen is None else self._frozen_tasks(ready, self._frozen)
+        queries = [
+            Labelled(own, rows=one.rows[one.support :]) if len(own) else None
+            for own, one in zip(pixels, ready, strict=True)
+        ]
+        answers = self._classifier.answer_many(tasks, queries)
+        finite = torch.cat([torch.isfinite(answer.probabilities).all().view(1) for answer in answers]).tolist()
+        rows_of = [self._row(*pair) for pair in zip(answers, ready, strict=True)]
+        whole = [i for i, good in enumerate(finite) if good]
+        for i, losses in zip(whole, _losses([answers[i] for i in whole], [ready[i] for i in whole]), strict=True):
+            rows_of[i] |= losses
+        return [row if good else _failed(row["task"], NOT_FINITE) for row, good in zip(rows_of, finite, strict=True)]
+
+    def _decoded_tasks(self, ready: Sequence[_Ready]) -> tuple[list[AdaptedTask], list[Tensor]]:
+        """The tasks and the images of their queries."""
+        images = [one.images for one in ready if one.images is not None]
+        supports = [(own[: one.support], one.labels[: one.support]) for own, one in zip(images, ready, strict=True)]
+        tasks = list(self._classifier.adapt_many(supports, seed=self._seed, at_once=self._at_once))
+        return tasks, [own[one.support :].float().div_(255.0) for own, one in zip(images, ready, strict=True)]
+
+    def _frozen_tasks(self, ready: Sequence[_Ready], frozen: FrozenImages) -> tuple[list[AdaptedTask], list[Tensor]]:
+        tasks = self._classifier.adapt_many(
+            [_batch(ready, frozen)],
+            features=frozen.features,
+            shared=frozen.shared,
+            seed=self._seed,
+            at_once=self._at_once,
+        )
+        rows = [one.rows[one.support :] for one in ready]
+        return list(tasks), list(frozen.at(torch.cat(rows)).split([len(own) for own in rows]))
+
+    def _row(self, answer: TaskAnswer, ready: _Ready) -> Row:
         row: Row = {
             "task": ready.name,
-            "weights": task.posterior.source_weights[0].float().tolist(),
+            "weights": answer.weights.tolist(),
             "queries": len(ready.rows) - ready.support,
             "repeated": ready.repeated,
             "labelled": 0,
-            "predictions": [],
+            "predictions": answer.predictions,
+            "uncertainty": answer.uncertainty,
+            "risk": answer.risk,
+            "reliable": answer.reliable,
+            "falls_back": answer.falls_back,
         }
-        if query is not None or not any(score.looks_at_queries for score in deployment.reads):
-            row |= {
-                "uncertainty": None if deployment.never_falls_back else _number(task.uncertainty_on(query)),
-                "risk": _number(task.risk_on(query)),
-                "reliable": task.reliable_on(query),
-                "falls_back": task.falls_back_on(query),
-            }
-        if query is None:
-            return row
-        found = task.predict_proba(query)
-        if not torch.isfinite(found).all():
-            raise ValueError("the network's probabilities are NaN or infinite; the images or a source are at fault")
-        row["predictions"] = [task.classes[k] for k in found.argmax(-1).tolist()]
-        if self._probabilities:
-            row |= {"classes": list(task.classes), "probabilities": found.tolist()}
-        return row | _losses(found, ready.labels[ready.support :], task.classes)
+        if self._probabilities and row["queries"]:
+            row |= {"classes": list(answer.classes), "probabilities": answer.probabilities.tolist()}
+        return row
 
 
-def _losses(probabilities: Tensor, labels: Sequence[str | None], classes: Sequence[Any]) -> Row:
-    """Of the queries ``(n, W)`` whose labels are known."""
-    known = [i for i, label in enumerate(labels) if label is not None]
-    if not known:
-        return {}
-    truth = np.array([classes.index(labels[i]) for i in known])
-    values = probabilities[known].cpu().double().numpy()
-    return {
-        "labelled": len(known),
-        "error": float((values.argmax(1) != truth).mean()),
-        "brier": min(0.5 * brier_score(values, truth), 1.0),  # a sum of probabilities may round above 1
-        "nll": negative_log_likelihood(values, truth),
-    }
+def _batch(ready: Sequence[_Ready], frozen: FrozenImages) -> EpisodeBatch:
+    """The supports of tasks of frozen images, padded."""
+    names = [tuple(sorted({str(label) for label in one.labels[: one.support]})) for one in ready]
+    rows = pad_sequence([one.rows[: one.support] for one in ready], batch_first=True, padding_value=-1)
+    labels, mask = torch.zeros_like(rows), rows >= 0
+    for own, one, known in zip(labels, ready, names, strict=True):
+        number = {name: k for k, name in enumerate(known)}
+        own[: one.support] = torch.tensor([number[str(label)] for label in one.labels[: one.support]])
+    images = frozen.at(rows.clamp(min=0))
+    if not mask.all():
+        images[~mask] = 0.0
+    way = torch.tensor([len(known) for known in names])
+    return EpisodeBatch(Labelled(images, labels, mask, rows), None, way, class_names=tuple(names))
 
 
-def _episode(task: _Ready) -> Episode:
-    names = task.labels[: task.support]
-    classes = sorted({str(name) for name in names})
-    target = torch.tensor([classes.index(str(name)) for name in names])
-    images = task.images[: task.support].float() / 255.0
-    return Episode(Labelled(images, target, rows=task.rows[: task.support]), class_names=tuple(classes))
+def _losses(answers: Sequence[TaskAnswer], ready: Sequence[_Ready]) -> list[Row]:
+    """Of each task, over the queries whose labels are known."""
+    rows: list[Row] = [{} for _ in answers]
+    by_way: dict[int, list[tuple[int, list[int], list[int]]]] = {}
+    for i, (answer, one) in enumerate(zip(answers, ready, strict=True)):
+        number = {name: k for k, name in enumerate(answer.classes)}
+        names = one.labels[one.support :]
+        asked = [q for q, name in enumerate(names) if name is not None]
+        if asked:
+            by_way.setdefault(len(number), []).append((i, asked, [number[names[q]] for q in asked]))
+    for known in by_way.values():
+        values = torch.cat([answers[i].probabilities[asked] for i, asked, _ in known]).double().numpy()
+        truth = np.concatenate([labels for _, _, labels in known])
+        each = {
+            "error": (values.argmax(1) != truth).astype(float),
+            "brier": 0.5 * brier_scores(values, truth),
+            "nll": negative_log_likelihoods(values, truth),
+        }
+        counts = np.array([len(labels) for _, _, labels in known])
+        starts = np.concatenate([[0], counts.cumsum()[:-1]])
+        means = {name: np.add.reduceat(loss, starts) / counts for name, loss in each.items()}
+        means["brier"] = means["brier"].clip(max=1.0)  # a sum of probabilities may round above 1
+        for k, (i, _, labels) in enumerate(known):
+            rows[i] = {"labelled": len(labels), **{name: float(mean[k]) for name, mean in means.items()}}
+    return rows
 
 
 def _failed(name: str, reason: str) -> Row:
     return {"task": name, "failure": reason}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value

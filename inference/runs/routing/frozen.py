@@ -6,6 +6,7 @@ The fast way through tasks that draw on one pool of images. Held in memory, so o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,10 +16,13 @@ from tqdm.auto import tqdm
 from pyro_smat.episodes.pool import ImagePool, same_images
 from pyro_smat.episodes.readers.decode import decode_image
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.deployment.inputs import read_images
 from pyro_smat.inference.runs.routing.tasks import ListedImage, TaskSource
+from pyro_smat.networks.kept_features import KeptFeatures
 from pyro_smat.networks.network_features import NetworkFeatures
 
 MOST_LISTED = 400_000  # paths that a plan names
+MOST_CHECKED = 4096  # images that are held against those of training
 
 
 class FrozenImages:
@@ -30,7 +34,11 @@ class FrozenImages:
         source: that has them.
         draws: how many images all tasks have together: networks of a catalog look at every image where that is less
             work than looking at the images of each task.
+        folder: where features are kept for other processes and restarts.
         progress: show a bar.
+
+    Warns:
+        InputWarning: of images that are unlike those that the router was trained on.
 
     Attributes:
         features: under the sources.
@@ -38,7 +46,14 @@ class FrozenImages:
     """
 
     def __init__(
-        self, classifier: RoutedClassifier, paths: Sequence[str], source: TaskSource, draws: int, *, progress: bool
+        self,
+        classifier: RoutedClassifier,
+        paths: Sequence[str],
+        source: TaskSource,
+        draws: int,
+        *,
+        folder: Path,
+        progress: bool,
     ) -> None:
         data = classifier.router.config.data
         images = torch.zeros(len(paths), data.channels, data.size, data.size, dtype=torch.uint8)
@@ -53,23 +68,31 @@ class FrozenImages:
         count = len(paths)
         unknown = torch.zeros(count, dtype=torch.long)
         self._pool = ImagePool(images, unknown.unsqueeze(1), ("class",), (("unknown",),), unknown)
-        self._pictures = same_images(images)
-        self.features = classifier.router.features(self._pool, progress=progress)
+        sample = torch.linspace(0, count - 1, min(count, MOST_CHECKED)).long()
+        read_images(self._pool.at(sample), classifier.image_form)  # warns of what is unlike the training images
+        self._pictures: list[int] = same_images(images).tolist()
+        model = classifier.router.model
+        self.features = KeptFeatures(model.network, model.source_basis, self._pool, folder, progress=progress)
         networks = shared_networks(classifier)
         pays = 0 < networks * count <= draws
-        self.shared = NetworkFeatures(classifier.router.model.network, self._pool) if pays else None
+        self.shared = NetworkFeatures(model.network, self._pool, folder=folder) if pays else None
 
-    def of(self, listed: Sequence[ListedImage]) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels ``(n, C, H, W)`` uint8, rows ``(n,)``, and for each row the first one with the same pixels.
+    def of(self, listed: Sequence[ListedImage]) -> tuple[Tensor, list[int]]:
+        """Rows ``(n,)``, and for each the first row with the same pixels.
 
         Raises:
             ValueError: for an image that could not be read.
         """
-        for one in listed:
-            if one.name in self._failures:
-                raise ValueError(self._failures[one.name])
-        rows = torch.tensor([self._row[one.name] for one in listed])
-        return self._pool.images[rows], rows, self._pictures[rows]
+        rows = [self._row[one.name] for one in listed]
+        if self._failures:
+            for one in listed:
+                if one.name in self._failures:
+                    raise ValueError(self._failures[one.name])
+        return torch.tensor(rows), [self._pictures[row] for row in rows]
+
+    def at(self, rows: Tensor) -> Tensor:
+        """Images ``(*rows, C, H, W)`` as float32 in [0, 1]."""
+        return self._pool.at(rows)
 
 
 def shared_networks(classifier: RoutedClassifier) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
 
 from tqdm.auto import tqdm
 
@@ -19,6 +20,7 @@ from pyro_smat.inference.runs.routing.parts import PARTS, parquet, whole_parts, 
 from pyro_smat.inference.runs.routing.plan import make_plan, open_tasks
 
 MEMORY = 2**30  # bytes of images and features that are held
+FEATURES = "features"
 
 
 def route_tasks(
@@ -100,7 +102,9 @@ def route_tasks(
         if todo:
             frozen = None
             if plan.distinct is not None:
-                frozen = FrozenImages(classifier, plan.distinct, source, plan.images, progress=progress)
+                frozen = FrozenImages(
+                    classifier, plan.distinct, source, plan.images, folder=output / FEATURES, progress=progress
+                )
             answers = Answers(classifier, source, frozen, seed=seed, at_once=at_once, probabilities=probabilities)
             name = f"routing, process {rank} of {processes}" if processes > 1 else "routing"
             with tqdm(
@@ -117,4 +121,7 @@ def route_tasks(
                             f"{plan.parts[number].count}; the tasks have changed: choose another --output"
                         )
                     write_part(parts, number, rows, sources=classifier.source_names, probabilities=probabilities)
-    return len(whole_parts(parts)) == len(plan.parts)
+    complete = len(whole_parts(parts)) == len(plan.parts)
+    if complete:  # nobody needs them any more
+        rmtree(output / FEATURES, ignore_errors=True)
+    return complete

@@ -13,12 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby, islice
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pyro_smat.episodes.readers.table import listed_file
 from pyro_smat.inference.runs.routing.parts import parquet
-from pyro_smat.inference.runs.routing.tasks import ROLES, ListedImage, ListedTask, Listing, NameCheck, Part
+from pyro_smat.inference.runs.routing.tasks import ROLES, ListedImage, ListedTask, Listing, NameCheck, Part, Role
 
 LONGEST_LINE = 2**20  # bytes
 _COLUMNS = ("task", "role", "path", "label")
@@ -29,12 +30,12 @@ class Row(NamedTuple):
 
     Attributes:
         position: where it starts, as :meth:`IndexTasks.rows` takes it.
-        where: it is, for messages.
+        number: its own, for messages.
         task, role, path, label: its cells, empty where there is nothing.
     """
 
     position: tuple[int, ...]
-    where: str
+    number: int
     task: str
     role: str
     path: str
@@ -48,7 +49,12 @@ class IndexTasks(ABC):
         path: the index.
         root: the folder that relative paths start from, and that all must be in; default: the index's own.
         allow_outside: whether it may list files elsewhere.
+
+    Attributes:
+        unit: what a line is called in messages.
     """
+
+    unit: ClassVar[str]
 
     def __init__(self, path: Path, root: Path | None = None, *, allow_outside: bool = False) -> None:
         self.path, self.root = path, path.parent if root is None else root
@@ -61,6 +67,10 @@ class IndexTasks(ABC):
         Raises:
             ValueError: for a file that is no such index; names the line.
         """
+
+    def where(self, row: Row) -> str:
+        """The place of a line, for messages."""
+        return f"{self.path}, {self.unit} {row.number}"
 
     def identity(self) -> dict[str, str]:
         return {"kind": "index", "sha256": self._digest, "root": str(self.root.resolve())}
@@ -77,7 +87,7 @@ class IndexTasks(ABC):
         task = ""
         for row in self.rows():
             if not row.task:
-                raise ValueError(f"{row.where} has nothing in column 'task'; expected the name of a task")
+                raise ValueError(f"{self.where(row)} has nothing in column 'task'; expected the name of a task")
             if row.task != task:
                 task = row.task
                 if len(seen) % size == 0:
@@ -100,21 +110,27 @@ class IndexTasks(ABC):
     def read(self, part: Part) -> Iterator[ListedTask]:
         tasks = groupby(self.rows(part.start), key=_task_of)
         for name, rows in islice(tasks, part.count):
-            lines = list(rows)
+            support: list[ListedImage] = []
+            query: list[ListedImage] = []
             try:
-                images = [(ROLES.get(row.role.lower()), self._image(row)) for row in lines]
+                for row in rows:
+                    (support if self._role(row) == "support" else query).append(self._image(row))
             except (OSError, ValueError) as error:
                 yield ListedTask(name, failure=str(error))
             else:
-                support, query = ([one for role, one in images if role == wanted] for wanted in ("support", "query"))
                 yield ListedTask(name, tuple(support), tuple(query))
 
+    def _role(self, row: Row) -> Role:
+        role = ROLES.get(row.role) or ROLES.get(row.role.lower())
+        if role is None:
+            raise ValueError(f"{self.where(row)}: role is {row.role!r}; expected one of {', '.join(ROLES)}")
+        return role
+
     def _image(self, row: Row) -> ListedImage:
-        if row.role.lower() not in ROLES:
-            raise ValueError(f"{row.where}: role is {row.role!r}; expected one of {', '.join(ROLES)}")
         if not row.path:
-            raise ValueError(f"{row.where} has nothing in column 'path'; expected an image file")
-        return ListedImage(row.path, row.path, unicodedata.normalize("NFC", row.label) or None)
+            raise ValueError(f"{self.where(row)} has nothing in column 'path'; expected an image file")
+        label = row.label if row.label.isascii() else unicodedata.normalize("NFC", row.label)
+        return ListedImage(row.path, row.path, label or None)
 
     def file(self, listed: str) -> Path:  # looked up when it is decoded: each once where images are held
         return listed_file(self.root, listed, str(self.path), self.allow_outside)
@@ -123,23 +139,27 @@ class IndexTasks(ABC):
 class CSVTasks(IndexTasks):
     """An index in CSV, UTF-8."""
 
+    unit = "line"
+
     def rows(self, start: Sequence[int] = ()) -> Iterator[Row]:
         with self.path.open("rb") as file:
             lines = _Lines(file, self.path)
             reader = csv.reader(lines, strict=True)
             try:
                 header = [name.strip().lower() for name in next(reader, [])]
-                place = _places(self.path, header)
+                pick = itemgetter(*_places(self.path, header))
                 if start:
                     lines.go_to(*start)
                     reader = csv.reader(lines, strict=True)
                 position = lines.position
                 for cells in reader:
                     if cells:
-                        where = f"{self.path}, line {lines.number}"
                         if len(cells) != len(header):
-                            raise ValueError(f"{where} has {len(cells)} fields; expected {len(header)}: {header}")
-                        yield Row(position, where, *(cells[i].strip() for i in place))
+                            raise ValueError(
+                                f"{self.path}, line {lines.number} has {len(cells)} fields; expected {len(header)}: "
+                                f"{header}"
+                            )
+                        yield Row(position, lines.number, *map(str.strip, pick(cells)))
                     position = lines.position
             except csv.Error as error:
                 raise ValueError(f"{self.path}: after line {lines.number} it is no CSV ({error})") from error
@@ -147,6 +167,8 @@ class CSVTasks(IndexTasks):
 
 class ParquetTasks(IndexTasks):
     """An index in Parquet. A position is the number of the row."""
+
+    unit = "row"
 
     def rows(self, start: Sequence[int] = ()) -> Iterator[Row]:
         arrow, files = parquet()
@@ -166,7 +188,7 @@ class ParquetTasks(IndexTasks):
                     columns = [[_text(cell) for cell in batch.column(name).to_pylist()] for name in wanted]
                     for cells in zip(*columns, strict=True):
                         if number >= skipped:
-                            yield Row((number,), f"{self.path}, row {number}", *cells)
+                            yield Row((number,), number, *cells)
                         number += 1
         except (arrow.ArrowException, OSError) as error:
             raise ValueError(f"{self.path} cannot be read as Parquet ({error}); expected an index of tasks") from error
@@ -176,8 +198,7 @@ def _text(cell: Any) -> str:
     return "" if cell is None else str(cell).strip()
 
 
-def _task_of(row: Row) -> str:
-    return row.task
+_task_of = attrgetter("task")
 
 
 def _places(path: Path, header: list[str]) -> list[int]:

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,8 +15,7 @@ Role = Literal["support", "query"]
 ROLES: dict[str, Role] = {"support": "support", "train": "support", "query": "query", "test": "query"}
 
 
-@dataclass(frozen=True)
-class ListedImage:
+class ListedImage(NamedTuple):
     """An image that has not been decoded.
 
     Attributes:
