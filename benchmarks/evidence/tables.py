@@ -83,13 +83,19 @@ def _is_baseline(method: str) -> bool:
 
 
 def _is_named(method: str) -> bool:
-    return _is_baseline(method) and (method in NAMED or method.startswith(SINGLE)) and not method.endswith(COSINE_HEAD)
+    """Averages, support choice or a source by itself, with the head of the routed rows."""
+    return _is_baseline(method) and (method in NAMED or (method.startswith(SINGLE) and "," not in method))
+
+
+def _is_named_by_cosine(method: str) -> bool:
+    return method.endswith(COSINE_HEAD) and _is_named(method.removesuffix(COSINE_HEAD))
 
 
 EVERY, AIM = "the best baseline", "the best of averages, support choice and fixed sources"
 COMPARISONS = (
     *(Comparison(ours, EVERY, _is_baseline) for ours in (EXPERT, ROUTED, AVERAGED, TOGETHER)),
     *(Comparison(ours, AIM, _is_named) for ours in (EXPERT, ROUTED)),
+    *(Comparison(ours, f"{AIM}, cosine prototypes,", _is_named_by_cosine) for ours in (EXPERT, ROUTED)),
     Comparison(EXPERT, "the best of these over sources with the expert", lambda method: method.endswith(OVER_CHANGED)),
     *(Comparison(f"{ours}{ONE}", UNIFORM, lambda method: method == UNIFORM) for ours in (EXPERT, ROUTED)),
 )
@@ -143,7 +149,7 @@ def print_tables(found: Results, comparisons: Sequence[Comparison] = COMPARISONS
         block = list(cells(found, [domain], conditions[0]))
         if block:
             means = averages(block)
-            best = max((m for m in means if m.startswith(SINGLE)), key=lambda m: means[m][0])
+            best = max((m for m in means if m.startswith(SINGLE) and _is_named(m)), key=lambda m: means[m][0])
             first = next(c.ours for c in comparisons if c.ours in means)
             gain = difference(block, first, best, "accuracy", lambda a: 100 * float(a.mean()))
             print(f"| {domain} | {shown(gain, 1)} | {best} |")
