@@ -34,6 +34,7 @@ from pyro_smat.sources import SourceLibrary
 from pyro_smat.sources.pretraining import glyph_network, shipped_glyph_sources
 
 LARGEST_CATALOG = 4096  # of guides that do not say how many routings they can hold
+FEW = 2  # a pool of more than so many times the images that are asked for is not embedded as a whole
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Router:
         pool: ImagePool | None = None,
         *,
         of_catalog: bool = False,
-        singly: bool = False,
+        drawn: int | None = None,
         progress: bool = False,
     ) -> SourceFeatures:
         """Frozen source features of a pool (or of loose images).
@@ -75,9 +76,12 @@ class Router:
             pool: the images.
             of_catalog: also know the pool's features under every routing of the catalog, where nothing in the networks
                 is trained. Costs a forward of the pool for each, after which episodes cost none.
-            singly, progress: as :class:`SourceFeatures` has them.
+            drawn: how many images of the pool will be asked for; of a pool of more than :data:`FEW` times as many only
+                these are embedded. Default: all are.
+            progress: as :class:`SourceFeatures` has it.
         """
         known = self.catalog.coefficients if of_catalog and self.catalog and self.model.experts is None else None
+        singly = pool is not None and drawn is not None and drawn * FEW < len(pool)
         return SourceFeatures(
             self.model.network, self.model.source_basis, pool, routings=known, singly=singly, progress=progress
         )

@@ -16,8 +16,6 @@ from pyro_smat.inference.assembly.router import Router
 from pyro_smat.inference.training.settings import TrainingSettings
 from pyro_smat.networks.features import SourceFeatures
 
-FEW = 4  # a pool of more than so many times the images that are drawn is not embedded as a whole
-
 
 def features_of_run(
     config: RunConfig,
@@ -31,7 +29,7 @@ def features_of_run(
     """Features of the pools "train" and "validation".
 
     They are known under every routing of the catalog where training draws at least as many images as the pool has. Of a
-    pool of more than :data:`FEW` times the images that training draws, these alone are embedded.
+    pool of many more images than training draws these alone are embedded.
 
     Args:
         config: the run.
@@ -41,9 +39,9 @@ def features_of_run(
         progress: show progress bars.
     """
     drawn = config.training.steps * config.training.episodes * config.episodes.most_images
-    of_catalog, few = drawn >= len(pool), drawn * FEW < len(pool)
-    train = router.features(pool, of_catalog=of_catalog, singly=few, progress=progress)
-    if few and drawn:
+    of_catalog = drawn >= len(pool)
+    train = router.features(pool, of_catalog=of_catalog, drawn=drawn, progress=progress)
+    if train.singly:
         train.embed_rows(rows_of_training(sampler, config.training))
     return {"train": train, "validation": router.features(held_out, of_catalog=of_catalog, progress=progress)}
 

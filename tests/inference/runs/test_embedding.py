@@ -9,8 +9,9 @@ from torch import Tensor
 from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.inference.assembly import RunConfig
+from pyro_smat.inference.assembly.router import FEW
 from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
-from pyro_smat.inference.runs.embedding import FEW, features_of_run, rows_of_training
+from pyro_smat.inference.runs.embedding import features_of_run, rows_of_training
 from pyro_smat.inference.training.trainer import MetaTrainer
 
 EPISODES = {"way": 2, "shot": 1, "query": 1}
@@ -71,4 +72,6 @@ def test_a_pool_that_is_not_large_is_embedded_whole() -> None:
 def test_no_step_draws_nothing() -> None:
     pool = tiny_pool()
     assert rows_of_training(EpisodeSampler(pool, 2, 1, 1), run(0).training).tolist() == []
-    assert features_of_run(run(0), tiny_router(run(0)), pool, pool, sampler=EpisodeSampler(pool, 2, 1, 1))["train"].singly
+    assert features_of_run(run(0), tiny_router(run(0)), pool, pool, sampler=EpisodeSampler(pool, 2, 1, 1))[
+        "train"
+    ].singly
