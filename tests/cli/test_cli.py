@@ -20,7 +20,7 @@ from pyro_smat.cli.app import app
 from pyro_smat.episodes.readers.folders import read_folder
 from pyro_smat.files import load_state, save_state
 from pyro_smat.inference.assembly.config import load_config
-from pyro_smat.inference.training.trainer import CHECKPOINT
+from pyro_smat.inference.training.checkpoint import CHECKPOINT
 
 
 def call(*words: object) -> Result:

@@ -18,7 +18,7 @@ from distributed_run import CASES, STEPS, result_of, resume, trainer_of
 
 from pyro_smat.distributed import World
 from pyro_smat.files import load_state
-from pyro_smat.inference.training.trainer import CHECKPOINT
+from pyro_smat.inference.training.checkpoint import CHECKPOINT
 from pyro_smat.metrics.risk import cvar
 
 SHARES = {"images_per_second", "mutual_information", "effective_routings", "variance"}  # means over shares, or a clock
