@@ -77,7 +77,8 @@ class LearnedRisk(CombinedScore):
             ValueError: when a score is missing or NaN, or it has not been fitted.
         """
         raw = self.fitted_columns(scores)
-        return _Line(*map(np.array, (self.centre, self.scale, self.slopes)), self.intercept)(raw)
+        line = _Line(np.array(self.centre), np.array(self.scale), np.array(self.slopes), self.intercept)
+        return line(raw)
 
     def fit(self, scores: Mapping[str, Numbers], losses: Numbers) -> FittedScore:
         """The predictor of the module's first lines; its values come from fits without the episode's fold.
