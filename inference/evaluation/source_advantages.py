@@ -89,7 +89,7 @@ def source_advantages(
         >>> from pyro_smat.inference.assembly.router import build_router
         >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package
         >>> pool = glyph_pool("validation")
-        >>> same = router.features(pool), EpisodeSampler(pool, 3, 2, 2)
+        >>> same = router.features(pool, drawn=16 * 12), EpisodeSampler(pool, 3, 2, 2)
         >>> found = source_advantages(router.library.names, same, same, episodes=8, validation_episodes=8)
         >>> [one.source for one in found if one.suspicious]
         []
