@@ -8,10 +8,10 @@ quickstart: .venv/installed
 	$(BIN)/pyro-smat quickstart
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 # Known vulnerabilities of what is installed, where the list of them can be reached; they are printed and fail nothing.
 audit: .venv/installed

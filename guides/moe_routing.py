@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import pyro_smat.moe.divergences  # noqa: F401  registers KLs
 from pyro_smat.models.variational_routing import TokenStates, VariationalRouting
-from pyro_smat.moe.surgery import Router, RouterCall
+from pyro_smat.moe.calls import Router, RouterCall
 from pyro_smat.routing.local_module import LocalModule
 
 Family = Literal["mean_field", "low_rank", "full", "point", "temperature", "point_temperature"]

@@ -22,9 +22,10 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_smat.moe.calls import Chosen, Router, RouterCall
 from pyro_smat.moe.priors import GaussianPrior, RouterPrior
 from pyro_smat.moe.selection import PlackettLuce, sample_without_replacement, straight_through_factor
-from pyro_smat.moe.surgery import Attachment, Chosen, Router, RouterCall
+from pyro_smat.moe.surgery import Attachment
 from pyro_smat.routing.local_module import LocalModule
 
 Selection = Literal["top_k", "sample"]

@@ -35,6 +35,7 @@ from pyro_smat.sources import SourceLibrary
 from pyro_smat.sources.pretraining import glyph_network, shipped_glyph_sources
 
 LARGEST_CATALOG = 4096  # of guides that do not say how many routings they can hold
+FEW = 2  # a pool of more than so many times the images that are asked for is not embedded as a whole
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Router:
         pool: ImagePool | None = None,
         *,
         of_catalog: bool = False,
-        singly: bool = False,
+        drawn: int | None = None,
         progress: bool = False,
     ) -> SourceFeatures:
         """Frozen source features of a pool (or of loose images).
@@ -77,7 +78,9 @@ class Router:
             of_catalog: also know the pool's features under every routing of the catalog, with experts as they are
                 deployed now. Costs a forward of the pool for each, after which episodes cost none; training of experts
                 runs its networks all the same.
-            singly, progress: as :class:`SourceFeatures` has them.
+            drawn: how many images of the pool will be asked for; of a pool of more than :data:`FEW` times as many only
+                these are embedded. Default: all are.
+            progress: as :class:`SourceFeatures` has it.
         """
         model, routings, experts = self.model, None, None
         if of_catalog and self.catalog is not None:
@@ -85,6 +88,7 @@ class Router:
             if model.experts is not None and len(model.experts):
                 experts = model.experts.projected_rows().to(model.compute_dtype)
         basis = Basis(model.source_basis, experts)
+        singly = pool is not None and drawn is not None and drawn * FEW < len(pool)
         return SourceFeatures(model.network, basis, pool, routings=routings, singly=singly, progress=progress)
 
     def __repr__(self) -> str:

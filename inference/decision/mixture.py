@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_smat.inference.objective.outcome import first_equal
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -60,9 +62,7 @@ def distinct(coefficients: Tensor) -> tuple[Tensor, Tensor]:
         Routings ``(k, B, [L,] C)``, k the largest number of different ones of a task, and the index ``(K, B)`` of each
         of the K among them. Tasks with fewer different routings than k repeat their later ones.
     """
-    flat = coefficients.flatten(2)
-    equal = (flat.unsqueeze(1) == flat.unsqueeze(0)).all(-1)  # (K, K, B)
-    first = equal.to(torch.uint8).argmax(1)  # the first that it equals
+    first = first_equal(coefficients)
     is_first = first == torch.arange(len(first), device=first.device).unsqueeze(-1)
     index = (is_first.cumsum(0) - 1).gather(0, first)
     order = (~is_first).to(torch.uint8).argsort(dim=0, stable=True)[: int(is_first.sum(0).max())]

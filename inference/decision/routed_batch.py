@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
-from pyro_smat.inference.decision.mixture import distinct
 from pyro_smat.inference.decision.rules.posterior_predictive import PosteriorPredictive
 from pyro_smat.inference.decision.rules.rule import DecisionRule
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
@@ -63,9 +62,8 @@ class RoutedBatch:
         mixtures = {rule: rule(self.posterior, self.batch, generator=self.generator) for rule in rules}
         if not mixtures:
             return
-        rows, index = distinct(torch.cat([mixture.coefficients for mixture in mixtures.values()]))
-        drawn = class_probabilities(self.model, rows, self.batch, self.basis)
-        drawn = drawn[index, torch.arange(len(self.batch), device=index.device)]
+        asked = torch.cat([mixture.coefficients for mixture in mixtures.values()])
+        drawn = class_probabilities(self.model, asked, self.batch, self.basis)
         for (rule, mixture), own in zip(
             mixtures.items(), drawn.split([len(m) for m in mixtures.values()]), strict=True
         ):

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.corruptions import CorruptionLike
+from pyro_smat.episodes.index import checked_span
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.inference.assembly.router import Router, build_prior
 from pyro_smat.inference.diagnostics.batches import trimmed, with_shots
@@ -106,11 +107,13 @@ def _episodes(
     most = max(trained, *shots)
     settings = router.config.episodes.uniform(shot=most)
     sampler = settings.sampler(pool, seed=seed, corruptions=corruptions)
-    features = router.features(pool, progress=progress)
-    nested = [
-        features.attach(sampler.sample(min(BATCH, episodes - start)).to(router.device))
-        for start in tqdm(range(0, episodes, BATCH), desc="episodes", disable=not progress, leave=False)
-    ]
+    supports = episodes * checked_span("way", settings.way, 2)[1] * most
+    features = router.features(pool, drawn=supports, progress=progress)
+    nested = []
+    for start in tqdm(range(0, episodes, BATCH), desc="episodes", disable=not progress, leave=False):
+        batch = sampler.sample(min(BATCH, episodes - start)).to(router.device)
+        features.embed_rows(batch.support.rows)
+        nested.append(features.attach(batch))
     batches = nested if most == trained else [trimmed(with_shots(batch, trained)) for batch in nested]
     return trained, batches, nested
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.evaluation.evaluation import NLL_CLIP, EpisodeMeasure, Evaluation
@@ -135,8 +135,10 @@ def _mean(values: FloatArray) -> float:
 def _share(happened: FloatArray) -> Interval:
     if not len(happened):
         return Interval(math.nan, math.nan, math.nan)
-    found = binomtest(int(happened.sum()), len(happened)).proportion_ci(0.95, method="exact")
-    return Interval(float(happened.mean()), float(found.low), float(found.high))
+    yes, count = int(happened.sum()), len(happened)  # Clopper and Pearson's ends
+    low = betaincinv(yes, count - yes + 1, 0.025) if yes else 0.0
+    high = betaincinv(yes + 1, count - yes, 0.975) if yes < count else 1.0
+    return Interval(float(happened.mean()), float(low), float(high))
 
 
 def deployed_losses(

@@ -19,6 +19,7 @@ from pyro_smat.inference.evaluation.abstention import deployed_losses
 from pyro_smat.inference.evaluation.certificate_table import certificate_table
 from pyro_smat.inference.evaluation.evaluation import NLL_CLIP, EpisodeMeasure, Evaluation
 from pyro_smat.inference.evaluation.held_out import held_out_evaluation, loss_name, population_of
+from pyro_smat.metrics.risk import check_rho
 from pyro_smat.networks.features import SourceFeatures
 
 CERTIFICATE_SEED = 3_000_017  # apart from training, validation and test
@@ -81,6 +82,7 @@ def certify_run(
         ValueError: for a loss, rho or delta out of range.
     """
     check_delta(delta)
+    check_rho(rho)
     evaluation = held_out_evaluation(classifier, pool, episodes, seed, corruptions, features, progress)
     losses = deployed_losses(evaluation, classifier.deployment, loss, clip)
     population = population_of(classifier, pool, split, corruptions)

@@ -106,7 +106,9 @@ def evaluate(
     parts: list[_Part] = []
     with tqdm(total=episodes, desc="evaluating", unit="episode", disable=not progress, leave=False) as bar:
         for start in range(0, episodes, batch_size):
-            batch = features.attach(sampler.sample(min(batch_size, episodes - start)).to(device))
+            batch = sampler.sample(min(batch_size, episodes - start)).to(device)
+            features.embed_rows(torch.cat([batch.support.rows, batch.query.rows], dim=1))
+            batch = features.attach(batch)
             asked = features.of(batch.query.images, batch.query.rows)
             batch = replace(batch, query=replace(batch.query, features=asked))
             routed = RoutedBatch(

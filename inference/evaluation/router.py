@@ -54,6 +54,7 @@ def evaluate_router(
         SeenClassWarning: when sources were trained on classes of the pool, as far as the router's config says.
     """
     router = classifier.router
+    drawn = episodes * router.config.episodes.most_images
     seen = seen_in({k: v for k, v in router.config.data.seen.items() if not isinstance(v, str)}, pool)
     if seen:
         warnings.warn(
@@ -66,7 +67,7 @@ def evaluate_router(
         router.model,
         router.guide,
         router.config.episodes.sampler(pool, seed=seed, corruptions=corruptions),
-        features or router.features(pool, progress=progress),
+        features or router.features(pool, drawn=drawn, progress=progress),
         deployment=classifier.deployment,
         settings=settings or router.config.evaluation,
         baselines=baselines,

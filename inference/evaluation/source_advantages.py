@@ -26,6 +26,7 @@ from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.heads import Metric
 
 LEAST = 0.03  # an advantage that is larger by less than this does no harm that can be measured
+AT_ONCE = 16  # episodes whose images are in memory
 SIGMAS = 3.0  # standard errors that the difference has to be away from 0
 
 
@@ -66,7 +67,8 @@ def source_advantages(
     training: tuple[SourceFeatures, EpisodeStream],
     validation: tuple[SourceFeatures, EpisodeStream],
     *,
-    episodes: int = 128,
+    episodes: int = 80,
+    validation_episodes: int = 360,
     metric: Metric = "cosine",
 ) -> list[SourceAdvantage]:
     """Compare the advantages of the sources on episodes of the two splits, supports as they are drawn.
@@ -74,7 +76,8 @@ def source_advantages(
     Args:
         names: of the R sources, the fallback first.
         training, validation: features of a pool, and episodes of it; clean ones tell most.
-        episodes: of each.
+        episodes: of the training classes, whose images may have to be embedded for this check alone.
+        validation_episodes: of the others, more of which cost little where their images are embedded already.
         metric: of the prototype head.
 
     Returns:
@@ -86,12 +89,13 @@ def source_advantages(
         >>> from pyro_smat.inference.assembly.router import build_router
         >>> router = build_router(RunConfig(experts={"count": 0}))  # over the glyph sources of the package
         >>> pool = glyph_pool("validation")
-        >>> same = router.features(pool), EpisodeSampler(pool, 3, 2, 2)
-        >>> found = source_advantages(router.library.names, same, same, episodes=8)
+        >>> same = router.features(pool, drawn=16 * 12), EpisodeSampler(pool, 3, 2, 2)
+        >>> found = source_advantages(router.library.names, same, same, episodes=8, validation_episodes=8)
         >>> [one.source for one in found if one.suspicious]
         []
     """
-    found = [_advantages(features, stream, episodes, metric) for features, stream in (training, validation)]
+    asked = ((*training, episodes), (*validation, validation_episodes))
+    found = [_advantages(features, stream, count, metric) for features, stream, count in asked]
     means = [part.mean(0).tolist() for part in found]
     errors = [(part.var(0) / len(part)).tolist() for part in found]
     against = ["the mean of the other sources"] + ["the fallback"] * (len(names) - 1)
@@ -111,12 +115,14 @@ def warn_of_seen(found: Sequence[SourceAdvantage]) -> None:
 @torch.no_grad()
 def _advantages(features: SourceFeatures, stream: EpisodeStream, episodes: int, metric: Metric) -> Tensor:
     """``(N, R)`` accuracy of every source minus that of the fallback; of the fallback minus the mean of the others."""
-    batch = stream.sample(episodes).to(features.basis.device)
-    features.embed_rows(torch.cat([batch.support.rows, batch.query.rows], dim=1))
-    hits = source_logits(features, batch, metric=metric).argmax(-1) == batch.query.labels.unsqueeze(1)
-    mask = batch.query.mask.unsqueeze(1)
-    accuracy = (hits & mask).sum(-1) / mask.sum(-1).clamp(min=1)
-    accuracy = in_float64(accuracy)
+    parts = []
+    for start in range(0, episodes, AT_ONCE):
+        batch = stream.sample(min(AT_ONCE, episodes - start)).to(features.basis.device)
+        features.embed_rows(torch.cat([batch.support.rows, batch.query.rows], dim=1))
+        hits = source_logits(features, batch, metric=metric).argmax(-1) == batch.query.labels.unsqueeze(1)
+        mask = batch.query.mask.unsqueeze(1)
+        parts.append((hits & mask).sum(-1) / mask.sum(-1).clamp(min=1))
+    accuracy = in_float64(torch.cat(parts))
     others = accuracy[:, 1:].mean(1, keepdim=True) if accuracy.shape[1] > 1 else accuracy
     return torch.cat([accuracy[:, :1] - others, accuracy[:, 1:] - accuracy[:, :1]], dim=1)
 

@@ -12,11 +12,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.objective.reference import query_losses
 from pyro_smat.models.routed import RoutedModel
-from pyro_smat.networks.basis import AnyBasis
+from pyro_smat.networks.basis import AnyBasis, Basis
 
 SMALLEST = 1e-12  # probability, in losses
 
@@ -97,7 +98,39 @@ def run_routings(
 
 
 def class_probabilities(model: RoutedModel, coefficients: Tensor, batch: EpisodeBatch, basis: AnyBasis) -> Tensor:
-    """Class probabilities ``(K, B, Q, W)`` of routings ``(K, B, [L,] C)``, averaged over the bases ``([m,] C, d)``."""
-    if basis.ndim == 2:
+    """Class probabilities ``(K, B, Q, W)`` of routings ``(K, B, [L,] C)``, averaged over the bases ``([m,] C, d)``.
+
+    Equal routings of a task are one network; those without experts are looked up where the batch knows their features.
+    """
+    if basis.ndim == 3:
+        return torch.stack([class_probabilities(model, coefficients, batch, rows) for rows in basis]).mean(0)
+    first, sources = first_equal(coefficients), len(model.source_names)
+    runs = first == torch.arange(len(first), device=first.device).unsqueeze(-1)
+    known = torch.zeros_like(runs)
+    if batch.known is not None and coefficients.shape[-1] > sources:
+        known = runs & ~coefficients[..., sources:].flatten(2).any(-1)
+    if runs.all() and not known.any():
         return model.logits(coefficients, batch, basis).softmax(-1)
-    return torch.stack([model.logits(coefficients, batch, rows).softmax(-1) for rows in basis]).mean(0)
+    alone = basis.sources if isinstance(basis, Basis) else basis[:sources]
+    parts = [(runs & ~known, coefficients, basis), (known, coefficients[..., :sources], alone)]
+    found: Tensor | None = None
+    for chosen, rows, networks in parts:
+        if not chosen.any():
+            continue
+        own = model.logits(rows[chosen], batch[chosen.nonzero()[:, 1]], networks).softmax(-1)
+        if found is None:
+            found = own.new_zeros(*first.shape, own.shape[1], batch.max_way)
+        found[chosen] = F.pad(own, (0, batch.max_way - own.shape[-1]))
+    assert found is not None
+    return found[first, torch.arange(len(batch), device=first.device)]
+
+
+def first_equal(coefficients: Tensor) -> Tensor:
+    """For each of K routings of B tasks ``(K, B, [L,] C)``, the first one of the task that equals it: ``(K, B)``.
+
+    Example:
+        >>> first_equal(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]])).tolist()  # three of one task
+        [[0], [1], [0]]
+    """
+    flat = coefficients.flatten(2)
+    return (flat.unsqueeze(1) == flat.unsqueeze(0)).all(-1).to(torch.uint8).argmax(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from pyro_smat.distributed import World
 from pyro_smat.files import locked, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
-from pyro_smat.inference.training.trainer import CHECKPOINT
+from pyro_smat.inference.training.checkpoint import CHECKPOINT
 
 SPLITS = ("train", "validation")
 MONITOR = "monitor.json"  # of the validation episodes, for `pyro-smat monitor`

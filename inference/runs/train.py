@@ -12,7 +12,6 @@ import torch
 from pyro_smat.distributed import World
 from pyro_smat.episodes import EpisodeBatch, EpisodeSampler
 from pyro_smat.episodes.pixels import PixelStatistics
-from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.files import load_state, save_state, write_atomically
 from pyro_smat.inference.assembly.config import RunConfig
 from pyro_smat.inference.assembly.defaults import own_defaults
@@ -24,6 +23,7 @@ from pyro_smat.inference.deployment.monitoring import RoutingMonitor, routing_sc
 from pyro_smat.inference.evaluation.choosing import choose_on
 from pyro_smat.inference.evaluation.source_advantages import source_advantages, warn_of_seen
 from pyro_smat.inference.objective.build import build_elbo
+from pyro_smat.inference.runs.embedding import features_of_run
 from pyro_smat.inference.runs.folder import CATALOG, MONITOR, own_folder
 from pyro_smat.inference.runs.pools import build_pool
 from pyro_smat.inference.runs.seen import seen_classes
@@ -36,7 +36,6 @@ from pyro_smat.routing import Catalog
 
 SPLITS = ("train", "validation")
 SEARCH_SEED, ADVANTAGE_SEED = 500_009, 2_000_003
-FEW = 4  # a pool of more than so many times the images that are drawn is not embedded as a whole
 VALIDATION_SEED = 1_000_003  # apart from the training seed, the same for every run that is compared
 
 
@@ -120,7 +119,9 @@ def _train(
         catalog = _searched_catalog(config, opened, episodes(SEARCH_SEED), folder, resume=resume, progress=progress)
         router = build_router(config, device, opened=(opened.network, opened.library), catalog=catalog)
     if features is None:
-        features = _features(config, router, pool, held_out_pool, progress=progress)
+        features = features_of_run(
+            config, router, pool, held_out_pool, sampler=episodes(config.seed), progress=progress
+        )
     train, held_out = features["train"], features["validation"]
     if not seen and len(router.library) > 1:
         clean = (
@@ -159,19 +160,6 @@ def _train(
         classifier.save(folder / "router")
         _monitor(router, validation, config.seed).save(folder / MONITOR)
     return classifier, history
-
-
-def _features(
-    config: RunConfig, router: Router, pool: ImagePool, held_out: ImagePool, *, progress: bool
-) -> dict[str, SourceFeatures]:
-    """Of both splits; under every routing of the catalog where nothing in the networks is trained and training draws
-    more images than the pool has."""
-    drawn = config.training.steps * config.training.episodes * config.episodes.most_images
-    of_catalog = router.model.experts is None and drawn >= len(pool)
-    return {
-        "train": router.features(pool, of_catalog=of_catalog, singly=drawn * FEW < len(pool), progress=progress),
-        "validation": router.features(held_out, of_catalog=of_catalog, progress=progress),
-    }
 
 
 def validation_batches(

@@ -11,9 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -24,15 +22,14 @@ from pyro_smat.distributed import World
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.files import load_state, save_state
-from pyro_smat.guides.information import posterior_information
 from pyro_smat.guides.router import RoutingGuide
 from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
 from pyro_smat.inference.objective.outcome import run_routings
-from pyro_smat.inference.objective.terms import ELBOTerms
 from pyro_smat.inference.training.annealing import KLSchedule
+from pyro_smat.inference.training.checkpoint import CHECKPOINT, restore, state_of
 from pyro_smat.inference.training.episode_draws import check_sharing, numbered_episodes
+from pyro_smat.inference.training.history import row_of, show
 from pyro_smat.inference.training.parameter_groups import parameter_groups
-from pyro_smat.inference.training.random_state import random_state, set_random_state
 from pyro_smat.inference.training.schedule import warmup_then_cosine
 from pyro_smat.inference.training.settings import TrainingSettings
 from pyro_smat.metrics.risk import cvar
@@ -41,9 +38,7 @@ from pyro_smat.networks.cuda_graphs import CudaGraphs
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.features import SourceFeatures
 
-CHECKPOINT = "checkpoint.safetensors"
 INITIAL_SCALE = 2.0**10  # of a float16 loss: gradients of features are some thousandths, float16 ends at 65,504
-SAVED = {"step", "settings", "model", "guide", "optimizer", "schedule", "elbo", "sampler", "random", "history"}
 
 
 class MetaTrainer:
@@ -115,6 +110,12 @@ class MetaTrainer:
         """The processes that train together."""
         return self.elbo.world or World.current()
 
+    @property
+    def experts(self) -> ExpertBank | None:
+        """The model's, None where it has none."""
+        experts = self.model.experts
+        return experts if experts is not None and len(experts) else None
+
     def fit(self, *, resume: bool = False, progress: bool = True) -> pd.DataFrame:
         """Train to the end and leave model and guide in evaluation mode; returns :attr:`history`.
 
@@ -139,7 +140,7 @@ class MetaTrainer:
                 if self.validation and every and (self.step % every == 0 or self.step == self.settings.steps):
                     row |= self.validate()
                 self.history.append(row)
-                self._show(bar, row)
+                show(bar, row)
                 every = self.settings.checkpoint_every
                 due = self.step == self.settings.steps or (every and self.step % every == 0)
                 if self.folder is not None and due and world.leads:
@@ -169,7 +170,7 @@ class MetaTrainer:
         self.scaler.scale(loss).backward()
         world.sum_gradients(parameter for group in self.optimizer.param_groups for parameter in group["params"])
         self.scaler.unscale_(self.optimizer)
-        experts = self._experts()
+        experts = self.experts
         if experts is not None:
             experts.after_backward()
         norms = [nn.utils.clip_grad_norm_(g["params"], self.settings.clip_norm) for g in self.optimizer.param_groups]
@@ -187,7 +188,7 @@ class MetaTrainer:
         if experts is not None:
             experts.after_step()
         self.step += 1
-        return self._row(terms, loss, batch, world, started)
+        return row_of(self, terms, loss.item(), batch, time.perf_counter() - started)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -215,24 +216,7 @@ class MetaTrainer:
 
     def save(self, path: Path) -> None:
         """Write everything that the rest of the run depends on."""
-        save_state(
-            path,
-            {
-                "step": self.step,
-                "settings": self.settings.model_dump(),
-                "model": dict(self.model.state_dict()),
-                "guide": dict(self.guide.state_dict()),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "elbo": self.elbo.state_dict(),
-                "sampler": self.sampler.state_dict(),
-                "random": random_state(self.device),
-                "history": self.history,
-                "numbered": self.numbered,
-                "seed": self.seed,
-            },
-        )
+        save_state(path, state_of(self))
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint of the same run.
@@ -240,31 +224,7 @@ class MetaTrainer:
         Raises:
             ValueError: when the file is damaged or was written under other settings.
         """
-        state = load_state(path)
-        missing = sorted(SAVED - set(state))
-        if missing:
-            raise ValueError(f"{path}: has no {', '.join(missing)}; expected a checkpoint of MetaTrainer")
-        settings = self.settings.model_dump()
-        written = {**type(self.settings)().model_dump(), **state["settings"]}  # an earlier version had fewer
-        if written != settings:
-            changed = sorted(k for k in written if k not in settings or written[k] != settings[k])
-            raise ValueError(f"{path}: written with other settings ({', '.join(changed)}); resume with the same config")
-        try:
-            self.model.load_state_dict(state["model"])
-            self.guide.load_state_dict(state["guide"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
-            if self.scaler.is_enabled():
-                self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: does not fit this model and guide ({error}); resume with the same config"
-            ) from error
-        self.elbo.load_state_dict(state["elbo"])
-        self.sampler.load_state_dict(state["sampler"])
-        self.step, self.history = state["step"], state["history"]
-        self.numbered, self.seed = state.get("numbered", False), state.get("seed", self.seed)
-        set_random_state(state["random"], self.device)
+        restore(self, path, load_state(path))
 
     def _meet(self, world: World) -> None:
         """All processes start from the same numbers: those of the first one."""
@@ -291,61 +251,17 @@ class MetaTrainer:
             return numbered_episodes(self.sampler, numbers, self.seed, self.step, self.elbo.episode_plate)
         return nullcontext(self.sampler.sample(size))
 
-    def _experts(self) -> ExpertBank | None:
-        experts = self.model.experts
-        return experts if experts is not None and len(experts) else None
-
     def _penalty(self, world: World) -> Tensor | float:
-        experts, weight = self._experts(), self.settings.orthogonality
+        experts, weight = self.experts, self.settings.orthogonality
         return world.share_gradient(weight * experts.orthogonality()) if experts is not None and weight else 0.0
 
     def _anneal(self) -> None:
         """What changes as training goes on: relaxation temperatures and the experts' budget."""
         progress = self.step / max(1, self.settings.steps - 1)
         self.guide.anneal(progress)
-        experts = self._experts()
+        experts = self.experts
         if experts is not None:
             experts.set_progress(min(1.0, progress))
-
-    def _row(
-        self, terms: ELBOTerms, loss: Tensor, batch: EpisodeBatch, world: World, started: float
-    ) -> dict[str, float]:
-        with torch.no_grad():
-            generator = torch.Generator(self.device).manual_seed(self.step)
-            found = asdict(posterior_information(self.guide.posterior(batch), generator=generator))
-        found["images"] = int(batch.support.mask.sum() + batch.query.mask.sum()) / len(batch)
-        means = world.mean(torch.tensor(list(found.values()), dtype=torch.float64), len(batch)).tolist()
-        found = dict(zip(found, means, strict=True))
-        images = found.pop("images") * self.settings.episodes * self.elbo.num_particles
-        row = {
-            "step": self.step,
-            "loss": loss.item(),
-            "episode_loss": terms.mean_loss.item(),
-            "cvar": terms.tail_loss.item(),
-            "threshold": terms.threshold.item(),
-            "kl": terms.kl.item(),
-            "negative_elbo": terms.negative_elbo.item() / self.settings.episodes,
-            **found,
-            "images_per_second": images / (time.perf_counter() - started),
-        }
-        row |= {name: value.item() for name, value in terms.penalties.items()}
-        experts = self._experts()
-        if experts is not None:
-            row["sparsity"] = experts.sparsities().mean().item()
-        return row
-
-    def _show(self, bar: Any, row: dict[str, float]) -> None:
-        shown: dict[str, str] = {
-            "loss": f"{row['loss']:.3f}",
-            "CVaR": f"{row['cvar']:.3f}",
-            "KL": f"{row['kl']:.2f}",
-            "MI": f"{row['mutual_information']:.2f}",
-            "images/s": f"{row['images_per_second']:.0f}",
-        }
-        if "sparsity" in row:
-            shown["sparsity"] = f"{row['sparsity']:.2f}"
-        bar.set_postfix(shown)
-        bar.update(1)
 
 
 @contextmanager

@@ -21,8 +21,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.special import xlogy
-from scipy.stats import beta, binom
+from scipy.special import bdtr, betaincinv, xlogy
 
 from pyro_smat.certificates.betting import bets, highest_log_wealth, smallest_rejected
 from pyro_smat.certificates.certificate import Certificate, check_delta
@@ -85,7 +84,7 @@ def mean_p_value(
         with np.errstate(divide="ignore"):  # at risk 0 a loss of 1 costs everything
             return math.exp(-highest_log_wealth(played, risk, bets(played, delta)))
     if method == "clopper-pearson":
-        return float(binom.cdf(_errors(x), len(x), risk))
+        return float(bdtr(_errors(x), len(x), risk))
     if method == "hoeffding-bentkus":
         return _hoeffding_bentkus_p_value(float(x.mean()), len(x), risk)
     raise ValueError(f"method is {method!r}; expected 'betting', 'clopper-pearson' or 'hoeffding-bentkus'")
@@ -128,7 +127,7 @@ def _errors(losses: FloatArray) -> int:
 
 def _clopper_pearson(losses: FloatArray, delta: float) -> float:
     errors, count = _errors(losses), len(losses)
-    return 1.0 if errors == count else float(beta.ppf(1 - delta, errors + 1, count - errors))
+    return 1.0 if errors == count else float(betaincinv(errors + 1, count - errors, 1 - delta))
 
 
 def _hoeffding(losses: FloatArray, delta: float) -> float:
@@ -138,7 +137,7 @@ def _hoeffding(losses: FloatArray, delta: float) -> float:
 def _hoeffding_bentkus_p_value(mean: float, count: int, risk: float) -> float:
     below = min(mean, risk)
     divergence = xlogy(below, below) - xlogy(below, risk) + xlogy(1 - below, 1 - below) - xlogy(1 - below, 1 - risk)
-    bentkus = math.e * binom.cdf(math.ceil(count * mean - 1e-9), count, risk)
+    bentkus = math.e * bdtr(math.ceil(count * mean - 1e-9), count, risk)
     return float(min(1.0, math.exp(-count * divergence), bentkus))
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from pyro_smat.metrics.arrays import FloatArray
 
@@ -87,7 +87,7 @@ def cvar_of_band(losses: FloatArray, levels: FloatArray, rho: float) -> float:
 
 def _levels(local: float, count: int, tail: int) -> FloatArray:
     ranks = np.arange(count - tail + 1, count + 1)
-    return beta.ppf(local, ranks, count - ranks + 1)
+    return betaincinv(ranks, count - ranks + 1, local)
 
 
 @lru_cache(maxsize=256)

@@ -24,6 +24,11 @@ from pyro_smat.cli.route import route
 from pyro_smat.cli.sources import app as sources_app
 from pyro_smat.cli.train import train
 
+VARIABLES = {  # of the environment, read when PyTorch is imported
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # what MPS lacks, a CPU does
+    "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits sleeps: spinning takes the cores from whoever else has work
+}
+
 app = typer.Typer(
     help="Bayesian routing over composed networks: mix fine-tuned checkpoints per task, and know how sure that is.",
     no_args_is_help=True,
@@ -53,7 +58,6 @@ app.add_typer(sources_app, name="sources")
 
 def main() -> None:
     """Entry point of the ``pyro-smat`` command."""
-    os.environ.setdefault(
-        "PYTORCH_ENABLE_MPS_FALLBACK", "1"
-    )  # read when PyTorch is imported: what MPS lacks, a CPU does
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
     app()

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import batched
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array
+
+AT_ONCE = 2**20  # resampled episodes that a vectorized statistic is given
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,17 @@ def episode_interval(values: Numbers, level: float = 0.95) -> Interval:
     mean = float(x.mean())
     if len(x) == 1:
         return Interval(mean, math.nan, math.nan)
-    half = float(student_t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    half = float(stdtrit(len(x) - 1, 0.5 + level / 2) * x.std(ddof=1) / math.sqrt(len(x)))
     return Interval(mean, mean - half, mean + half)
 
 
 def bootstrap_interval(
     values: Numbers,
-    statistic: Callable[[FloatArray], float],
+    statistic: Callable[[FloatArray], float | FloatArray],
     level: float = 0.95,
     seed: int = 0,
     resamples: int = 1000,
+    vectorized: bool = False,
 ) -> Interval:
     """Any statistic of the episodes with its percentile bootstrap interval (Efron 1979).
 
@@ -70,6 +74,7 @@ def bootstrap_interval(
         level: confidence in (0, 1).
         seed: of the resampling.
         resamples: how many.
+        vectorized: ``statistic`` takes several resamples at once, ``(k, n)`` or ``(k, n, m)``, and returns ``(k,)``.
 
     Returns:
         The statistic of ``values`` and the interval over the resamples where it is defined; NaN ends for n = 1.
@@ -85,11 +90,16 @@ def bootstrap_interval(
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; expected at least 1")
     rows = float_array(values, "values", ndim=max(1, np.ndim(values)), finite=False)
-    value, generator = float(statistic(rows)), np.random.default_rng(seed)
+    value, generator = float(np.squeeze(statistic(rows[None] if vectorized else rows))), np.random.default_rng(seed)
     if len(rows) == 1:
         return Interval(value, math.nan, math.nan)
     # scipy.stats.bootstrap draws the same, but warns where all resamples agree and is NaN where one is undefined.
-    draws = np.array([float(statistic(rows[generator.integers(len(rows), size=len(rows))])) for _ in range(resamples)])
+    chosen = (generator.integers(len(rows), size=len(rows)) for _ in range(resamples))
+    if vectorized:
+        piece = max(1, AT_ONCE // len(rows))
+        draws = np.concatenate([np.asarray(statistic(rows[np.stack(some)])) for some in batched(chosen, piece)])
+    else:
+        draws = np.array([float(statistic(rows[one])) for one in chosen])
     defined = draws[~np.isnan(draws)]
     if len(defined) == 0:
         return Interval(value, math.nan, math.nan)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, same_length
 
@@ -100,7 +99,9 @@ def auroc(scores: Numbers, positives: Numbers) -> float:
     misses = len(y) - hits
     if hits == 0 or misses == 0:
         return float("nan")
-    return float((rankdata(s)[y == 1].sum() - hits * (hits + 1) / 2) / (hits * misses))
+    _, place, equal = np.unique(s, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(equal) - (equal - 1) / 2)[place]  # from 1; equal scores share the mean of theirs
+    return float((ranks[y == 1].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
 def _expected_order(scores: Numbers, losses: Numbers) -> FloatArray:

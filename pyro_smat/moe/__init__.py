@@ -3,11 +3,13 @@
 In: any network with routers of experts. Out: the same network, attached, whose routing a function, a Pyro model
 (``models/variational_routing.py``) or a guide (``guides/moe_routing.py``) can say.
 
-``contracts`` says which routers are understood and how to add one, ``surgery`` attaches, ``selection`` draws experts
-without replacement, ``priors`` and ``divergences`` serve the model, ``modes`` makes routing functions of posteriors,
-``prediction`` predicts and generates, ``baselines``, ``measures``, ``signals`` and ``cost`` are for experiments.
+``contracts`` says which routers are understood and how to add one, ``surgery`` attaches, ``calls`` is what a routing
+function sees, ``forwards`` what an attached router runs, ``selection`` draws experts without replacement, ``priors``
+and ``divergences`` serve the model, ``modes`` makes routing functions of posteriors, ``prediction`` predicts and
+generates, ``baselines``, ``measures``, ``signals`` and ``cost`` are for experiments.
 """
 
+from pyro_smat.moe.calls import Chosen, Router, RouterCall, RoutingFunction
 from pyro_smat.moe.contracts import UnknownRouter
 from pyro_smat.moe.modes import expected_routing, mean_routing, sampled_routing
 from pyro_smat.moe.prediction import Prediction, generate, predict, trajectories
@@ -19,17 +21,7 @@ from pyro_smat.moe.priors import (
     PaperTemperaturePrior,
     RouterPrior,
 )
-from pyro_smat.moe.surgery import (
-    Attachment,
-    Chosen,
-    Router,
-    RouterCall,
-    RoutingFunction,
-    attach,
-    attachment_of,
-    detach,
-    find_routers,
-)
+from pyro_smat.moe.surgery import Attachment, attach, attachment_of, detach, find_routers
 
 __all__ = [
     "Attachment",

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_smat.moe.calls import RouterCall, RoutingFunction
 from pyro_smat.moe.priors import RouterPrior
-from pyro_smat.moe.surgery import Attachment, RouterCall, RoutingFunction
+from pyro_smat.moe.surgery import Attachment
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_smat.moe.surgery import Router, find_routers
+from pyro_smat.moe.calls import Router
+from pyro_smat.moe.surgery import find_routers
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.moe.surgery import Attachment, Chosen, RouterCall, RoutingFunction
+from pyro_smat.moe.calls import Chosen, RouterCall, RoutingFunction
+from pyro_smat.moe.surgery import Attachment
 
 
 @dataclass

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
+from pyro_smat.moe.calls import Chosen, RouterCall, RoutingFunction
 from pyro_smat.moe.selection import sample_without_replacement
-from pyro_smat.moe.surgery import Chosen, RouterCall, RoutingFunction
 
 NUM_SAMPLES = 35
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_smat.moe.surgery import Attachment, RoutingFunction
+from pyro_smat.moe.calls import RoutingFunction
+from pyro_smat.moe.surgery import Attachment
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_smat.moe.surgery import Router
+from pyro_smat.moe.calls import Router
 
 Latent = Literal["logits", "log_temperature"]
 

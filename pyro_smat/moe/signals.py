@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
+from pyro_smat.moe.calls import Chosen, RouterCall, RoutingFunction
 from pyro_smat.moe.modes import RoutingPosterior, logits_of_latent, samples
 from pyro_smat.moe.prediction import entropy
-from pyro_smat.moe.surgery import Attachment, Chosen, RouterCall, RoutingFunction
+from pyro_smat.moe.surgery import Attachment
 
 Signal = Callable[[RouterCall, Any], Tensor]
 

@@ -261,5 +261,5 @@ def _scaled(interval: object, factor: float) -> Cell:
 
 
 def _tail(values: np.ndarray) -> Cell:
-    interval = bootstrap_interval(values, lambda x: cvar(torch.from_numpy(np.ascontiguousarray(x)), 0.1).item(), seed=0)
+    interval = bootstrap_interval(values, lambda x: cvar(torch.from_numpy(x), 0.1).numpy(), seed=0, vectorized=True)
     return Cell(interval.value, interval.low, interval.high)

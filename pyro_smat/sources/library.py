@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.files.atomic import replacing
 from pyro_smat.networks.parameters import Entry, ParameterSpace
 from pyro_smat.sources.checkpoint import Checkpoint, TensorsInMemory
 from pyro_smat.sources.comparison import compare
 from pyro_smat.sources.compatibility import examine, open_all, refuse_idle_patterns
 from pyro_smat.sources.issues import is_finite
 from pyro_smat.sources.opening import Source, open_checkpoint
+from pyro_smat.sources.streaming import composed, mapped_basis
 from pyro_smat.sources.subspace import FeatureSubspace, load_subspace
 from pyro_smat.sources.template import Template, space_without
 
@@ -129,6 +129,11 @@ class SourceLibrary:
         return {name: TensorsInMemory(self.space.unflatten(row), f"row {name!r} of a basis") for name, row in rows}
 
     @property
+    def device(self) -> torch.device:
+        """Where composing happens: where the basis is, the CPU for sources that are in files."""
+        return torch.device("cpu") if self._basis is None else self._basis.device
+
+    @property
     def stored_bytes(self) -> dict[str, int]:
         """What every source takes where it is stored: bytes of its files, or of its tensors in memory."""
         return {name: checkpoint.stored_bytes for name, checkpoint in self.checkpoints.items()}
@@ -181,14 +186,7 @@ class SourceLibrary:
             >>> torch.equal(mapped.basis, library.basis)
             True
         """
-        size = len(self) * self.space.dim
-        with replacing(path) as temporary:
-            with temporary.open("xb") as file:
-                file.truncate(size * self.dtype.itemsize)
-            written = torch.from_file(str(temporary), shared=True, size=size, dtype=self.dtype).view(len(self), -1)
-            for start, rows in self.pieces():
-                written[:, start : start + rows.shape[1]] = rows
-        basis = torch.from_file(str(path), shared=True, size=size, dtype=self.dtype).view(len(self), -1)
+        basis = mapped_basis(self, path)
         return SourceLibrary(self.names, basis, self.space, self._template, subspaces=self.subspaces)
 
     def block(self, index: int | str) -> Tensor:
@@ -216,16 +214,14 @@ class SourceLibrary:
         everyone = list(range(len(self)))
         for entry in self.space.entries:
             if block is None or entry.block == block:
-                yield from self._rows(entry, everyone)
+                yield from self.rows_of(entry, everyone)
 
-    @torch.no_grad()
     def compose(self, coefficients: Tensor) -> Tensor:
         """Task parameters ``theta = c B`` straight from the checkpoints.
 
-        What ``pyro_smat.networks.composition.compose(c, basis, space)`` gives, without a basis: beside the result
-        there is never
-        more in memory than one tensor of every source that has weight. Other sources are not read. One-hot coefficients
-        reproduce their source bit for bit.
+        What ``pyro_smat.networks.composition.compose(c, basis, space)`` gives, without a basis: beside the result there
+        is never more in memory than one tensor of every source that has weight. Other sources are not read. One-hot
+        coefficients reproduce their source bit for bit.
 
         Args:
             coefficients: ``(*b, R)``; or ``(*b, L, R)``, one mixture for each of the L blocks of the space.
@@ -237,29 +233,7 @@ class SourceLibrary:
             ValueError: for coefficients of another shape, that are not finite or want a gradient, or for weights that
                 are not finite.
         """
-        blocks = len(self.space.block_names)
-        expected = (len(self),) if blocks == 1 else (blocks, len(self))
-        leading = coefficients.shape[: -len(expected)]
-        if coefficients.shape != (*leading, *expected):
-            raise ValueError(
-                f"coefficients have shape {tuple(coefficients.shape)}; expected (*b, {', '.join(map(str, expected))}): "
-                f"one for each source of {self.names}" + f", in each block of {self.space.block_names}" * (blocks > 1)
-            )
-        if coefficients.requires_grad:
-            raise ValueError("coefficients want a gradient, which composing from files has not; detach them")
-        if not torch.isfinite(coefficients).all():
-            raise ValueError("coefficients hold NaN or infinite values; expected finite ones")
-        device = torch.device("cpu") if self._basis is None else self._basis.device
-        mixtures = coefficients.to(device, self.dtype).reshape(-1, blocks, len(self)).unbind(1)
-        active = [mixture.any(0).nonzero().flatten().tolist() for mixture in mixtures]
-        theta = torch.zeros(len(mixtures[0]), self.space.dim, dtype=self.dtype, device=device)
-        for entry in self.space.entries:
-            sources = active[entry.block]
-            weights = mixtures[entry.block][:, sources]
-            for start, rows in self._rows(entry, sources):
-                # A product with one row keeps its every bit; in a sum of products, -0.0 would become 0.0.
-                theta[:, start : start + rows.shape[1]] = weights * rows if len(sources) == 1 else weights @ rows
-        return theta.reshape(*leading, -1)
+        return composed(self, coefficients)
 
     def with_source(self, name: str, source: Source, *, base: Source | None = None) -> SourceLibrary:
         """A library with one more source, as the last row; coefficients have one more column, after the old sources.
@@ -323,8 +297,12 @@ class SourceLibrary:
         values = tuple(checkpoints.values())
         return SourceLibrary(tuple(checkpoints), values, self.space, self._template, self.dtype, subspaces=known)
 
-    def _rows(self, entry: Entry, sources: list[int]) -> Iterator[tuple[int, Tensor]]:
-        """Pieces of one tensor of some sources, ``(len(sources), n)``, checked for finiteness."""
+    def rows_of(self, entry: Entry, sources: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Pieces of one tensor of some sources: first coordinate and rows ``(len(sources), n)``, n at most ``PIECE``.
+
+        Raises:
+            ValueError: for weights that are not finite; names the source and the tensor.
+        """
         if not sources:
             return
         if self._basis is not None:
@@ -337,7 +315,7 @@ class SourceLibrary:
                 self._refuse(entry, sources, rows)
             yield entry.offset + start, rows
 
-    def _refuse(self, entry: Entry, sources: list[int], rows: Tensor) -> None:
+    def _refuse(self, entry: Entry, sources: Sequence[int], rows: Tensor) -> None:
         broken = [self.names[r] for r, row in zip(sources, rows, strict=True) if not is_finite(row)]
         where = ", ".join(f"{name!r} ({self.checkpoints[name].origin})" for name in broken)
         raise ValueError(

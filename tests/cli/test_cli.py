@@ -20,7 +20,7 @@ from pyro_smat.cli.app import app
 from pyro_smat.episodes.readers.folders import read_folder
 from pyro_smat.files import load_state, save_state
 from pyro_smat.inference.assembly.config import load_config
-from pyro_smat.inference.training.trainer import CHECKPOINT
+from pyro_smat.inference.training.checkpoint import CHECKPOINT
 
 
 def call(*words: object) -> Result:
@@ -237,7 +237,7 @@ def test_a_source_is_added_and_removed(world: Path, run: Path, tmp_path: Path) -
 
 def test_certify_and_abstain_with_a_guarantee(world: Path, run: Path, tmp_path: Path) -> None:
     shape = ("--split", "test", "--device", "cpu", "--no-progress")
-    result = call("certify", run, "--episodes", "60", "--delta", "0.1", "--output", tmp_path / "c", *shape)
+    result = call("certify", run, "--episodes", "30", "--delta", "0.1", "--output", tmp_path / "c", *shape)
     assert result.exit_code == 0, (result.output, result.exception)
     found = json.loads((tmp_path / "c" / "certificates.json").read_text())
     assert "CVaR" in json.dumps(found)

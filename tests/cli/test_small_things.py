@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from pyro_smat import __version__
+from pyro_smat.cli import app as program
 from pyro_smat.cli.app import app
 
 COMMANDS = ("quickstart", "train", "evaluate", "certify", "adapt", "predict", "monitor", "diagnose", "cost", "sources")
@@ -23,6 +25,15 @@ def call(*words: object) -> Result:
 def test_the_version_is_that_of_the_package() -> None:
     done = call("--version")
     assert (done.exit_code, done.output) == (0, f"pyro-smat {__version__}\n")
+
+
+def test_variables_are_set_where_the_user_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, str] = {}
+    monkeypatch.setattr(program, "app", lambda: seen.update(os.environ))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "PYTORCH_ENABLE_MPS_FALLBACK"})
+    program.main()
+    assert (seen["OMP_WAIT_POLICY"], seen["PYTORCH_ENABLE_MPS_FALLBACK"]) == ("ACTIVE", "1")
 
 
 def test_help_has_a_short_name_everywhere() -> None:

@@ -16,7 +16,11 @@ from pyro_smat.inference.assembly.router import build_router
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-SHORT = {"steps=300, episodes=25": "steps=2, episodes=25", "trainer.fit()": "trainer.fit(progress=False)"}
+SHORT = {
+    "steps=300, episodes=25": "steps=2, episodes=25",
+    "trainer.fit()": "trainer.fit(progress=False)",
+    "validation=EpisodeSampler(held_out)": "validation=EpisodeSampler(held_out, 3, 2, 2)",
+}
 
 
 @pytest.fixture(scope="module")

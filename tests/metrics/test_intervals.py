@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from pyro_smat.metrics import aurc, bootstrap_interval, episode_interval, episode_quantile
+from pyro_smat.metrics import aurc, bootstrap_interval, episode_interval, episode_quantile, intervals
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.metrics.risk import cvar
 
@@ -66,9 +66,15 @@ def test_bootstrap_resamples_rows_of_pairs_together() -> None:
     assert oracle.low <= oracle.value <= oracle.high < shuffled.low
 
 
-def test_bootstrap_takes_a_tail_statistic_and_skips_undefined_resamples() -> None:
+def test_bootstrap_takes_a_tail_statistic_and_skips_undefined_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(6).random(50)
     tail = bootstrap_interval(values, lambda x: float(cvar(torch.from_numpy(x), 0.1)), resamples=50)
+    for at_once in (1, 7 * len(values), 2**20):  # resamples in one piece or several
+        monkeypatch.setattr(intervals, "AT_ONCE", at_once)
+        together = bootstrap_interval(
+            values, lambda x: cvar(torch.from_numpy(x), 0.1).numpy(), resamples=50, vectorized=True
+        )
+        assert together == tail
     assert tail.low <= tail.value == pytest.approx(np.sort(values)[-5:].mean())
 
     def defined_without_the_first(rows: FloatArray) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_smat.inference.assembly.router import choose_device
 from pyro_smat.inference.decision import Deployment
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
-from pyro_smat.inference.training.trainer import CHECKPOINT
+from pyro_smat.inference.training.checkpoint import CHECKPOINT
 from pyro_smat.registry import names
 
 OF_CATALOGS = ("top_k",)

@@ -1,6 +1,8 @@
 """Short float64 trainings in many processes: ``torchrun --nproc-per-node 2 distributed_run.py FOLDER UNTIL CASE ...``.
 
-UNTIL is the step at which the run of FOLDER/resumed, which is resumed where it is there, is given up.
+UNTIL is the step at which the run of FOLDER/resumed, which is resumed where it is there, is given up. After it one
+process fails, where "fail" is among the cases. With PROCESSES=4 in the environment it starts four of its own, which
+share what was imported.
 
 The first process saves the parameters, the history and the state of the objective of every case; all assert that theirs
 are the same. Without torchrun it is one process, which draws by number all the same.
@@ -8,6 +10,8 @@ are the same. Without torchrun it is one process, which draws by number all the 
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 import warnings
 from collections.abc import Sequence
@@ -105,12 +109,34 @@ def fail(folder: Path) -> None:
     trainer.fit(progress=False)
 
 
-if __name__ == "__main__":
-    where, until, *cases = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+def main(folder: Path, until: int, cases: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", "rho x B")
     with joined(torch.device("cpu")):
         assert distributed.is_initialized()
-        if until < 0:
-            fail(where)
-        run_all(where, cases)
-        resume(where / "resumed", until)
+        run_all(folder, [case for case in cases if case != "fail"])
+        resume(folder / "resumed", until)
+        if "fail" in cases:
+            fail(folder / "failed")
+
+
+def fork(processes: int) -> int:
+    """The rank in each of the processes that are started; the one that starts them ends with them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            found = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in found.items()}, MASTER_ADDR="127.0.0.1")
+            return rank
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    sys.exit(max(map(abs, codes)))
+
+
+if __name__ == "__main__":
+    if "PROCESSES" in os.environ:
+        fork(int(os.environ["PROCESSES"]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

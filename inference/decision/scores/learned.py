@@ -6,15 +6,15 @@ episodes,
 .. math:: \hat L(z) = b + \sum_k s_k z_k, \qquad
           s = (Z_c^T Z_c + \lambda I)^{-1} Z_c^T (L - \bar L),
 
-with :math:`Z_c` the centred scores: scikit-learn's StandardScaler and Ridge, of which only the numbers are kept. It is
-a score like any other: what it predicts is U.
+with :math:`Z_c` the centred scores; lambda counts like so many episodes. It is a score like any other: what it
+predicts is U.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from pyro_smat.metrics.arrays import FloatArray, Numbers, float_array, same_leng
 from pyro_smat.metrics.selective import aurc
 from pyro_smat.registry import register
 
+ROUNDING = float(np.finfo(np.float64).eps)  # a score that varies by no more does not vary
 FURTHEST = 4.0  # standard deviations: no prediction from further out, and none that is infinite
 
 
@@ -76,9 +77,8 @@ class LearnedRisk(CombinedScore):
             ValueError: when a score is missing or NaN, or it has not been fitted.
         """
         raw = self.fitted_columns(scores)
-        with np.errstate(over="ignore"):  # what overflows is cut off like all that is far away
-            z = np.clip((raw - np.array(self.centre)) / np.array(self.scale), -FURTHEST, FURTHEST)
-        return z @ np.array(self.slopes) + self.intercept
+        line = _Line(np.array(self.centre), np.array(self.scale), np.array(self.slopes), self.intercept)
+        return line(raw)
 
     def fit(self, scores: Mapping[str, Numbers], losses: Numbers) -> FittedScore:
         """The predictor of the module's first lines; its values come from fits without the episode's fold.
@@ -90,32 +90,55 @@ class LearnedRisk(CombinedScore):
         Raises:
             ValueError: for no scores that can be read, lengths that differ, or fewer than two episodes.
         """
-        from sklearn.model_selection import PredefinedSplit, cross_val_predict  # not to load a fitted one
-
         y = float_array(losses, "losses")
         if len(y) < 2:
             raise ValueError(f"got {len(y)} episode; expected at least two to fit on one and predict another")
         read = tuple(s for s in self.reads if s.name in scores and np.isfinite(np.asarray(scores[s.name])).all())
         raw = columns(scores, read, finite=True)
         same_length(raw, y, "scores and losses")
-        folds = PredefinedSplit(np.arange(len(y)) % min(FOLDS, len(y)))
-        values = cross_val_predict(_pipeline(self.penalty), raw, y, cv=folds)
-        scaler, _, ridge = (step for _, step in _pipeline(self.penalty).fit(raw, y).steps)
+        folds = np.arange(len(y)) % min(FOLDS, len(y))
+        values = np.empty_like(y)
+        for fold in range(folds.max() + 1):
+            own = folds == fold
+            values[own] = _fitted(raw[~own], y[~own], self.penalty)(raw[own])
+        line = _fitted(raw, y, self.penalty)
         fitted = replace(
             self,
             scores=read,
-            centre=tuple(scaler.mean_.tolist()),
-            scale=tuple(scaler.scale_.tolist()),
-            slopes=tuple(ridge.coef_.tolist()),
-            intercept=float(ridge.intercept_),
+            centre=tuple(line.centre.tolist()),
+            scale=tuple(line.scale.tolist()),
+            slopes=tuple(line.slopes.tolist()),
+            intercept=line.intercept,
         )
         return FittedScore(fitted, values, {self.name: aurc(values, y)})
 
 
-def _pipeline(penalty: float) -> Any:
-    from sklearn.linear_model import Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+@dataclass(frozen=True)
+class _Line:
+    """Of K standardised scores; see :class:`LearnedRisk`."""
 
-    clip = FunctionTransformer(np.clip, kw_args={"a_min": -FURTHEST, "a_max": FURTHEST})
-    return make_pipeline(StandardScaler(), clip, Ridge(alpha=penalty))
+    centre: FloatArray  # (K,), as the next two
+    scale: FloatArray
+    slopes: FloatArray
+    intercept: float
+
+    def __call__(self, raw: FloatArray) -> FloatArray:
+        """Predicted losses ``(n,)`` of scores ``(n, K)``."""
+        return _standardised(raw, self.centre, self.scale) @ self.slopes + self.intercept
+
+
+def _fitted(raw: FloatArray, losses: FloatArray, penalty: float) -> _Line:
+    """The ridge regression of losses ``(n,)`` on scores ``(n, K)``."""
+    centre, scale = raw.mean(0), raw.std(0)
+    scale = np.where(scale <= ROUNDING * np.abs(centre) * len(raw), 1.0, scale)
+    z = _standardised(raw, centre, scale)
+    mean = z.mean(0)
+    centred = z - mean
+    gram = centred.T @ centred + penalty * np.eye(len(mean))
+    slopes = np.linalg.solve(gram, centred.T @ (losses - losses.mean()))
+    return _Line(centre, scale, slopes, float(losses.mean() - mean @ slopes))
+
+
+def _standardised(raw: FloatArray, centre: FloatArray, scale: FloatArray) -> FloatArray:
+    with np.errstate(over="ignore"):  # what overflows is cut off like all that is far away
+        return np.clip((raw - centre) / scale, -FURTHEST, FURTHEST)

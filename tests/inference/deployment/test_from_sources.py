@@ -71,10 +71,10 @@ def test_doubt_without_validation() -> None:
 
 
 def test_labels_that_are_wrong_cost_less() -> None:
-    gained = {
-        noise: [accuracy(classifier(label_noise=noise), sampler(seed=7, corruptions=c), 30) for c in ((), (NOISE,))]
-        for noise in (0.0, 0.1)
-    }
+    gained = {}
+    for noise in (0.0, 0.1):
+        made = classifier(label_noise=noise)
+        gained[noise] = [accuracy(made, sampler(seed=7, corruptions=c), 20) for c in ((), (NOISE,))]
     assert gained[0.1][1] > gained[0.0][1] + 0.08
     assert gained[0.1][0] > gained[0.0][0] - 0.02
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pyro_smat.inference.objective.outcome import Outcome, run_routings
+from pyro_smat.episodes import EpisodeSampler
+from pyro_smat.inference.objective.outcome import Outcome, class_probabilities, run_routings
+from pyro_smat.networks.features import SourceFeatures
 
 
 def by_hand(probabilities: Tensor, batch: Any) -> tuple[list[float], list[float]]:
@@ -69,3 +72,55 @@ def test_predictions_from_elsewhere(make_router: Callable) -> None:
     assert torch.equal(outcome.probabilities, probabilities)
     assert outcome.accuracy.tolist() == [0.0, 0.0]
     assert outcome.losses.tolist() == pytest.approx([-math.log(1e-12)] * 2)
+
+
+def test_every_different_routing_of_a_task_is_run_once(make_router: Callable) -> None:
+    """Tasks with one, two, three and four different routings of four: ten networks, each task's own in its place."""
+    router = make_router("catalog", episodes=4)
+    model, batch = router.model.eval(), router.batch
+    assert len(set(batch.way.tolist())) > 1
+    catalog = router.guide.posterior(batch).coefficients
+    numbers = torch.tensor([[0, 1, 2, 3], [0, 5, 4, 2], [0, 1, 2, 1], [0, 5, 6, 0]])
+    rows = catalog[numbers].to(torch.float64)
+    logits, run = model.logits, []
+
+    def counted(coefficients: Tensor, *arguments: Any) -> Tensor:
+        run.append(coefficients.shape[:-1].numel())
+        return logits(coefficients, *arguments)
+
+    object.__setattr__(model, "logits", counted)
+    with torch.no_grad():
+        found = class_probabilities(model, rows, batch, model.basis())
+        assert run == [10]
+        expected = torch.stack([logits(one, batch).softmax(-1) for one in rows])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_sources_without_experts_are_looked_up(blocks: int, crossed_pool: Any, make_router: Callable) -> None:
+    """Beside routings with experts: only these run, and all predict what their networks do."""
+    router = make_router("logistic_normal", blocks=blocks)
+    model = router.model.eval()
+    features = SourceFeatures(router.network, model.source_basis, crossed_pool)
+    sampler = EpisodeSampler(crossed_pool, (2, 4), 2, 3, attributes=["shape"])
+    batch = features.attach(sampler.sample(3))
+    rows = torch.rand(3, 3, *(() if blocks == 1 else (2,)), 5, generator=torch.Generator().manual_seed(0)).double()
+    rows[1] = rows[0, 0]  # beside different ones in the first
+    rows[2, :, ..., :] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]).double()
+    ran, network = [], model.network._forward
+
+    def counted(theta: Tensor, images: Tensor) -> Tensor:
+        ran.append(len(theta))
+        return network(theta, images)
+
+    features.embed()
+    model.network._forward = counted
+    with torch.no_grad():
+        found = class_probabilities(model, rows, batch, model.basis())
+        assert sum(ran) == 3 + 2  # of the second rule, that of the first task is there already
+        other = class_probabilities(model, rows, batch, 0.5 * model.basis())
+        unknown = replace(batch, known=None)
+        for basis, probabilities in ((model.basis(), found), (0.5 * model.basis(), other)):
+            expected = torch.stack([model.logits(one, unknown, basis).softmax(-1) for one in rows])
+            real = batch.query.mask  # padding gets any features
+            torch.testing.assert_close(probabilities[:, real], expected[:, real])

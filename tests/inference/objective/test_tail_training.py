@@ -16,7 +16,7 @@ from pyro_smat.inference import CVaR_ELBO
 from pyro_smat.metrics.risk import cvar
 from pyro_smat.routing.local_module import LocalModule
 
-SEEDS, EPISODES, STEPS = 5, 64, 200
+SEEDS, EPISODES, STEPS = 5, 64, 100
 
 
 class Toy(LocalModule):
@@ -68,7 +68,7 @@ def trained_losses(toy: Toy, seed: int, elbo: CVaR_ELBO) -> tuple[Tensor, Tensor
     pyro.set_rng_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     guide = ToyGuide()
-    optimizer = torch.optim.Adam(guide.parameters(), 2e-2)
+    optimizer = torch.optim.Adam(guide.parameters(), 4e-2)
     for _ in range(STEPS):
         optimizer.zero_grad()
         (elbo.differentiable_loss(toy, guide, *toy.draw(EPISODES, generator)) / EPISODES).backward()

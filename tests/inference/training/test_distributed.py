@@ -6,8 +6,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import distributed_run
@@ -17,7 +18,7 @@ from distributed_run import CASES, STEPS, result_of, resume, trainer_of
 
 from pyro_smat.distributed import World
 from pyro_smat.files import load_state
-from pyro_smat.inference.training.trainer import CHECKPOINT
+from pyro_smat.inference.training.checkpoint import CHECKPOINT
 from pyro_smat.metrics.risk import cvar
 
 SHARES = {"images_per_second", "mutual_information", "effective_routings", "variance"}  # means over shares, or a clock
@@ -26,14 +27,12 @@ OF_FOUR = ("uneven", "queue", "learned", "rho_0.1")
 pytestmark = pytest.mark.filterwarnings("ignore:rho x B")
 
 
-def launch(processes: int, folder: Path, until: int, *cases: str) -> subprocess.CompletedProcess[str]:
+def launch(words: Sequence[str], folder: Path, until: int, *cases: str, **variables: str) -> CompletedProcess[str]:
+    """``python *words`` before the program of the processes."""
     rooms = [str(Path(distributed_run.__file__).parent), *sys.path]
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
-            *(distributed_run.__file__, str(folder), str(until), *cases),
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(rooms), "OMP_NUM_THREADS": "1"},
+        [sys.executable, *words, distributed_run.__file__, str(folder), str(until), *cases],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(rooms), "OMP_NUM_THREADS": "1", **variables},
         capture_output=True,
         text=True,
         timeout=300,
@@ -41,16 +40,23 @@ def launch(processes: int, folder: Path, until: int, *cases: str) -> subprocess.
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of two processes in 2/, of four in 4/; resumed/ goes on from two processes in one, then in four."""
+def of_torchrun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompletedProcess[str]]:
+    """Results of two processes of torchrun in 2/; one of them failed in the end."""
     folder = tmp_path_factory.mktemp("processes")
-    done = launch(2, folder / "2", 1, *CASES)
-    assert done.returncode == 0, done.stderr
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    return folder, launch(words, folder / "2", 1, *CASES, "fail")
+
+
+@pytest.fixture(scope="module")
+def folder(of_torchrun: tuple[Path, CompletedProcess[str]]) -> Path:
+    """Those, and of four processes in 4/; resumed/ goes on from two processes in one, then in four."""
+    folder, done = of_torchrun
+    assert {*CASES, "resumed"} <= {path.name for path in (folder / "2").iterdir()}, done.stderr
     (folder / "2" / "resumed").rename(folder / "resumed")
     assert resume(folder / "resumed", 2).step == 2
     (folder / "4").mkdir()
     (folder / "resumed").rename(folder / "4" / "resumed")
-    done = launch(4, folder / "4", STEPS, *OF_FOUR)
+    done = launch((), folder / "4", STEPS, *OF_FOUR, PROCESSES="4")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -110,8 +116,8 @@ def test_mean_of_the_tails_of_processes_is_another_number(folder: Path) -> None:
     assert sum(halves) / 2 < recorded - 1e-3
 
 
-def test_error_of_one_process_ends_all_with_its_message(tmp_path: Path) -> None:
-    done = launch(2, tmp_path, -1)
+def test_error_of_one_process_ends_all_with_its_message(of_torchrun: tuple[Path, CompletedProcess[str]]) -> None:
+    done = of_torchrun[1]
     assert done.returncode != 0
     assert "ValueError: this process has lost its images" in done.stderr
 

@@ -19,7 +19,8 @@ from tiny_run import CASES, CHECKPOINT_EVERY, STEPS, VALIDATE_EVERY, build_train
 
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.files import load_state, save_state
-from pyro_smat.inference.training.trainer import CHECKPOINT, INITIAL_SCALE, MetaTrainer
+from pyro_smat.inference.training.checkpoint import CHECKPOINT
+from pyro_smat.inference.training.trainer import INITIAL_SCALE, MetaTrainer
 
 
 def stop_after(trainer: MetaTrainer, step: int) -> None:

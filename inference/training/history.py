@@ -1,0 +1,67 @@
+"""The history of a training: one row of numbers a step, and what of it a progress bar shows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.guides.information import posterior_information
+from pyro_smat.inference.objective.terms import ELBOTerms
+
+if TYPE_CHECKING:
+    from pyro_smat.inference.training.trainer import MetaTrainer
+
+
+def row_of(
+    trainer: MetaTrainer, terms: ELBOTerms, loss: float, batch: EpisodeBatch, seconds: float
+) -> dict[str, float]:
+    """The row of a step that has been made, named as :attr:`MetaTrainer.history` has it.
+
+    Args:
+        trainer: after the step.
+        terms: of the objective.
+        loss: whose gradient the step followed.
+        batch: this process's share of the episodes.
+        seconds: since the step began.
+    """
+    with torch.no_grad():
+        generator = torch.Generator(trainer.device).manual_seed(trainer.step)
+        found = asdict(posterior_information(trainer.guide.posterior(batch), generator=generator))
+    found["images"] = int(batch.support.mask.sum() + batch.query.mask.sum()) / len(batch)
+    means = trainer.world.mean(torch.tensor(list(found.values()), dtype=torch.float64), len(batch)).tolist()
+    found = dict(zip(found, means, strict=True))
+    images = found.pop("images") * trainer.settings.episodes * trainer.elbo.num_particles
+    row = {
+        "step": trainer.step,
+        "loss": loss,
+        "episode_loss": terms.mean_loss.item(),
+        "cvar": terms.tail_loss.item(),
+        "threshold": terms.threshold.item(),
+        "kl": terms.kl.item(),
+        "negative_elbo": terms.negative_elbo.item() / trainer.settings.episodes,
+        **found,
+        "images_per_second": images / seconds,
+    }
+    row |= {name: value.item() for name, value in terms.penalties.items()}
+    experts = trainer.experts
+    if experts is not None:
+        row["sparsity"] = experts.sparsities().mean().item()
+    return row
+
+
+def show(bar: Any, row: dict[str, float]) -> None:
+    """Advance a tqdm bar by one step that has this row."""
+    shown: dict[str, str] = {
+        "loss": f"{row['loss']:.3f}",
+        "CVaR": f"{row['cvar']:.3f}",
+        "KL": f"{row['kl']:.2f}",
+        "MI": f"{row['mutual_information']:.2f}",
+        "images/s": f"{row['images_per_second']:.0f}",
+    }
+    if "sparsity" in row:
+        shown["sparsity"] = f"{row['sparsity']:.2f}"
+    bar.set_postfix(shown)
+    bar.update(1)
