@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.models.priors import RoutingPrior
+from pyro_smat.networks.basis import AnyBasis, Basis, parts_of
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.heads import Metric
@@ -121,22 +122,23 @@ class RoutedModel(Remembered, LocalModule):
         """The learned scale of the head, > 0."""
         return F.softplus(self.raw_scale)
 
-    def basis(self, samples: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def basis(self, samples: int | None = None, generator: torch.Generator | None = None) -> Basis:
         """``(R + M, d)``: sources, then experts with sampled gates (training) or deployed masks (evaluation).
+
+        The sources are the model's own buffer, not a copy.
 
         Args:
             samples: ``(samples, R + M, d)`` with so many independent samples of the gates, also in evaluation.
             generator: of these.
         """
+        sources = self.source_basis if samples is None else self.source_basis.expand(samples, -1, -1)
         if self.experts is None or not len(self.experts):
-            return self.source_basis if samples is None else self.source_basis.expand(samples, -1, -1)
-        if samples is not None:
-            rows = self.experts.rows(samples, generator).to(self.compute_dtype)
-            return torch.cat([self.source_basis.expand(samples, -1, -1), rows], dim=-2)
-        rows = self.experts.rows() if self.training else self.experts.projected_rows()
-        return torch.cat([self.source_basis, rows.to(self.compute_dtype)])
+            return Basis(sources)
+        sampled = samples is not None or self.training
+        rows = self.experts.rows(samples, generator) if sampled else self.experts.projected_rows()
+        return Basis(sources, rows.to(self.compute_dtype))
 
-    def logits(self, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor | None = None) -> Tensor:
+    def logits(self, coefficients: Tensor, batch: EpisodeBatch, basis: AnyBasis | None = None) -> Tensor:
         """Class logits ``(*k, B, Q, W)``, float32 at least.
 
         One forward of ``prod(*k) x B`` task networks on support and queries together; routings that all episodes share
@@ -146,8 +148,8 @@ class RoutedModel(Remembered, LocalModule):
             coefficients: ``(*k, B, C)``, or ``(*k, B, L, C)`` in a space of L blocks; 1 instead of B where episodes
                 share them.
             batch: the episodes.
-            basis: ``(C, d)``, default :meth:`basis`; or ``(K, C, d)``, one for each entry of the first dim of
-                coefficients ``(K, *k, B, C)``.
+            basis: ``(C, d)``, in parts or as one matrix, default :meth:`basis`; or ``(K, C, d)``, one for each entry
+                of the first dim of coefficients ``(K, *k, B, C)``.
         """
         basis = self.basis() if basis is None else basis
         support, queries = self._known(coefficients, basis, batch) or self._run(coefficients, basis, batch)
@@ -159,16 +161,17 @@ class RoutedModel(Remembered, LocalModule):
         ridge_scale = F.softplus(self.raw_ridge_scale) if self.head_settings.classifier == "mixture" else 0.0
         return fit_head(support, *known, self.head_settings, self.scale, ridge_scale)
 
-    def _known(self, coefficients: Tensor, basis: Tensor, batch: EpisodeBatch) -> tuple[Tensor, Tensor] | None:
+    def _known(self, coefficients: Tensor, basis: AnyBasis, batch: EpisodeBatch) -> tuple[Tensor, Tensor] | None:
         """Features ``(*k, B, S, f)`` and ``(*k, B, Q, f)`` where they are known without running a network."""
-        if batch.known is None:
+        rows, *experts = parts_of(basis)
+        if batch.known is None or experts:
             return None
-        found = [batch.known.of_routings(coefficients, basis, part) for part in (batch.support, batch.query)]
+        found = [batch.known.of_routings(coefficients, rows, part) for part in (batch.support, batch.query)]
         if found[0] is None or found[1] is None:
             return None
         return _wide(found[0]), _wide(found[1])
 
-    def _run(self, coefficients: Tensor, basis: Tensor, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+    def _run(self, coefficients: Tensor, basis: AnyBasis, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """The same from the networks; 1 instead of B where episodes share them."""
         theta = self._compose(coefficients, basis)
         shots = batch.support.images.shape[1]
@@ -202,7 +205,7 @@ class RoutedModel(Remembered, LocalModule):
         """p(y | x, S, c) of every query, batch shape ``(*k, B, Q)``, from class logits; the part to override."""
         return dist.Categorical(logits=logits)
 
-    def _separate_basis(self, coefficients: Tensor) -> Tensor | None:
+    def _separate_basis(self, coefficients: Tensor) -> Basis | None:
         """A basis for every vectorised particle, where that is wanted."""
         episode_dims = 2 if self.prior.num_blocks == 1 else 3
         particles = coefficients.shape[0] if coefficients.ndim > episode_dims else 1
@@ -210,7 +213,7 @@ class RoutedModel(Remembered, LocalModule):
             return None
         return self.basis(particles)
 
-    def _compose(self, coefficients: Tensor, basis: Tensor) -> Tensor:
+    def _compose(self, coefficients: Tensor, basis: AnyBasis) -> Tensor:
         """Task parameters ``(*k, B, d)``."""
         if basis.ndim == 2:
             return compose(coefficients, basis, self.network.space)

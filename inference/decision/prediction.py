@@ -14,6 +14,7 @@ from pyro_smat.inference.decision.named_routings import NamedRoutings
 from pyro_smat.inference.decision.rules.rule import DecisionRule
 from pyro_smat.inference.objective.outcome import class_probabilities
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import AnyBasis
 from pyro_smat.registry import Choice, build, choose
 from pyro_smat.routing import Catalog
 
@@ -26,7 +27,7 @@ def predict(
     rule: DecisionRule | Choice | Mapping[str, Any] | str = "posterior_predictive",
     *,
     generator: torch.Generator | None = None,
-    basis: Tensor | None = None,
+    basis: AnyBasis | None = None,
 ) -> Tensor:
     """Class probabilities of the queries, ``(B, Q, W)``; 0 at classes that an episode does not have.
 

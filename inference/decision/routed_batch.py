@@ -20,6 +20,7 @@ from pyro_smat.inference.decision.scores.score import UncertaintyScore
 from pyro_smat.inference.objective.outcome import class_probabilities
 from pyro_smat.inference.objective.reference import support_losses
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import AnyBasis
 
 Members = tuple[Tensor, Tensor]  # weights (K, B) and class probabilities (K, B, Q, W) of the networks of a rule
 
@@ -43,7 +44,7 @@ class RoutedBatch:
         model: RoutedModel,
         posterior: RoutingPosterior,
         batch: EpisodeBatch,
-        basis: Tensor,
+        basis: AnyBasis,
         *,
         generator: torch.Generator,
         predictive: PosteriorPredictive | None = None,
@@ -100,7 +101,7 @@ class RoutedBatch:
         return support_losses(self.batch, self.model.metric)
 
     @property
-    def bases(self) -> Tensor:
+    def bases(self) -> AnyBasis:
         """``(m, C, d)``, m is 1 with the deployed masks."""
         return self.basis.unsqueeze(0) if self.basis.ndim == 2 else self.basis
 

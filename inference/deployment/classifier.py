@@ -35,6 +35,7 @@ from pyro_smat.inference.deployment.saving import load_router, save_router
 from pyro_smat.inference.deployment.support_labels import read_labels
 from pyro_smat.inference.training.settings import Precision
 from pyro_smat.models import RoutedModel
+from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.heads import Metric
 from pyro_smat.networks.network_features import NetworkFeatures
@@ -426,7 +427,7 @@ class RoutedClassifier:
 
     @property
     @torch.no_grad()
-    def deployed_basis(self) -> Tensor:
+    def deployed_basis(self) -> Basis:
         """The basis ``(C, d)`` with the deployed masks."""
         return self.router.model.basis() if self.deployment.gate_samples else self.bases[0]
 

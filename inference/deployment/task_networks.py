@@ -15,6 +15,7 @@ from pyro_smat.inference.decision.mixture import Mixture
 from pyro_smat.inference.decision.routed_batch import Members
 from pyro_smat.inference.decision.rules import DecisionRule
 from pyro_smat.inference.deployment.refinement import Refinement
+from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.network_features import NetworkFeatures
 from pyro_smat.networks.support_head import SupportHead
@@ -102,7 +103,7 @@ class TaskNetworks:
                         "rule is 'refined' and the task was not refined: call adapt(..., refine='frank_wolfe')"
                     )
                 mixture = Mixture.one(self._refinement.coefficients.unsqueeze(0))
-                bases: Sequence[Tensor] = [self._refinement.basis(owner.router.model, owner.deployed_basis)]
+                bases: Sequence[Basis] = [self._refinement.basis(owner.router.model, owner.deployed_basis)]
             else:
                 assert isinstance(rule, DecisionRule)
                 mixture = rule(

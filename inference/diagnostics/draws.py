@@ -24,6 +24,7 @@ from pyro_smat.inference.objective.candidates import as_deployed
 from pyro_smat.metrics.arrays import FloatArray, IntArray
 from pyro_smat.models.priors import RoutingPrior
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 from pyro_smat.routing import CATALOG_SITE, straight_through
 
 CHUNK_BYTES = 256 * 2**20
@@ -175,7 +176,7 @@ def _draw(
     model: RoutedModel,
     guide: RoutingGuide,
     batch: EpisodeBatch,
-    basis: Tensor,
+    basis: Basis,
     count: int,
     generator: torch.Generator,
 ) -> dict[str, np.ndarray]:
@@ -267,7 +268,7 @@ def _coefficients(
     return straight_through(found, len(model.source_names)) if hard else found
 
 
-def _score(model: RoutedModel, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor) -> tuple[Tensor, Tensor]:
+def _score(model: RoutedModel, coefficients: Tensor, batch: EpisodeBatch, basis: Basis) -> tuple[Tensor, Tensor]:
     """log p of the true labels ``(k, B, Q)`` and the class probabilities ``(k, B, Q, W)``, in parts that fit."""
     labels, _ = fields_of.label_targets(batch)
     log_likelihoods, probabilities = [], []
@@ -278,7 +279,7 @@ def _score(model: RoutedModel, coefficients: Tensor, batch: EpisodeBatch, basis:
     return torch.cat(log_likelihoods), torch.cat(probabilities)
 
 
-def _split(coefficients: Tensor, basis: Tensor, episodes: int) -> Iterator[Tensor]:
+def _split(coefficients: Tensor, basis: Basis, episodes: int) -> Iterator[Tensor]:
     networks = coefficients.shape[1]
     size = max(1, CHUNK_BYTES // (networks * basis.shape[-1] * basis.element_size()))
     yield from coefficients.split(size)

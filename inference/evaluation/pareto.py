@@ -40,6 +40,7 @@ from pyro_smat.inference.objective.candidates import as_deployed, support_candid
 from pyro_smat.inference.objective.outcome import class_probabilities
 from pyro_smat.metrics.intervals import episode_interval
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 from pyro_smat.registry import Choice
 
 
@@ -167,7 +168,7 @@ def sweep(
 class _Deployed:
     model: RoutedModel
     guide: RoutingGuide
-    basis: Tensor  # (C, d)
+    basis: Basis  # (C, d)
     opened: Tensor | None  # (M, L) open entries of the experts
 
 

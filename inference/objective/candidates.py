@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import AnyBasis
 from pyro_smat.networks.composition import compose
 from pyro_smat.networks.heads import leave_one_out_loss
 
@@ -39,7 +40,7 @@ def candidate_log_likelihoods(
     batch: EpisodeBatch,
     coefficients: Tensor,
     chunk: int | None = None,
-    basis: Tensor | None = None,
+    basis: AnyBasis | None = None,
 ) -> Tensor:
     """log p(y | x, S, A_j) of every query under every routing, in nats.
 
@@ -72,7 +73,7 @@ def candidate_losses(
     batch: EpisodeBatch,
     coefficients: Tensor,
     chunk: int | None = None,
-    basis: Tensor | None = None,
+    basis: AnyBasis | None = None,
 ) -> Tensor:
     """Mean negative log-likelihood of the queries under every routing, ``(J, B)`` in nats per query.
 
@@ -88,7 +89,7 @@ def support_candidate_losses(
     batch: EpisodeBatch,
     coefficients: Tensor,
     chunk: int | None = None,
-    basis: Tensor | None = None,
+    basis: AnyBasis | None = None,
 ) -> Tensor:
     """Leave-one-out prototype loss of the support under every composed network, ``(J, B)`` in nats per shot.
 
@@ -128,7 +129,7 @@ def _check_coefficients(model: RoutedModel, coefficients: Tensor) -> None:
         )
 
 
-def _chunk(basis: Tensor, batch: EpisodeBatch) -> int:
+def _chunk(basis: AnyBasis, batch: EpisodeBatch) -> int:
     """Routings at a time: room for their task parameters, and for features as large as the images."""
     images = batch.support.images.numel() + batch.query.images.numel()
     return max(1, CHUNK_BYTES // (basis.element_size() * (basis.shape[-1] + images)))

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.objective.reference import query_losses
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import AnyBasis
 
 SMALLEST = 1e-12  # probability, in losses
 
@@ -63,7 +64,7 @@ def run_routings(
     batch: EpisodeBatch,
     routings: Mapping[str, tuple[Tensor, Tensor]],
     *,
-    basis: Tensor | None = None,
+    basis: AnyBasis | None = None,
 ) -> dict[str, Outcome]:
     """Run the routings of several decision rules in one composed forward.
 
@@ -95,7 +96,7 @@ def run_routings(
     }
 
 
-def class_probabilities(model: RoutedModel, coefficients: Tensor, batch: EpisodeBatch, basis: Tensor) -> Tensor:
+def class_probabilities(model: RoutedModel, coefficients: Tensor, batch: EpisodeBatch, basis: AnyBasis) -> Tensor:
     """Class probabilities ``(K, B, Q, W)`` of routings ``(K, B, [L,] C)``, averaged over the bases ``([m,] C, d)``."""
     if basis.ndim == 2:
         return model.logits(coefficients, batch, basis).softmax(-1)

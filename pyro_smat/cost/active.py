@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_smat.networks.basis import AnyBasis, parts_of
 from pyro_smat.networks.parameters import ParameterSpace
 
 
 @torch.no_grad()
 def compose_active(
-    coefficients: Tensor, basis: Tensor, space: ParameterSpace | None = None, open_entries: Tensor | None = None
+    coefficients: Tensor, basis: AnyBasis, space: ParameterSpace | None = None, open_entries: Tensor | None = None
 ) -> Tensor:
     r"""Task parameters :math:`\theta = \sum_{c_i \ne 0} c_i B_i` of one task, without gradient.
 
@@ -49,9 +50,10 @@ def compose_active(
         )
     rows = coefficients.to(basis.dtype).reshape(blocks, -1).tolist()
     closed = _closed(open_entries, len(basis), blocks)
-    theta = basis.new_empty(basis.shape[-1])
+    theta = torch.empty(basis.shape[-1], dtype=basis.dtype, device=basis.device)
     sizes = (basis.shape[-1],) if space is None else space.block_sizes
-    for block, (part, columns) in enumerate(zip(theta.split(sizes), basis.split(sizes, dim=-1), strict=True)):
+    pieces = [row.split(sizes) for matrix in parts_of(basis) for row in matrix]
+    for block, (part, *columns) in enumerate(zip(theta.split(sizes), *pieces, strict=True)):
         active = [i for i, weight in enumerate(rows[block]) if weight and i not in closed[block]]
         if not active:
             raise ValueError(f"no coefficient of block {block} is open; expected source weights that add up to 1")

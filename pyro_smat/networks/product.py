@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_smat.networks.basis import AnyBasis, parts_of
 from pyro_smat.networks.memory import HUGE_PAGES_FROM, in_huge_pages
 from pyro_smat.networks.parameters import ParameterSpace
 
 
-def compose(coefficients: Tensor, basis: Tensor | Sequence[Tensor], space: ParameterSpace | None = None) -> Tensor:
+def compose(coefficients: Tensor, basis: AnyBasis | Sequence[Tensor], space: ParameterSpace | None = None) -> Tensor:
     """Task parameters ``theta = c B``, one GEMM.
 
     Args:
         coefficients: ``(*b, C)`` with C = R + M; or ``(*b, L, C)``, one mixture for each of the L blocks of ``space``.
         basis: ``(C, d)``, rows are sources and masked experts; or several matrices whose rows are these one after the
-            other, say sources ``(R, d)`` and experts ``(M, d)``, which saves a copy of both.
+            other, say sources ``(R, d)`` and experts ``(M, d)``, or a :class:`~pyro_smat.networks.basis.Basis`,
+            which saves a copy of both.
         space: needed for blockwise coefficients: its blocks are column slices of the basis.
 
     Returns:
@@ -31,7 +33,7 @@ def compose(coefficients: Tensor, basis: Tensor | Sequence[Tensor], space: Param
         >>> compose(torch.tensor([0.25, 0.75]), torch.tensor([[0.0, 4.0], [4.0, 8.0]]))
         tensor([3., 7.])
     """
-    parts = (basis,) if isinstance(basis, Tensor) else tuple(basis)
+    parts = parts_of(basis)
     rows = sum(len(part) for part in parts)
     if coefficients.shape[-1] != rows:
         raise ValueError(
@@ -54,12 +56,12 @@ def compose(coefficients: Tensor, basis: Tensor | Sequence[Tensor], space: Param
 def _product(coefficients: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
     """``(*b, C) x (C, d)``; the rows of a GPU or of half precision are one matrix, whose sum is rounded once."""
     first = parts[0]
-    large = first.shape[-1] * coefficients[..., 0].numel() * first.element_size() >= HUGE_PAGES_FROM
+    pays = len(parts) > 1 or first.shape[-1] * coefficients[..., 0].numel() * first.element_size() >= HUGE_PAGES_FROM
     on_cpu = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
-    if not (large and on_cpu) or torch._C._functorch.peek_interpreter_stack() is not None:
+    if not (pays and on_cpu) or torch._C._functorch.peek_interpreter_stack() is not None:
         return coefficients @ (first if len(parts) == 1 else torch.cat(parts))
     theta: Tensor = _LargeProduct.apply(coefficients.reshape(-1, coefficients.shape[-1]), *parts)
-    return theta.view(*coefficients.shape[:-1], -1)
+    return theta.view(*coefficients.shape[:-1], first.shape[-1])
 
 
 class _LargeProduct(torch.autograd.Function):

@@ -131,7 +131,7 @@ def test_logits_by_loop_over_networks(leading: tuple[int, ...], make_router: Cal
     flat, rows = logits.reshape(-1, *logits.shape[len(leading) :]), coefficients.reshape(-1, 4, 5)
     for k in range(len(flat)):
         for i in range(4):
-            theta = rows[k, i] @ router.model.basis()
+            theta = rows[k, i] @ router.model.basis().matrix()
             weight, bias = theta[:20].view(5, 4), theta[20:]
             batch, way = router.batch, int(router.batch.way[i])
             shots, queries = batch.support.mask[i], batch.query.mask[i]
@@ -149,12 +149,12 @@ def test_deployed_masks_keep_the_budget(make_router: Callable) -> None:
     bank = router.model.experts
     router.model.train()
     pyro.set_rng_seed(0)
-    first, second = router.model.basis(), router.model.basis()
+    first, second = router.model.basis().matrix(), router.model.basis().matrix()
     assert torch.equal(first[:3], router.library.basis)
     assert not torch.equal(first[3:], second[3:])  # gates are drawn anew
     router.model.eval()
-    deployed = router.model.basis()
-    assert torch.equal(deployed, router.model.basis())
+    deployed = router.model.basis().matrix()
+    assert torch.equal(deployed, router.model.basis().matrix())
     assert bank.budget == 10  # (1 - 0.6) 25
     assert ((deployed[3:] != 0).sum(-1) <= bank.budget).all()
     assert (deployed[3:] != 0).any()
@@ -299,7 +299,7 @@ def test_masks_are_shared_or_separate(make_router: Callable) -> None:
         assert (apart[i] - apart[j]).abs().max() > 1e-3
     pyro.set_rng_seed(0)
     bases = separate.model.basis(3)
-    assert torch.equal(bases[:, :3], separate.library.basis.expand(3, -1, -1))
+    assert torch.equal(bases.sources, separate.library.basis.expand(3, -1, -1))
     for k in range(3):
         row = separate.model.prior.fixed[k, :, 0]
         torch.testing.assert_close(separate.model.logits(row, separate.batch, bases[k]), apart[k])

@@ -10,10 +10,11 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.inference.deployment.refinement.mode import Refinement, RefinementMode
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 
 
 def refine_episodes(
-    mode: RefinementMode, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, posterior: RoutingPosterior
+    mode: RefinementMode, model: RoutedModel, basis: Basis, batch: EpisodeBatch, posterior: RoutingPosterior
 ) -> tuple[Refinement, ...]:
     """One refinement an episode, each from the posterior mean.
 
@@ -29,7 +30,7 @@ def refine_episodes(
 
 
 def refine_batch(
-    mode: RefinementMode, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, posterior: RoutingPosterior
+    mode: RefinementMode, model: RoutedModel, basis: Basis, batch: EpisodeBatch, posterior: RoutingPosterior
 ) -> Tensor:
     """Refined coefficients ``(B, C)`` or ``(B, L, C)``; arguments as in :func:`refine_episodes`.
 
@@ -47,7 +48,7 @@ def refine_batch(
 
 @torch.no_grad()
 def refined_probabilities(
-    model: RoutedModel, basis: Tensor, batch: EpisodeBatch, refinements: tuple[Refinement, ...]
+    model: RoutedModel, basis: Basis, batch: EpisodeBatch, refinements: tuple[Refinement, ...]
 ) -> Tensor:
     """Class probabilities ``(B, Q, W)`` of the queries under the refined points, 0 at classes that are not there."""
     rows = []

@@ -22,6 +22,7 @@ from pyro_smat.inference.deployment.refinement.frank_wolfe import FrankWolfe
 from pyro_smat.inference.deployment.refinement.mode import Refinement, check_count
 from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 from pyro_smat.registry import register
 from pyro_smat.routing import SOURCE_SITE
 from pyro_smat.routing.distributions import ILRDirichlet, ILRDistribution
@@ -66,7 +67,7 @@ class DirichletRefinement:
             raise ValueError(f"prior is {self.prior}; expected a concentration > 0 and finite")
         FrankWolfe(self.steps, self.max_active)  # checks them
 
-    def refine(self, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, start: Tensor) -> Refinement:
+    def refine(self, model: RoutedModel, basis: Basis, batch: EpisodeBatch, start: Tensor) -> Refinement:
         found = FrankWolfe(self.steps, self.max_active).refine(model, basis, batch, start)
         objective = SupportObjective(model, basis, batch, found.coefficients)
         mean = torch.from_numpy(objective.start)

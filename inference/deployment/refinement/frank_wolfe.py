@@ -18,6 +18,7 @@ from pyro_smat.inference.deployment.refinement.mode import Refinement, check_cou
 from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 from pyro_smat.registry import register
 from pyro_smat.solvers import SimplexObjective, SimplexSolution, minimize_on_simplex
 
@@ -60,7 +61,7 @@ class FrankWolfe:
         if self.method not in get_args(FrankWolfeMethod):
             raise ValueError(f"method is {self.method!r}; expected one of {get_args(FrankWolfeMethod)}")
 
-    def refine(self, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, start: Tensor) -> Refinement:
+    def refine(self, model: RoutedModel, basis: Basis, batch: EpisodeBatch, start: Tensor) -> Refinement:
         objective = SupportObjective(model, basis, batch, start)
         before = objective.value(objective.start)
         first, note = objective.start, ""

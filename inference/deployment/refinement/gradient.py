@@ -17,6 +17,7 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.deployment.refinement.mode import Refinement, active_sources, check_count
 from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.composition import compose
 from pyro_smat.networks.experts import ExpertBank
 from pyro_smat.networks.gates import open_probability, select_gates, straight_through
@@ -55,7 +56,7 @@ class GradientRefinement:
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected > 0 and finite")
 
-    def refine(self, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, start: Tensor) -> Refinement:
+    def refine(self, model: RoutedModel, basis: Basis, batch: EpisodeBatch, start: Tensor) -> Refinement:
         bank = model.experts
         if bank is None or not len(bank):
             raise ValueError(
@@ -86,7 +87,7 @@ class GradientRefinement:
         best = None
         with torch.inference_mode(False), torch.no_grad():
             sources = len(objective.basis) - len(bank)
-            fixed = compose(start[..., :sources], objective.basis[:sources], space)
+            fixed = compose(start[..., :sources], objective.basis.sources, space)
             log_alpha, delta = bank.log_alpha.detach(), bank.delta.detach()
             logits = start[..., sources:].to(delta).clamp(min=LEAST_WEIGHT).log().requires_grad_()
             offset = delta.new_zeros(len(bank), 1).requires_grad_()

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Refinement:
     masks: Tensor | None = None
     posterior: RoutingPosterior | None = None
 
-    def basis(self, model: RoutedModel, deployed: Tensor) -> Tensor:
+    def basis(self, model: RoutedModel, deployed: Basis) -> Basis:
         """The basis ``(C, d)`` that ``coefficients`` are of: the ``deployed`` one, or with the masks of this task."""
         if self.masks is None or model.experts is None:
             return deployed
         rows = (self.masks * model.experts.delta.detach()).to(deployed.dtype)
-        return torch.cat([deployed[: len(model.source_names)], rows])
+        return Basis(deployed.sources, rows)
 
     def __str__(self) -> str:
         gap = "" if self.gap is None else f", gap {self.gap:.2g} ({self.certificate})"
@@ -70,7 +70,7 @@ class RefinementMode(Protocol):
     def name(self) -> str:
         """For reports and the command line."""
 
-    def refine(self, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, start: Tensor) -> Refinement:
+    def refine(self, model: RoutedModel, basis: Basis, batch: EpisodeBatch, start: Tensor) -> Refinement:
         """Refine the routing of one episode.
 
         Args:

@@ -15,6 +15,7 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.objective.candidates import support_candidate_losses
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.composition import compose
 from pyro_smat.networks.heads import leave_one_out_loss
 
@@ -40,7 +41,7 @@ class SupportObjective:
 
     convex: bool = False
 
-    def __init__(self, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, coefficients: Tensor) -> None:
+    def __init__(self, model: RoutedModel, basis: Basis, batch: EpisodeBatch, coefficients: Tensor) -> None:
         sources, blocks = len(model.source_names), len(model.network.space.block_names)
         expected = (len(basis),) if blocks == 1 else (blocks, len(basis))
         if len(batch) != 1:
@@ -98,7 +99,7 @@ class SupportObjective:
             loss = self.loss(theta)
             (slope,) = torch.autograd.grad(loss, theta)
         self._last = weights.tobytes(), float(loss.detach())
-        sources = self.basis[: self.shape[-1]]
+        sources = self.basis.sources
         if len(self.shape) == 1:
             gradient = sources @ slope
         else:

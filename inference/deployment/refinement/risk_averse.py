@@ -15,6 +15,7 @@ from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.inference.deployment.refinement.worst_case import WorstCaseObjective
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 from pyro_smat.registry import register
 
 
@@ -55,7 +56,7 @@ class RiskAverse:
         if not 0 <= self.radius <= 2:
             raise ValueError(f"radius is {self.radius}; expected an l1 distance between mixtures, 0 to 2")
 
-    def refine(self, model: RoutedModel, basis: Tensor, batch: EpisodeBatch, start: Tensor) -> Refinement:
+    def refine(self, model: RoutedModel, basis: Basis, batch: EpisodeBatch, start: Tensor) -> Refinement:
         objective = SupportObjective(model, basis, batch, start)
         robust = WorstCaseObjective(objective, self.radius)
         found = search(robust, objective.start, self.steps)

@@ -19,6 +19,7 @@ from pyro_smat.inference.deployment.refinement.frank_wolfe import descend
 from pyro_smat.inference.deployment.refinement.objective import SupportObjective
 from pyro_smat.inference.evaluation.baselines.baseline import ComposedLibrary, ParameterBaseline
 from pyro_smat.metrics.arrays import FloatArray
+from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.composition import compose
 from pyro_smat.registry import register
 
@@ -65,7 +66,7 @@ def mixture_objectives(
     coefficients = torch.cat([uniform, torch.ones_like(uniform[..., :1])], dim=-1)
     residual = composed.sources.new_zeros(len(batch), composed.network.space.dim) if residual is None else residual
     return [
-        kind(composed.model, torch.cat([composed.sources, residual[i : i + 1]]), batch[i : i + 1], coefficients)
+        kind(composed.model, Basis(composed.sources, residual[i : i + 1]), batch[i : i + 1], coefficients)
         for i in range(len(batch))
     ]
 

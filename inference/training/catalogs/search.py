@@ -26,6 +26,7 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.objective.candidates import as_deployed, candidate_losses
 from pyro_smat.metrics.risk import check_rho, cvar
 from pyro_smat.models.routed import RoutedModel
+from pyro_smat.networks.basis import Basis
 from pyro_smat.routing import Catalog
 
 CANDIDATES = 256  # the most proposals that enter stage 2, or random routings that are drawn
@@ -198,7 +199,7 @@ def _best_addition(losses: Tensor, chosen: list[int], rho: float) -> tuple[tuple
 class LossTable:
     """Query losses of routings on one batch; every routing is run once."""
 
-    def __init__(self, model: RoutedModel, batch: EpisodeBatch, basis: Tensor) -> None:
+    def __init__(self, model: RoutedModel, batch: EpisodeBatch, basis: Basis) -> None:
         self.model, self.batch, self.basis = model, batch, basis
         self.rows: dict[Member, list[float]] = {}
 

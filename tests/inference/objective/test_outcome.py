@@ -52,7 +52,7 @@ def test_several_bases_are_averaged(make_router: Callable) -> None:
     router = make_router(episodes=3)
     model, batch = router.model.eval(), router.batch
     with torch.no_grad():
-        bases = torch.stack([model.basis(), 0.5 * model.basis()])
+        bases = torch.stack([model.basis().matrix(), 0.5 * model.basis().matrix()])
     mean = router.guide.posterior(batch).mean.detach().unsqueeze(0)
     routings = {"mean": (mean, mean.new_ones(1, 3))}
     both = run_routings(model, batch, routings, basis=bases)["mean"].probabilities

@@ -88,19 +88,20 @@ def test_no_gradient_of_the_size_of_the_sources(make_router: Callable[..., Any])
     assert torch.Size([25]) in seen.shapes  # the gradient in theta: the backward pass was seen
     assert max(shape.numel() for shape in seen.shapes) < 40 * 25
 
-    basis.requires_grad_()  # the control: through the sources, and the instrument notices
+    basis.sources.requires_grad_()  # the control: through the sources, and the instrument notices
     with NewTensors() as seen:
         loss = objective.loss(compose(torch.from_numpy(weights), basis))
-        torch.autograd.grad(loss, basis)
+        torch.autograd.grad(loss, basis.sources)
     assert torch.Size([40, 25]) in seen.shapes
 
 
 def test_nothing_gets_a_gradient(make_router: Callable[..., Any]) -> None:
     router = make_router("logistic_normal", 3, 2)
     objective, basis = objective_of(router)
-    basis.requires_grad_()
+    for part in basis.parts:
+        part.requires_grad_()
     objective.gradient(objective.start)
-    assert basis.grad is None
+    assert all(part.grad is None for part in basis.parts)
     assert all(parameter.grad is None for parameter in router.parameters())
 
 

@@ -378,7 +378,7 @@ def test_features_of_shared_networks_are_those_of_the_network(catalog: RoutedCla
     from tiny_run import tiny_pool
 
     pool, network = tiny_pool(), catalog.router.model.network
-    shared, theta = NetworkFeatures(network, pool), catalog.bases[0][1]
+    shared, theta = NetworkFeatures(network, pool), catalog.bases[0].sources[1]
     rows = torch.tensor([5, -1, 3])
     images = torch.cat([pool.at(rows[:1]), torch.rand(1, 1, 8, 8), pool.at(rows[2:])])
     torch.testing.assert_close(shared.of("b", theta, images, rows), network(theta, images))
