@@ -46,12 +46,12 @@ from torch import nn
 from pyro_smat import ParameterSpace, TaskNetwork
 
 torch.set_num_threads(1)
-module = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 5, padding=2)).eval()
+module = nn.Sequential(nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.ReLU()).eval()
 space = ParameterSpace.from_module(module)
 generator = torch.Generator().manual_seed(0)
 for tasks, limit in ((1, None), (3, 2**40), (3, 1)):
     theta = torch.randn(tasks, space.dim, generator=generator) / 8
-    x = torch.randn(tasks, 28, 8, 2, 2, generator=generator)
+    x = torch.randn(tasks, 28, 64, 1, 1, generator=generator)
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
         leaf = theta.to(dtype, copy=True).requires_grad_()
