@@ -38,7 +38,7 @@ def split_tasks(theta: Tensor, size: int) -> tuple[Tensor, ...]:
 
 def unflatten(rows: Tensor, space: ParameterSpace) -> dict[str, Tensor]:
     """``space.unflatten(rows)`` of one of the chunks of :func:`split_tasks`, or of any other theta."""
-    if not torch.compiler.is_compiling() and isinstance(rows.grad_fn, _Rows._backward_cls):  # type: ignore[attr-defined]
+    if not torch.compiler.is_compiling() and isinstance(rows.grad_fn, _Rows._backward_cls):
         whole, first = rows.grad_fn.whole, rows.output_nr * rows.grad_fn.size
         return space.named(_Weights.apply(rows, whole, first, space.sizes))
     return space.unflatten(rows)
