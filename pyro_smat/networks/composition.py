@@ -21,6 +21,7 @@ from pyro_smat.networks.compiled_forward import CompiledForward
 from pyro_smat.networks.cuda_graphs import CudaGraphs
 from pyro_smat.networks.evaluation_mode import EvaluationMode, UnfitNetwork, frames_of, part_of
 from pyro_smat.networks.memory import chunk_limit, measured_bytes, memory_of, out_of_memory
+from pyro_smat.networks.one_gradient import split_tasks, unflatten
 from pyro_smat.networks.outputs import tensor_of
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.networks.preprocessing import detach_preprocessing
@@ -176,7 +177,7 @@ class TaskNetwork:
             per_task = x.shape[1] * (self._activation_bytes(theta, x) if per_image is None else per_image)
             chunk = max(1, min(len(theta), self._limits(theta)[1] // max(per_task, 1)))
         outputs = []
-        for rows, images in zip(theta.split(chunk), x.split(chunk), strict=True):
+        for rows, images in zip(split_tasks(theta, chunk), x.split(chunk), strict=True):
             outputs.append(self._chunk(rows, images, recompute, per_image is not None))
         if version is not None and theta._version != version:
             raise UnfitNetwork(
@@ -228,28 +229,30 @@ class TaskNetwork:
         if self._compiled is not None:
             return self._compiled(theta, x)
         gradient = torch.is_grad_enabled() and theta.requires_grad
+        weights = unflatten(theta, self.space)  # before the mode, which judges what the network does
         with self.batched.lend() as network, EvaluationMode(network, batched=True, gradient=gradient):
             try:
-                return self.vmapped(network, theta, x)
+                return self.vmapped(network, theta, x, weights)
             except Exception as error:
                 error.add_note(part_of(network, frames_of(error.__traceback__)))
                 raise
 
-    def vmapped(self, network: nn.Module, theta: Tensor, x: Tensor) -> Tensor:
+    def vmapped(self, network: nn.Module, theta: Tensor, x: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """Outputs ``(T, n, *output)`` of one of the modules that run under vmap, on preprocessed images."""
         constants = self._constants(theta)
 
         def one_task(weights: dict[str, Tensor], images: Tensor) -> Tensor:
             return tensor_of(functional_call(network, (weights, constants), (images,), strict=True))
 
-        return vmap(one_task)(self.space.unflatten(theta), x)
+        return vmap(one_task)(self.space.unflatten(theta) if weights is None else weights, x)
 
     def _one_by_one(self, theta: Tensor, x: Tensor) -> Tensor:
         """A single task needs no batching rule: plain kernels, bit for bit."""
         gradient = torch.is_grad_enabled() and theta.requires_grad
         store, constants, outputs = self._differentiable if gradient else self._plain, self._constants(theta), []
-        for row, images in zip(theta, x, strict=True):
-            weights = self.space.unflatten(row)
+        tensors = [own.unbind(0) for own in unflatten(theta, self.space).values()]
+        for row, images in zip(zip(*tensors, strict=True), x, strict=True):
+            weights = dict(zip(self.space.names, row, strict=True))
             with store.lend() as network, EvaluationMode(network, batched=False, gradient=gradient):
                 output = functional_call(network, (weights, constants), (images,), strict=True)
                 outputs.append(tensor_of(output))

@@ -6,6 +6,7 @@ thread. While it is active
 - functions that draw random numbers are refused, so the same image always gets the same features;
 - nn.TransformerEncoderLayer and nn.MultiheadAttention don't take their fast paths (they look for such a mode), which
   have no gradient under vmap;
+- convolutions in 16 bits on a CPU have a gradient of every weight (:mod:`~pyro_smat.networks.reached_taps`);
 - batch and instance normalisation by running statistics have a gradient in these (PyTorch's own have none);
 - for T tasks at once, layer normalisation applies its affine part in one pass;
 - for T tasks at once, scaled dot-product attention has the tasks join the batch, so that the fused kernels serve it
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from pyro_smat.networks.reached_taps import convolved
 from pyro_smat.networks.running_statistics import normalised
 
 _ALWAYS = frozenset(
@@ -56,7 +58,8 @@ _NORMALISATIONS: Mapping[Callable[..., Any], Sequence[str]] = {
 }
 _FROM_IMAGES = {F.batch_norm: "training", F.instance_norm: "use_input_stats", torch.batch_norm: "training"}
 _BATCHED = (F.layer_norm, F.adaptive_avg_pool2d)
-_RULED = frozenset({*_ALWAYS, *_WHEN_TOLD, *_NORMALISATIONS, F.multi_head_attention_forward, *_BATCHED})
+_CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d})
+_RULED = frozenset({*_ALWAYS, *_WHEN_TOLD, *_NORMALISATIONS, *_CONVOLUTIONS, F.multi_head_attention_forward, *_BATCHED})
 _FUNCTIONAL_CALL = torch.func.functional_call.__code__
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 
@@ -98,6 +101,8 @@ class EvaluationMode(TorchFunctionMode):
             return _layer_norm(*args, **kwargs)
         if self.batched and func is F.adaptive_avg_pool2d:
             return _adaptive_mean(*args, **kwargs)
+        if self.gradient and func in _CONVOLUTIONS:
+            return convolved(func, *args, **kwargs)
         if self.gradient and func in _NORMALISATIONS:
             values = dict(zip(_NORMALISATIONS[func], args, strict=False)) | kwargs
             if not values.get(_FROM_IMAGES[func], func is F.instance_norm):

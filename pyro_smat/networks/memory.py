@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -19,7 +17,6 @@ from pyro_smat.networks.evaluation_mode import EvaluationMode
 CPU_CHUNK_BYTES = 32 * 2**20  # activations of one chunk on a CPU: small chunks stay in cache and out of page faults
 CPU_MEMORY_LIMIT = 8 * 2**30
 MEASURED_IMAGES = 16
-HUGE_PAGES_FROM = 32 * 2**20  # bytes; below, the C library hands out memory that was used before
 
 
 def memory_of(device: torch.device) -> int:
@@ -55,25 +52,6 @@ def new_table(shape: tuple[int, ...], like: Tensor, limit: int | None = None) ->
     with tempfile.TemporaryDirectory(prefix="pyro-smat-") as folder:  # the mapping outlives the name
         path = os.path.join(folder, "table")
         return torch.from_file(path, shared=True, size=prod(shape), dtype=like.dtype).view(shape)
-
-
-def in_huge_pages(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An empty tensor on the CPU, of the dtype of ``like``; where it is large, on Linux, in pages of 2 MiB.
-
-    The first touch of fresh memory costs more than a product that fills it, by the page: with 2 MiB instead of 4 KiB a
-    third of it.
-
-    Example:
-        >>> in_huge_pages((2, 3), torch.zeros(1)).shape
-        torch.Size([2, 3])
-    """
-    size = prod(shape) * like.element_size()
-    if size < HUGE_PAGES_FROM or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=like.dtype)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=like.dtype).view(shape)  # keeps the memory as long as it lives
 
 
 def out_of_memory(error: RuntimeError) -> bool:

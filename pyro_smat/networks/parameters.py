@@ -12,7 +12,7 @@ a convex mixture of variances stays positive. Experts never touch them (``traina
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -42,6 +42,7 @@ class ParameterSpace:
     Attributes:
         entries: the tensors in the order of the flat vector; entries of one block are neighbours.
         block_names: names of the L blocks of blockwise mixing; ``("all",)`` when there is one.
+        sizes: number of coordinates of every entry.
 
     Example:
         >>> space = ParameterSpace.from_module(nn.Linear(3, 2), {"weights": "weight", "rest": ".*"})
@@ -51,10 +52,10 @@ class ParameterSpace:
 
     entries: tuple[Entry, ...]
     block_names: tuple[str, ...] = ("all",)
-    _sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_sizes", tuple(entry.numel for entry in self.entries))
+        object.__setattr__(self, "sizes", tuple(entry.numel for entry in self.entries))
 
     @classmethod
     def from_module(cls, module: nn.Module, blocks: Mapping[str, str] | None = None) -> ParameterSpace:
@@ -90,7 +91,7 @@ class ParameterSpace:
     @property
     def dim(self) -> int:
         """d, the number of coordinates."""
-        return sum(self._sizes)
+        return sum(self.sizes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,7 +128,10 @@ class ParameterSpace:
         """
         if theta.shape[-1] != self.dim:
             raise ValueError(f"theta has {theta.shape[-1]} coordinates; expected d = {self.dim}")
-        pieces = theta.split(self._sizes, dim=-1)
+        return self.named(theta.split(self.sizes, dim=-1))
+
+    def named(self, pieces: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Named views ``(*b, *shape)`` of one piece ``(*b, n)`` for every tensor, in the order of the flat vector."""
         return {
             e.name: piece.unflatten(-1, e.shape) if e.shape else piece.squeeze(-1)
             for e, piece in zip(self.entries, pieces, strict=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_smat.networks.basis import AnyBasis, parts_of
-from pyro_smat.networks.memory import HUGE_PAGES_FROM, in_huge_pages
+from pyro_smat.networks.kept_memory import LARGE, large_empty
 from pyro_smat.networks.parameters import ParameterSpace
+
+COLUMNS = 2**16  # of the product at a time: some megabytes of all rows
 
 
 def compose(coefficients: Tensor, basis: AnyBasis | Sequence[Tensor], space: ParameterSpace | None = None) -> Tensor:
@@ -56,7 +58,7 @@ def compose(coefficients: Tensor, basis: AnyBasis | Sequence[Tensor], space: Par
 def _product(coefficients: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
     """``(*b, C) x (C, d)``; the rows of a GPU or of half precision are one matrix, whose sum is rounded once."""
     first = parts[0]
-    pays = len(parts) > 1 or first.shape[-1] * coefficients[..., 0].numel() * first.element_size() >= HUGE_PAGES_FROM
+    pays = len(parts) > 1 or first.shape[-1] * coefficients[..., 0].numel() * first.element_size() >= LARGE
     on_cpu = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
     if not (pays and on_cpu) or torch._C._functorch.peek_interpreter_stack() is not None:
         return coefficients @ (first if len(parts) == 1 else torch.cat(parts))
@@ -65,30 +67,44 @@ def _product(coefficients: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
 
 
 class _LargeProduct(torch.autograd.Function):
-    """The same on a CPU, where most of the time would go into fresh memory: none is copied, and it has huge pages."""
+    """The same on a CPU, where most of the time would go into memory: nothing is copied, all is read or written once.
+
+    Some columns of all matrices at a time, so that what one product leaves in the cache the next one finds there.
+    """
 
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, *parts: Tensor) -> Tensor:
         ctx.save_for_backward(coefficients, *parts)
-        theta = in_huge_pages((len(coefficients), parts[0].shape[-1]), parts[0])
-        pieces = coefficients.split([len(part) for part in parts], dim=1)
-        torch.mm(pieces[0], parts[0], out=theta)
-        for piece, part in zip(pieces[1:], parts[1:], strict=True):
-            theta.addmm_(piece, part)
+        theta = large_empty((len(coefficients), parts[0].shape[-1]), parts[0])
+        first, *others = coefficients.split([len(part) for part in parts], dim=1)
+        for own, rows, *more in _columns(theta, *parts):
+            torch.mm(first, rows, out=own)
+            for piece, further in zip(others, more, strict=True):
+                own.addmm_(piece, further)
         return theta
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g,), (coefficients, *parts) = gradients, ctx.saved_tensors
         pieces = coefficients.split([len(part) for part in parts], dim=1)
-        own = torch.cat([g @ part.mT for part in parts], dim=1) if ctx.needs_input_grad[0] else None
-        return own, *(
-            _outer(piece, g) if needed else None for piece, needed in zip(pieces, ctx.needs_input_grad[1:], strict=True)
-        )
+        for_coefficients, *for_parts = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # differentiated again
+            own = torch.cat([g @ part.mT for part in parts], dim=1) if for_coefficients else None
+            return own, *(piece.mT @ g if needed else None for piece, needed in zip(pieces, for_parts, strict=True))
+        of_parts = [
+            large_empty(part.shape, g) if wanted else None for part, wanted in zip(parts, for_parts, strict=True)
+        ]
+        wanted = [(piece.mT, of) for piece, of in zip(pieces, of_parts, strict=True) if of is not None]
+        of_coefficients = torch.zeros_like(coefficients, dtype=torch.float64)
+        for slope, *columns in _columns(g, *parts, *(of for _, of in wanted)):
+            rows, of_rows = columns[: len(parts)], columns[len(parts) :]
+            if for_coefficients:
+                of_coefficients += torch.cat([slope @ part.mT for part in rows], dim=1)
+            for (piece, _), own in zip(wanted, of_rows, strict=True):
+                torch.mm(piece, slope, out=own)
+        return of_coefficients.to(g.dtype) if for_coefficients else None, *of_parts
 
 
-def _outer(piece: Tensor, g: Tensor) -> Tensor:
-    """``piece' g``."""
-    if torch.is_grad_enabled():  # differentiated again
-        return piece.mT @ g
-    return torch.mm(piece.mT, g, out=in_huge_pages((piece.shape[1], g.shape[1]), g))
+def _columns(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same columns of all matrices, some at a time."""
+    return zip(*(matrix.split(COLUMNS, dim=1) for matrix in matrices), strict=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_smat.networks.evaluation_mode import with_tasks
+from pyro_smat.networks.reached_taps import convolved
 from pyro_smat.networks.task_products import TaskProduct
 
 LARGE_KERNEL = 2**18  # weights of a task from which on a CPU runs tasks one after the other; found by timing
@@ -41,7 +42,7 @@ class Geometry:
     channels_last: bool = True
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, tasks: int = 1) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups * tasks)
+        return convolved(F.conv2d, x, weight, bias, self.stride, self.padding, self.dilation, self.groups * tasks)
 
 
 class TaskConvolution(torch.autograd.Function):

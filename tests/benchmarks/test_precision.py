@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from precision import GUIDES, HALVES, NETWORKS, Case, cases, compare  # noqa: E402
 
 CPU = torch.device("cpu")
-UNFIT = "resnet18"  # docs/scale.md: its gradients in bfloat16 on a CPU are not to be trusted
+UNFIT = "resnet18"  # docs/scale.md: its differences are above the tolerances
 CASES = [
     *(Case(network, "point") for network in NETWORKS if network != UNFIT),
     *(Case("conv4", guide, priors[-1]) for guide, priors in GUIDES.items()),

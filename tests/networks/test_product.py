@@ -14,7 +14,8 @@ from pyro_smat.networks.product import compose
 
 @pytest.fixture(params=[1, 2**60], ids=["large", "small"])
 def _size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "HUGE_PAGES_FROM", request.param)
+    monkeypatch.setattr(product, "LARGE", request.param)
+    monkeypatch.setattr(product, "COLUMNS", 3)
 
 
 def inputs(leading: tuple[int, ...], width: int) -> tuple[Tensor, Tensor, Tensor]:
