@@ -118,9 +118,9 @@ def test_sources_without_experts_are_looked_up(blocks: int, crossed_pool: Any, m
     with torch.no_grad():
         found = class_probabilities(model, rows, batch, model.basis())
         assert sum(ran) == 3 + 2  # of the second rule, that of the first task is there already
-        other = class_probabilities(model, rows, batch, 0.5 * model.basis())
+        other = class_probabilities(model, rows, batch, 0.5 * model.basis().matrix())
         unknown = replace(batch, known=None)
-        for basis, probabilities in ((model.basis(), found), (0.5 * model.basis(), other)):
+        for basis, probabilities in ((model.basis(), found), (0.5 * model.basis().matrix(), other)):
             expected = torch.stack([model.logits(one, unknown, basis).softmax(-1) for one in rows])
             real = batch.query.mask  # padding gets any features
             torch.testing.assert_close(probabilities[:, real], expected[:, real])

@@ -48,7 +48,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[CatalogSearch]:
 
 @pytest.mark.usefixtures("opens_tiny_sources")
 @pytest.mark.parametrize("guide", CATALOG_GUIDES)
-@pytest.mark.parametrize("kind", [name for name in names("catalog") if name != "given"])
+@pytest.mark.parametrize("kind", [name for name in names("catalog") if name not in ("given", "wise_ft")])
 def test_catalogs_are_built_trained_and_saved_with_the_router(guide: str, kind: str, tmp_path: Path) -> None:
     options = {"k_hot": "", "beam": ", size=5, episodes=6, beam_width=2"}.get(kind, ", size=5, episodes=6")
     search = f"guide.catalog={{kind='{kind}', max_sources=2{options}}}"
@@ -64,12 +64,26 @@ def test_catalogs_are_built_trained_and_saved_with_the_router(guide: str, kind: 
         expected = [(source in opened) / len(opened) for source in "abc"] + [float(m == expert) for m in range(2)]
         assert row.tolist() == pytest.approx(expected)
     assert len(mixtures) == 6 if kind == "k_hot" else 1 <= len(mixtures) <= 2  # 5 routings are 2 mixtures x 2 experts
-    again = reopened(classifier, tmp_path)
+    predicts_the_same_when_reopened(classifier, tmp_path)
+
+
+def predicts_the_same_when_reopened(classifier: Any, folder: Path) -> None:
+    catalog, again = classifier.router.catalog, reopened(classifier, folder)
     assert again.router.catalog is not None
     assert again.router.catalog.names == catalog.names
     assert torch.equal(again.router.catalog.coefficients, catalog.coefficients)
     assert torch.equal(predictions(again, "top_k"), predictions(classifier, "top_k"))
     assert torch.equal(predictions(again), predictions(classifier))
+
+
+@pytest.mark.usefixtures("opens_tiny_sources")
+def test_a_catalog_on_the_way_to_the_sources_is_built_trained_and_saved(tmp_path: Path) -> None:
+    catalog = "guide.catalog={kind='wise_ft', start='b', parts=[0.25, 1.0]}"
+    classifier = trained(quick_config(["guide.kind=catalog", catalog, "prior.kind=cost_aware"]))
+    assert classifier.router.catalog is not None
+    ways = ("b", "b>a 0.25", "a", "b>c 0.25", "c")
+    assert classifier.router.catalog.names == tuple(f"{way}/expert{m}" for way in ways for m in range(2))
+    predicts_the_same_when_reopened(classifier, tmp_path)
 
 
 @pytest.mark.usefixtures("opens_tiny_sources")
