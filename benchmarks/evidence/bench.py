@@ -233,22 +233,27 @@ class Bench:
             noise: share of wrong labels that they expect.
             library: other sources than the bench's.
         """
-        held_out = self.parts["validation"]
-        if library is not None:
-            held_out = self.of_library(library, held_out)
+        library = library or self.router.library
         model, guide = averaging_pair(
-            library or self.router.library,
+            library,
             self.router.network,
             weights="pseudo_bma",
             temperature=0.3,
             settings=HeadSettings(self.options.classifier, self.options.metric, noise),
             device=self.device,
         )
-        model.source_basis = held_out.basis  # of the same dtype: what is known of images is found
+        model.source_basis = library.basis.to(self.router.model.source_basis)  # what is known of images is found
+        self.calibrate(model, guide, library)
+        return model, guide
+
+    def calibrate(self, model: RoutedModel, guide: PseudoBMAGuide, library: SourceLibrary) -> None:
+        """Fit the temperature of a pair over these sources on validation classes."""
+        held_out = self.parts["validation"]
+        if library is not self.router.library:
+            held_out = self.of_library(library, held_out)
         sampler = self.sampler(held_out.pool, FIT_SEED, shot=(1, self.options.shot))
         drawn = [held_out.attach(sampler.sample(16).to(self.device)) for _ in range(FITTED)]
         calibrate_guide(model, guide, drawn)
-        return model, guide
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

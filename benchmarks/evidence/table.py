@@ -85,6 +85,7 @@ def run_cells(bench: Bench, folder: Path, domains: list[str], conditions: list[s
     control = bench.averaged(bench.options.noise, changed)
     for scale in ("raw_scale", "raw_ridge_scale"):  # baselines have the head of the first pair
         setattr(control[0], scale, getattr(pairs[EXPERT][0], scale))
+    bench.calibrate(*control, changed)
     if facts is None:
         where = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
         facts = {"device": where, "torch": torch.__version__, "temperature": best_temperature(bench)}

@@ -67,6 +67,11 @@ def answers_of(tasks: Sequence[AdaptedTask], queries: Sequence[Any]) -> list[Tas
         groups.setdefault((task.together, asked is None), []).append(number)
     found: dict[int, TaskAnswer] = {}
     for (together, silent), numbers in groups.items():
+        if together.refinement is not None:  # of one task, whose routing is not the router's
+            for number in numbers:
+                asked = None if silent else read_queries([queries[number]], together)
+                found |= zip([number], _answers(together, asked), strict=True)
+            continue
         index = [tasks[number].index for number in numbers]
         routed = together if index == list(range(len(together))) else together.take(index)
         asked = None if silent else read_queries([queries[number] for number in numbers], routed)

@@ -133,4 +133,5 @@ def first_equal(coefficients: Tensor) -> Tensor:
         [[0], [1], [0]]
     """
     flat = coefficients.flatten(2)
-    return (flat.unsqueeze(1) == flat.unsqueeze(0)).all(-1).to(torch.uint8).argmax(1)
+    itself = torch.eye(len(flat), dtype=torch.bool, device=flat.device).unsqueeze(-1)  # NaN too
+    return ((flat.unsqueeze(1) == flat.unsqueeze(0)).all(-1) | itself).to(torch.uint8).argmax(1)

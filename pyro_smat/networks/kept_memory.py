@@ -57,7 +57,11 @@ class KeptMemory:
         return sum(map(len, self._free))
 
     def take(self, size: int) -> mmap.mmap:
-        """The smallest kept mapping of ``size`` to twice as many bytes, or a fresh one."""
+        """The smallest kept mapping of ``size`` to twice as many bytes, or a fresh one.
+
+        Raises:
+            RuntimeError: when there is no memory, in PyTorch's words.
+        """
         with self._lock:
             fits = [memory for memory in self._free if size <= len(memory) <= 2 * size]
             memory = min(fits, key=len) if fits else None
@@ -68,7 +72,12 @@ class KeptMemory:
             while self._free and self.in_use + self.kept > self.peak:
                 self._free.pop(0)
         if memory is None:
-            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            try:
+                memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except OSError as error:
+                with self._lock:
+                    self.in_use -= size
+                raise RuntimeError(f"can't allocate memory: {size:,} bytes ({error})") from error
             with suppress(OSError):  # a kernel without them
                 memory.madvise(mmap.MADV_HUGEPAGE)
         return memory

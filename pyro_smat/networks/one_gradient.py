@@ -87,7 +87,7 @@ class _Rows(torch.autograd.Function):
             return None, None, None
         tasks, dim = ctx.whole.shape
         counts = [min(ctx.size, tasks - first) for first in range(0, tasks, ctx.size)]
-        if torch.is_grad_enabled():  # differentiated again
+        if _several(gradients):
             return torch.cat(_filled(gradients, [(count, dim) for count in counts])), None, None
         for i, (gradient, count) in enumerate(zip(gradients, counts, strict=True)):
             place = ctx.whole.at(i * ctx.size, count)
@@ -111,8 +111,8 @@ class _Weights(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(gradient is None for gradient in gradients):
             return None, None, None, None
-        place = None if torch.is_grad_enabled() else ctx.whole.first_at(ctx.first, ctx.count)
-        if place is None:  # differentiated again, or further images of the same tasks
+        place = None if _several(gradients) else ctx.whole.first_at(ctx.first, ctx.count)
+        if place is None:  # several gradients, or further images of the same tasks
             return torch.cat(_filled(gradients, [(ctx.count, size) for size in ctx.sizes]), dim=1), None, None, None
         for gradient, part in zip(gradients, place.split(ctx.sizes, dim=1), strict=True):
             if gradient is None:
@@ -120,6 +120,12 @@ class _Weights(torch.autograd.Function):
             else:
                 part.copy_(gradient)
         return place, None, None, None
+
+
+def _several(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether the gradient is differentiated again, or is a batch of gradients (``is_grads_batched``)."""
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    return torch.is_grad_enabled() or any(g is not None and batched(g) for g in gradients)
 
 
 def _filled(gradients: Sequence[Tensor | None], shapes: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -88,7 +88,7 @@ class _LargeProduct(torch.autograd.Function):
         (g,), (coefficients, *parts) = gradients, ctx.saved_tensors
         pieces = coefficients.split([len(part) for part in parts], dim=1)
         for_coefficients, *for_parts = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # differentiated again
+        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g):  # again, or a batch of them
             own = torch.cat([g @ part.mT for part in parts], dim=1) if for_coefficients else None
             return own, *(piece.mT @ g if needed else None for piece, needed in zip(pieces, for_parts, strict=True))
         of_parts = [

@@ -87,3 +87,10 @@ def test_a_forked_process_has_memory_of_its_own() -> None:
         os._exit(0 if bool((ours == 2).all()) and bool((new == 3).all()) else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert bool((ours == 1).all())
+
+
+def test_no_memory_is_told_in_pytorchs_words_and_nothing_is_counted() -> None:
+    kept = KeptMemory()
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        kept.take(2**62)
+    assert kept.in_use == 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyro_smat.networks.composition import compose
 from pyro_smat.networks.one_gradient import split_tasks, unflatten
 from pyro_smat.networks.parameters import ParameterSpace
 
@@ -86,3 +87,25 @@ def test_an_error_in_between_does_not_spoil_the_next_pass() -> None:
         torch.autograd.grad(sum(losses), theta, retain_graph=True)
     handle.remove()
     torch.testing.assert_close(torch.autograd.grad(sum(losses), theta), torch.autograd.grad(theirs, theta))
+
+
+def test_batches_of_gradients() -> None:
+    """is_grads_batched runs the backward pass under vmap."""
+    parts = torch.rand(2, 7, requires_grad=True), torch.rand(1, 7, requires_grad=True)
+    coefficients = torch.rand(3, 3, requires_grad=True)
+    space = ParameterSpace.from_module(torch.nn.Linear(6, 1))
+
+    def out(theta: Tensor) -> Tensor:
+        return torch.stack([named["weight"].sum() * named["bias"].sum() for named in rows_of(theta)])
+
+    def rows_of(theta: Tensor) -> list[dict[str, Tensor]]:
+        return [unflatten(rows, space) for rows in split_tasks(theta, 1)]
+
+    inputs = (coefficients, *parts)
+    ours = torch.autograd.grad(out(compose(coefficients, parts)), inputs, torch.eye(3), is_grads_batched=True)
+    plain = (coefficients @ torch.cat(parts)).split(1)
+    expected = torch.stack([row[:, :6].sum() * row[:, 6:].sum() for row in plain])
+    for found, one in zip(
+        ours, torch.autograd.grad(expected, inputs, torch.eye(3), is_grads_batched=True), strict=True
+    ):
+        torch.testing.assert_close(found, one)

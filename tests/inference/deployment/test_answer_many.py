@@ -160,6 +160,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         classifier.answer_many(tasks, [images(1, 0), torch.full((1, 1, 8, 8), torch.nan)])
     refined = classifier.adapt(*supports(1)[0], refine="frank_wolfe:steps=1")
-    (answer,) = classifier.answer_many([refined], [images(2, 1)])
-    close(answer.probabilities, refined.predict_proba(images(2, 1)))
+    for asked in ([refined], [refined, refined]):  # the very same task twice, as the cache gives it
+        for answer in classifier.answer_many(asked, [images(2, 1)] * len(asked)):
+            close(answer.probabilities, refined.predict_proba(images(2, 1)))
     assert classifier.answer_many([], []) == []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeSampler
-from pyro_smat.inference.objective.outcome import Outcome, class_probabilities, run_routings
+from pyro_smat.inference.objective.outcome import Outcome, class_probabilities, first_equal, run_routings
 from pyro_smat.networks.features import SourceFeatures
 
 
@@ -124,3 +124,8 @@ def test_sources_without_experts_are_looked_up(blocks: int, crossed_pool: Any, m
             expected = torch.stack([model.logits(one, unknown, basis).softmax(-1) for one in rows])
             real = batch.query.mask  # padding gets any features
             torch.testing.assert_close(probabilities[:, real], expected[:, real])
+
+
+def test_a_routing_that_is_not_a_number_is_no_other_routing() -> None:
+    rows = torch.tensor([[[1.0, 0.0]], [[math.nan, math.nan]], [[1.0, 0.0]]])
+    assert first_equal(rows).tolist() == [[0], [1], [0]]

@@ -85,7 +85,7 @@ def test_no_gradient_of_the_size_of_the_sources(make_router: Callable[..., Any])
     weights = random_weights(objective.shape)
     with NewTensors() as seen:
         objective.gradient(weights)
-    assert torch.Size([25]) in seen.shapes  # the gradient in theta: the backward pass was seen
+    assert 25 in {shape.numel() for shape in seen.shapes}  # the gradient in theta: the backward pass was seen
     assert max(shape.numel() for shape in seen.shapes) < 40 * 25
 
     basis.sources.requires_grad_()  # the control: through the sources, and the instrument notices
