@@ -26,7 +26,6 @@ from pyro_smat.cli.train import train
 
 VARIABLES = {  # of the environment, read when PyTorch is imported
     "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # what MPS lacks, a CPU does
-    "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits sleeps: spinning takes the cores from whoever else has work
 }
 
 app = typer.Typer(
