@@ -36,6 +36,8 @@ from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
 
 BLOCKS = ("new classes", "unseen domains")
+VALIDATION = "validation classes"
+CORRUPTIONS = ({"kind": "label_noise", "fraction": (0.0, 0.5), "probability": 0.5},)  # of training
 WIDEST = 3
 FITTED, FIT_SEED, TEST_SEED = 8, 17, 23
 
@@ -75,7 +77,7 @@ class Bench:
                 "shot": (1, own.shot),
                 "query": own.query,
                 "skip_small_classes": True,
-                "corruptions": ({"kind": "label_noise", "fraction": (0.0, 0.5), "probability": 0.5},),
+                "corruptions": CORRUPTIONS,
             },
             "training": {"steps": own.steps, "episodes": own.batch, "validate_every": 0},
         }
@@ -137,10 +139,14 @@ class Bench:
 
     @cached_property
     def blocks(self) -> Mapping[str, SourceFeatures]:
-        """Features of the test classes of the trained domains and of the unseen ones, under mixtures of up to three."""
+        """Features of test classes and of validation classes, under mixtures of up to three."""
+        return {name: self.widely(self.block(name)) for name in (*BLOCKS, VALIDATION)}
+
+    def block(self, name: str) -> ImagePool:
+        """Test classes of the trained domains or of the unseen ones, or validation classes."""
         own = self.options
-        domains = dict(zip(BLOCKS, (own.trained, own.unseen), strict=True))
-        return {name: self.widely(self.pool(those, "test")) for name, those in domains.items()}
+        domains = own.unseen if name == BLOCKS[1] else own.trained
+        return self.pool(domains, "validation" if name == VALIDATION else "test")
 
     def widely(self, pool: ImagePool) -> SourceFeatures:
         """Features of a pool under all uniform mixtures of up to three sources: a variation finds its own there."""

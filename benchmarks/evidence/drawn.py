@@ -95,7 +95,7 @@ def drawn_from(features: SourceFeatures, batches: Sequence[EpisodeBatch]) -> Dra
     nothing = torch.zeros(sum(map(len, images)), dtype=torch.long)
     names = features.pool.domain_names
     pool = ImagePool(torch.cat(images), nothing.unsqueeze(1), ("class",), (("any",),), nothing, names)
-    known = SourceFeatures(features.network, features.basis, pool)
+    known = features.over(pool)
     return Drawn([known.attach(batch) for batch in own], known)
 
 

@@ -21,7 +21,7 @@ from bench import Bench
 from cells import Cells, every_cell
 from markdown import Found, Kept
 from options import Options
-from table import RUN, named
+from table import named
 from trials import TRIALS
 
 from pyro_smat.inference.assembly.router import choose_device
@@ -40,7 +40,7 @@ def run_trials(bench: Bench, output: Path, names: list[str]) -> None:
         cells = Cells(folder / name, bench.options.settings(bench.seed), WRITER)
         left = len(cells.missing(trial.keys(bench.options)))
         if left:
-            trial.run(bench, cells, folder / RUN)
+            trial.run(bench, cells, folder)
         typer.echo(f"seed {bench.seed}, {name}: {left} cells in {time.perf_counter() - begun:.1f} s")
 
 

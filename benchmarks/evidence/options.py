@@ -15,6 +15,7 @@ from pyro_smat.networks.support_head import Classifier
 
 PATHS = ("data", "sources")
 NOISE = {"kind": "label_noise", "fraction": 0.4}
+MARKS = {"kind": "spurious_mark", "severity": 3, "queries": True}
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,17 @@ class Options:
 
     @property
     def conditions(self) -> dict[str, dict[str, Any]]:
-        """Those of the main table: options of a sampler by name."""
+        """Of the experiments: options of a sampler by name."""
         return {
             f"{self.shot}-shot": {"shot": self.shot},
             "40% mislabelled": {"shot": self.shot, "corruptions": (NOISE,)},
             "1-shot": {"shot": 1},
         }
+
+    @property
+    def table_conditions(self) -> dict[str, dict[str, Any]]:
+        """Of the main table: also marks that give the support's labels away and mislead in the queries."""
+        return self.conditions | {"confounded": {"shot": self.shot, "corruptions": (MARKS,)}}
 
 
 def _digest(path: Path) -> str:

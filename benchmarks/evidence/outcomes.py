@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import Bench
+from bench import BLOCKS, Bench
 from drawn import Drawn
 
+from pyro_smat.episodes.pool import ImagePool
+from pyro_smat.inference.assembly.router import Router
 from pyro_smat.inference.evaluation import Evaluation, EvaluationSettings
+from pyro_smat.networks.features import SourceFeatures
 
 ROUTED, AVERAGED, PLAIN = "routed, trained", "from_sources", "from_sources, plain"
 EXPERT, ONE = "routed, trained with an expert", ": one network"
@@ -27,15 +31,57 @@ COSINE, TOGETHER, AVERAGED_TOGETHER = (
 QUERY_WEIGHT = 0.5
 GENERALIST = "generalist"
 
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    ROUTED: ("router", {}),
+    EXPERT: ("router-expert", WITH_EXPERT),
+    COSINE: ("router-cosine", BY_COSINE),
+}
 TEMPERATURE = 0.3  # of the weighted average: what all seeds chose on validation classes
 Pair = tuple[Any, Any]
 Cell = dict[str, Any]
 
 
-def standard_pairs(bench: Bench, folder: Path) -> dict[str, Pair]:
-    """The main table's router, of its run folder, and the averages without training."""
-    router = bench.trained(folder)
-    return {ROUTED: (router.model, router.guide), AVERAGED: bench.averaged(bench.options.noise)}
+@dataclass(frozen=True)
+class Standard:
+    """The routers of the main table, of their run folders, and what they are compared with.
+
+    Attributes:
+        bench: one seed.
+        folder: that holds its run folders.
+    """
+
+    bench: Bench
+    folder: Path
+
+    def router(self, name: str) -> Router:
+        """Trained, where it is not there yet."""
+        where, changes = RUNS[name]
+        return self.bench.trained(self.folder / where, changes)
+
+    @cached_property
+    def routers(self) -> Mapping[str, Router]:
+        """Over the sources as they are, and with an expert."""
+        return {name: self.router(name) for name in (ROUTED, EXPERT)}
+
+    @cached_property
+    def pairs(self) -> Mapping[str, Pair]:
+        """These and the average without training."""
+        found = {name: (router.model, router.guide) for name, router in self.routers.items()}
+        return found | {AVERAGED: self.bench.averaged(self.bench.options.noise)}
+
+    @cached_property
+    def blocks(self) -> Mapping[str, SourceFeatures]:
+        """Test classes as all pairs see them."""
+        return {name: self.features(self.bench.block(name)) for name in BLOCKS}
+
+    def features(self, pool: ImagePool) -> SourceFeatures:
+        """A pool as all pairs see it."""
+        return self.routers[EXPERT].features(pool, of_catalog=True)
+
+    def drawn(self, block: str, condition: str) -> Drawn:
+        """Episodes of a condition of the main table."""
+        options = self.bench.options
+        return self.bench.draw(self.blocks[block], options.episodes, **options.table_conditions[condition])
 
 
 def together(pair: Pair) -> Pair:

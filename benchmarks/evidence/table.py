@@ -8,7 +8,8 @@
 ``run`` trains the router on the "router" classes of the four trained domains, which no source has seen, chooses the
 temperature of the weighted average on the "validation" classes, and evaluates everything on the same episodes of the
 "test" classes of these domains and of four domains that nothing was trained on: 5 shots, 5 shots of which 40% are
-mislabelled, 1 shot; 5-way, 7 queries a class. ``show`` averages over domains and seeds, with paired intervals over
+mislabelled, 1 shot, 5 shots with marks that give the label away and mislead in the queries; 5-way, 7 queries a class.
+``show`` averages over domains and seeds, with paired intervals over
 episodes. The router and every cell (domain, condition) are kept as they come, under OUTPUT/seedN; a run that was
 killed, or is given more domains, goes on from there. Seeds may run at the same time, on one device too.
 """
@@ -28,16 +29,13 @@ from options import Options
 from outcomes import (
     AVERAGED,
     AVERAGED_TOGETHER,
-    BY_COSINE,
     COSINE,
     EXPERT,
     ONE,
     OVER_CHANGED,
     PLAIN,
-    ROUTED,
     TOGETHER,
-    WITH_EXPERT,
-    Pair,
+    Standard,
     baselines,
     evaluate_cell,
     rivals,
@@ -50,7 +48,7 @@ from pyro_smat.inference.assembly.router import choose_device
 from pyro_smat.inference.evaluation import EvaluationSettings
 
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0)
-CHOSEN, CELLS, RUN = ("chosen",), "cells", "router"
+CHOSEN, CELLS = ("chosen",), "cells"
 WRITER = "table.py run"
 
 
@@ -76,12 +74,11 @@ def run_cells(bench: Bench, folder: Path, domains: list[str], conditions: list[s
     chosen = Cells(folder, cells.settings, WRITER)
     facts = chosen.read(CHOSEN)
     started = time.perf_counter()
-    runs = {ROUTED: (RUN, {}), EXPERT: (f"{RUN}-expert", WITH_EXPERT), COSINE: (f"{RUN}-cosine", BY_COSINE)}
-    routers = {name: bench.trained(folder / where, changes) for name, (where, changes) in runs.items()}
-    pairs: dict[str, Pair] = {name: (router.model, router.guide) for name, router in routers.items()}
-    pairs |= {name: bench.averaged(noise) for name, noise in ((AVERAGED, bench.options.noise), (PLAIN, 0.0))}
+    standard = Standard(bench, folder)
+    by_cosine = standard.router(COSINE)
+    pairs = {**standard.pairs, COSINE: (by_cosine.model, by_cosine.guide), PLAIN: bench.averaged(0.0)}
     pairs |= {TOGETHER: together(pairs[EXPERT]), AVERAGED_TOGETHER: together(pairs[AVERAGED])}
-    changed = bench.deployed_library(routers[EXPERT])
+    changed = bench.deployed_library(standard.routers[EXPERT])
     control = bench.averaged(bench.options.noise, changed)
     for scale in ("raw_scale", "raw_ridge_scale"):  # baselines have the head of the first pair
         setattr(control[0], scale, getattr(pairs[EXPERT][0], scale))
@@ -91,14 +88,15 @@ def run_cells(bench: Bench, folder: Path, domains: list[str], conditions: list[s
         facts = {"device": where, "torch": torch.__version__, "temperature": best_temperature(bench)}
         chosen.write(CHOSEN, facts | {"seconds": time.perf_counter() - started})
     for domain in dict.fromkeys(domain for domain, _ in left):
-        features = routers[EXPERT].features(bench.pool((domain,), "test"), of_catalog=True)
+        features = standard.features(bench.pool((domain,), "test"))
         features_changed = bench.of_library(changed, features)
         for condition in (c for d, c in left if d == domain):
             begun = time.perf_counter()
-            drawn = bench.draw(features, bench.options.episodes, **bench.options.conditions[condition])
+            drawn = bench.draw(features, bench.options.episodes, **bench.options.table_conditions[condition])
             kinds = baselines(facts["temperature"], bench.options.names)
             cell = evaluate_cell(pairs, drawn, kinds, COSINE)
-            others = evaluate_cell({AVERAGED: control}, drawn.under(features_changed), rivals(facts["temperature"]))
+            own = features_changed if drawn.features is features else bench.of_library(changed, drawn.features)
+            others = evaluate_cell({AVERAGED: control}, drawn.under(own), rivals(facts["temperature"]))
             for measure in ("accuracy", "loss"):
                 cell[measure] |= {
                     f"{name}{OVER_CHANGED}": found for name, found in others[measure].items() if not name.endswith(ONE)
@@ -122,7 +120,9 @@ def run(
     noise: Annotated[float, typer.Option(help="Expected share of wrong labels.")] = 0.1,
     most: Annotated[int, typer.Option(help="The most sources that a routing mixes.")] = 1,
     domains: Annotated[str, typer.Option(help="Comma-separated; default all.")] = ",".join((*TRAINED, *UNSEEN)),
-    conditions: Annotated[str, typer.Option(help="Comma-separated; default all.")] = ",".join(Options().conditions),
+    conditions: Annotated[str, typer.Option(help="Comma-separated; default all.")] = ",".join(
+        Options().table_conditions
+    ),
     per_class: Annotated[int, typer.Option(help="Only so many images of a class, for a try; 0 for all.")] = 0,
     device: Annotated[str, typer.Option()] = "auto",
 ) -> None:
@@ -136,7 +136,7 @@ def run(
         most=most,
         per_class=per_class,
     )
-    wanted = named(domains, (*own.trained, *own.unseen), "domain"), named(conditions, own.conditions, "condition")
+    wanted = named(domains, (*own.trained, *own.unseen), "domain"), named(conditions, own.table_conditions, "condition")
     run_cells(Bench(own, seed, choose_device(device)), output / f"seed{seed}", *wanted)
 
 

@@ -104,7 +104,7 @@ COMPARISONS = (
 def print_tables(found: Results, comparisons: Sequence[Comparison] = COMPARISONS) -> None:
     """Markdown on the standard output."""
     facts, settings = [one["facts"] for one in found], found[0]["settings"]
-    conditions = list(Options(shot=settings["shot"]).conditions)
+    conditions = list(Options(shot=settings["shot"]).table_conditions)
     print(f"{facts[0]['device']}, torch {facts[0]['torch']}; seeds {[one['seed'] for one in found]}")
     print(f"temperature of the weighted average, chosen on validation classes: {[f['temperature'] for f in facts]}")
     print(f"seconds: training and choosing {[round(f['seconds'], 1) for f in facts]}; cells {_seconds(found)}")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.episodes.pool import ImagePool
-from pyro_smat.networks.basis import AnyBasis, parts_of
+from pyro_smat.networks.basis import AnyBasis, Basis, parts_of
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.memory import new_table
 
@@ -80,6 +80,11 @@ class SourceFeatures:
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``(n, R, f)`` of images ``(n, C, H, W)`` under the sources."""
         return self._under(range(len(self.basis)), images)
+
+    def over(self, pool: ImagePool) -> SourceFeatures:
+        """Another pool under the same networks, sources, experts and mixtures alike."""
+        basis = Basis(self.basis, self.experts)
+        return SourceFeatures(self.network, basis, pool, routings=self.routings, memory_limit=self.memory_limit)
 
     def embed(self) -> None:
         """Embed the pool now rather than at the first use.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_shots_are_of_the_same_classes(bench: Bench, output: Path) -> None:
     cells = made(bench, output, "shots")
     assert {cell["classes"] for key, cell in cells.items() if key[0] == "new classes"} == {8}
     for cell in cells.values():
-        assert set(cell["misrouted"]) == {"routed, trained", "from_sources"}
+        assert set(cell["misrouted"]) == {"routed, trained", "routed, trained with an expert", "from_sources"}
         wrong, lost = (np.array(cell[k]["routed, trained"]) for k in ("misrouted", "misrouting_regret"))
         assert ((lost > 0) == (wrong == 1)).all()
 
@@ -119,9 +120,9 @@ def test_experts_change_the_networks_and_draw_the_same_episodes(
     bench: Bench, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = "one expert, 10% of the coordinates"
-    assert list(experts.VARIATIONS)[:2] == ["base", one]
-    faster = merged(experts.VARIATIONS[one], {"training": {"delta_learning_rate": 1e-2}})
-    monkeypatch.setattr(experts, "VARIATIONS", {"base": {}, one: faster})
+    assert list(experts.TRIAL.variations)[:2] == ["base", one]
+    faster = merged(experts.TRIAL.variations[one], {"training": {"delta_learning_rate": 1e-2}})
+    monkeypatch.setattr(experts.TRIAL, "variations", {"base": {}, one: faster})
     cells = made(bench, output, "experts")
     base, changed = (cells[name, "new classes", "2-shot"] for name in ("base", one))
     assert base["loss"]["routed"] != changed["loss"]["routed"]
@@ -173,15 +174,16 @@ def test_distilled_network_comes_near_its_teachers(bench: Bench) -> None:
 def test_tails_and_ablations_share_their_training_episodes(
     bench: Bench, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tails, "VARIATIONS", {"mean": {"objective": {"tail_weight": 0.0}}, "rho 0.1": {}})
-    monkeypatch.setattr(ablations, "VARIATIONS", VARIED)
+    monkeypatch.setattr(tails.TRIAL, "variations", {"mean": {"objective": {"tail_weight": 0.0}}, "rho 0.1": {}})
+    monkeypatch.setattr(ablations.TRIAL, "variations", VARIED)
     made(bench, output, "tails")
     cells = made(bench, output, "ablations")
     assert {key[0] for key in cells} == set(VARIED)
 
 
-def test_every_ablation_is_another_config(bench: Bench) -> None:
-    configs = [bench.config(changes).model_dump(mode="json") for changes in ablations.VARIATIONS.values()]
+@pytest.mark.parametrize("trial", [ablations, experts, tails])
+def test_every_variation_is_another_config(bench: Bench, trial: Any) -> None:
+    configs = [bench.config(changes).model_dump(mode="json") for changes in trial.TRIAL.variations.values()]
     assert all(a != b for k, a in enumerate(configs) for b in configs[:k])
 
 

@@ -20,7 +20,7 @@ from tables import print_tables
 
 pytestmark = pytest.mark.filterwarnings("ignore:source .* than the fallback")  # four classes look unlike four others
 
-CONDITIONS = ["2-shot", "40% mislabelled", "1-shot"]
+CONDITIONS = ["2-shot", "40% mislabelled", "1-shot", "confounded"]
 
 
 def of(options: Options, seed: int = 0) -> Bench:

@@ -166,6 +166,14 @@ def test_known_routings_are_looked_up_and_right(shared: bool, limit: int | None)
     torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-6)
 
 
+def test_the_same_networks_over_another_pool() -> None:
+    features, _, images = known_world()
+    other = replace(images, images=images.images.flip(0))
+    found = features.over(other).of_pool()
+    torch.testing.assert_close(found, features.of_pool().flip(0), rtol=1e-5, atol=1e-6)
+    assert torch.equal(features.over(other).routings, features.routings)
+
+
 def test_sources_by_themselves_are_known_without_being_named() -> None:
     features, _, _, images = world()
     batch = features.attach(batch_from(images))

@@ -1,10 +1,11 @@
 """Trials: the experiments of docs/evidence.md beside the main table, one a file.
 
-A file has ``TITLE``; ``keys(options)``, the cells of one seed; ``run(bench, cells, folder)``, which makes those that
-are missing; and ``show(found)``, lines of Markdown. To add one, write such a file and name it in ``TRIALS``.
+Each has ``TITLE``; ``keys(options)``, the cells of one seed; ``run(bench, cells, folder)``, which makes those that
+are missing; and ``show(found)``, lines of Markdown: a module of this folder, or its ``TRIAL`` where it varies the
+config. To add one, write such a file and name it in ``TRIALS``.
 """
 
-from types import ModuleType
+from typing import Any
 
 from trials import (
     ablations,
@@ -21,8 +22,8 @@ from trials import (
     tails,
 )
 
-TRIALS: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module
+TRIALS: dict[str, Any] = {
+    module.__name__.rpartition(".")[2]: getattr(module, "TRIAL", module)
     for module in (
         shots,
         tails,

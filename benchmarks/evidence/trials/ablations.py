@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from bench import Bench
-from cells import Cells
-from markdown import Found
-from options import Options
+from trials.variations import BASE, VariationTrial
 
-from trials.variations import BASE, run_variations, variation_keys, variation_tables
-
-TITLE = "Ablations"
-VARIATIONS: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, dict[str, Any]] = {
     BASE: {},
     "prior: cost-aware, beta 1": {"prior": {"kind": "cost_aware", "beta": 1.0}},
     "prior: cost-aware, beta learned": {"prior": {"kind": "cost_aware", "beta": 1.0, "learn": True}},
@@ -34,15 +27,4 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "without descriptors": {"sources": {"descriptors": False}},
     "trusting every label": {"model": {"label_noise": 0.0}},
 }
-
-
-def keys(options: Options) -> list[tuple[str, ...]]:
-    return variation_keys(options, VARIATIONS)
-
-
-def run(bench: Bench, cells: Cells, folder: Path) -> None:
-    run_variations(bench, cells, VARIATIONS)
-
-
-def show(found: Found) -> list[str]:
-    return variation_tables(found, VARIATIONS)
+TRIAL = VariationTrial("Ablations", CHANGES)

@@ -1,4 +1,4 @@
-"""Abstention: risk against coverage and calibration of every uncertainty score of the trained router."""
+"""Abstention: risk against coverage and calibration of every uncertainty score of the router with an expert."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench import BLOCKS, Bench
 from cells import Cells
 from markdown import Found, grid
 from options import Options
-from outcomes import ROUTED, misrouting
+from outcomes import EXPERT, Standard, misrouting
 
 from pyro_smat.inference.decision.scores.standard import score_names
 from pyro_smat.inference.evaluation import EvaluationSettings
@@ -24,14 +24,14 @@ STATED = {"least_confidence": "misrouted", "predictive_entropy": "loss"}  # scor
 
 
 def keys(options: Options) -> list[tuple[str, ...]]:
-    return variation_keys(options, [ROUTED])
+    return variation_keys(options, [EXPERT])
 
 
 def run(bench: Bench, cells: Cells, folder: Path) -> None:
-    router = bench.trained(folder)
+    standard = Standard(bench, folder)
     settings = EvaluationSettings(rules=(), baselines=(), each_source=False)
     for name, block, condition in cells.missing(keys(bench.options)):
-        found = bench.conditions(block)[condition].evaluate(router.model, router.guide, settings)
+        found = standard.drawn(block, condition).evaluate(*standard.pairs[EXPERT], settings)
         losses = {"routed": found.loss("posterior_predictive"), "fallback": found.loss("fallback")}
         wrong, _ = misrouting(found)
         errors = {"routed": 1 - found.accuracy("posterior_predictive")}

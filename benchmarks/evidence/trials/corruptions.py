@@ -11,16 +11,15 @@ from bench import BLOCKS, Bench
 from cells import Cells
 from markdown import Found, accuracy, cvar, grid
 from options import Options
-from outcomes import TEMPERATURE, baselines, evaluate_cell, standard_pairs
+from outcomes import EXPERT, TEMPERATURE, Standard, baselines, evaluate_cell
 from pools import by_attribute
 
 from pyro_smat.episodes.corruptions import at_severity
 from pyro_smat.episodes.corruptions.corruption import SEVERITIES
-from pyro_smat.networks.features import SourceFeatures
 
 TITLE = "Corruptions"
 VENDORS = "emoji, other vendor"
-SHOWN = ("routed, trained", "from_sources", "average of all sources", "best source by support loss")
+SHOWN = (EXPERT, "routed, trained", "from_sources", "average of all sources", "best source by support loss")
 
 
 @dataclass(frozen=True)
@@ -60,20 +59,17 @@ def keys(options: Options) -> list[tuple[str, ...]]:
 
 
 def run(bench: Bench, cells: Cells, folder: Path) -> None:
-    pairs = standard_pairs(bench, folder)
-    pools: dict[str, SourceFeatures] = {}
+    standard = Standard(bench, folder)
+    pools = dict(standard.blocks)
     for name, block, severity in cells.missing(keys(bench.options)):
         if block not in pools:
-            own = (
-                bench.blocks[block]
-                if block in BLOCKS
-                else bench.widely(by_attribute(bench.options.data, "emoji", "vendor"))
-            )
-            pools[block] = own
+            pools[block] = standard.features(by_attribute(bench.options.data, "emoji", "vendor"))
         corrupted = CORRUPTIONS[name]
         wrong = () if severity == "0" else (at_severity(corrupted.name, int(severity), **corrupted.options),)
         drawn = bench.draw(pools[block], bench.options.episodes, shot=bench.options.shot, corruptions=wrong)
-        cells.write((name, block, severity), evaluate_cell(pairs, drawn, baselines(TEMPERATURE, bench.options.names)))
+        cells.write(
+            (name, block, severity), evaluate_cell(standard.pairs, drawn, baselines(TEMPERATURE, bench.options.names))
+        )
 
 
 def show(found: Found) -> list[str]:

@@ -5,39 +5,27 @@ Routers with experts run networks in training; they draw the same episodes as th
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from bench import Bench, merged
-from cells import Cells
-from markdown import Found
-from options import Options
+from bench import CORRUPTIONS, merged
+from options import MARKS
 from outcomes import WITH_EXPERT
 
-from trials.variations import BASE, run_variations, variation_keys, variation_tables
+from trials.variations import BASE, VariationTrial
 
-TITLE = "Experts"
-VARIED: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, dict[str, Any]] = {
     "one expert, 10% of the coordinates": {},
-    "3% of the coordinates": {"sparsity": 0.97},
-    "half of the coordinates": {"sparsity": 0.5},
-    "all coordinates": {"sparsity": 0.0},
-    "10%, whole channels": {"granularity": "channel"},
-    "10%, whole tensors": {"granularity": "tensor"},
-    "10% of the coordinates, top-k gates": {"gates": "top_k"},
-    "two experts, 10% of the coordinates": {"count": 2},
+    "KL weight .1": {"objective": {"kl_weight": 0.1}},
+    "tail of the loss, not of regret": {"objective": {"reference": "none"}},
+    "KL weight .1, tail of the loss": {"objective": {"kl_weight": 0.1, "reference": "none"}},
+    "twice the steps": {"training": {"steps": 400}},
+    "marks in training": {"episodes": {"corruptions": (*CORRUPTIONS, MARKS | {"probability": 0.25})}},
+    "two experts, 10% of the coordinates": {"experts": {"count": 2}},
+    "half of the coordinates": {"experts": {"sparsity": 0.5}},
+    "all coordinates": {"experts": {"sparsity": 0.0}},
+    "3% of the coordinates": {"experts": {"sparsity": 0.97}},
+    "10%, whole channels": {"experts": {"granularity": "channel"}},
+    "10%, whole tensors": {"experts": {"granularity": "tensor"}},
+    "10% of the coordinates, top-k gates": {"experts": {"gates": "top_k"}},
 }
-VARIATIONS: dict[str, dict[str, Any]] = {BASE: {}}
-VARIATIONS |= {name: merged(WITH_EXPERT, {"experts": changes}) for name, changes in VARIED.items()}
-
-
-def keys(options: Options) -> list[tuple[str, ...]]:
-    return variation_keys(options, VARIATIONS)
-
-
-def run(bench: Bench, cells: Cells, folder: Path) -> None:
-    run_variations(bench, cells, VARIATIONS)
-
-
-def show(found: Found) -> list[str]:
-    return variation_tables(found, VARIATIONS)
+TRIAL = VariationTrial("Experts", {BASE: {}} | {name: merged(WITH_EXPERT, told) for name, told in CHANGES.items()})

@@ -9,7 +9,7 @@ from bench import BLOCKS, Bench
 from cells import Cells
 from markdown import Found, grid
 from options import Options
-from outcomes import TEMPERATURE, baselines, evaluate_cell, standard_pairs
+from outcomes import TEMPERATURE, Standard, baselines, evaluate_cell
 from pools import by_attribute
 
 TITLE = "Worst group"
@@ -21,14 +21,16 @@ def keys(options: Options) -> list[tuple[str, ...]]:
 
 
 def run(bench: Bench, cells: Cells, folder: Path) -> None:
-    pairs = standard_pairs(bench, folder)
-    features = dict(bench.blocks)
+    standard = Standard(bench, folder)
+    features = dict(standard.blocks)
     for pool, condition in cells.missing(keys(bench.options)):
         if pool not in features:
-            features[pool] = bench.widely(by_attribute(bench.options.data, *POOLS[pool]))
+            features[pool] = standard.features(by_attribute(bench.options.data, *POOLS[pool]))
         options = bench.options.conditions[condition]
         drawn = bench.draw(features[pool], 3 * bench.options.episodes, **options)
-        cells.write((pool, condition), evaluate_cell(pairs, drawn, baselines(TEMPERATURE, bench.options.names)))
+        cells.write(
+            (pool, condition), evaluate_cell(standard.pairs, drawn, baselines(TEMPERATURE, bench.options.names))
+        )
 
 
 def show(found: Found) -> list[str]:

@@ -1,7 +1,7 @@
 """Other ways to use the sources: soups, fine-tuning on the support, subspaces, a distilled universal network.
 
-On the first episodes of each cell only: some fit weights to each task. Seconds are those of a task, beyond the
-features of the sources. ``subspaces.py`` and ``universal.py`` make what two of the rows need.
+On the first episodes of each cell only, beside the routers: some fit weights to each task. Seconds are those of a
+task, beyond the features of the sources. ``subspaces.py`` and ``universal.py`` make what two of the rows need.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from cells import Cells
 from drawn import Again, Drawn
 from markdown import Found, accuracy, cvar, grid
 from options import Options
+from outcomes import EXPERT, ROUTED, Standard, evaluate_cell
 from universal import UNIVERSAL
 
 from pyro_smat.episodes import EpisodeBatch
@@ -44,7 +45,7 @@ def keys(options: Options) -> list[tuple[str, ...]]:
 
 
 def run(bench: Bench, cells: Cells, folder: Path) -> None:
-    own, library = bench.options, bench.router.library
+    own, library, standard = bench.options, bench.router.library, Standard(bench, folder)
     tuning = bench.draw(bench.parts["validation"], min(TUNED_ON, own.episodes), seed=TUNE_SEED, shot=own.shot).batches
     averaged, kinds = bench.averaged(own.noise), [*OTHERS, *(BY_SUBSPACE if library.subspaces else ())]
     file = own.sources / f"seed{bench.seed}" / f"{UNIVERSAL}.safetensors"
@@ -53,14 +54,16 @@ def run(bench: Bench, cells: Cells, folder: Path) -> None:
         universal = SourceLibrary.from_files(bench.router.network, {UNIVERSAL: file})
         distilled = universal, bench.averaged(own.noise, universal)
     for block, condition in cells.missing(keys(own)):
-        drawn = first(bench.conditions(block)[condition], FEW)
+        drawn = first(standard.drawn(block, condition), FEW)
         parts = [evaluated(averaged, drawn, kinds, tuning, library)]
         if distilled is not None:
             known = drawn.under(bench.of_library(distilled[0], drawn.features))
             parts.append(evaluated(distilled[1], known, ALIGNED, tuning, distilled[0]))
         names = [[m for m in one.methods if m not in ("posterior_predictive", "fallback")] for one in parts]
         each = [(one, m) for one, methods in zip(parts, names, strict=True) for m in methods]
-        cell = {"accuracy": {m: one.accuracy(m) for one, m in each}, "loss": {m: one.loss(m) for one, m in each}}
+        cell = evaluate_cell({name: standard.pairs[name] for name in (EXPERT, ROUTED)}, drawn)
+        cell["accuracy"] |= {m: one.accuracy(m) for one, m in each}
+        cell["loss"] |= {m: one.loss(m) for one, m in each}
         cells.write((block, condition), cell | {"seconds": {m: [s] for one in parts for m, s in one.seconds.items()}})
 
 

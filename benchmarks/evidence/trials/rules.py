@@ -1,4 +1,7 @@
-"""Decision rules of the same router at the compute that each may spend: networks of a task."""
+"""Decision rules of the router with an expert at the compute that each may spend: networks of a task.
+
+The front, marked with *: no other rule is as accurate with fewer networks, or more accurate with as many.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from cells import Cells
 from drawn import Drawn
 from markdown import Found, accuracy, cvar, grid
 from options import Options
+from outcomes import EXPERT, Standard
 
 from pyro_smat.inference.evaluation import EvaluationSettings
 from pyro_smat.registry import build, choose
@@ -36,13 +40,13 @@ def keys(options: Options) -> list[tuple[str, ...]]:
 
 
 def run(bench: Bench, cells: Cells, folder: Path) -> None:
-    router = bench.trained(folder)
+    standard = Standard(bench, folder)
     for rule, block, condition in cells.missing(keys(bench.options)):
-        drawn = bench.conditions(block)[condition]
-        made = build(choose("decision_rule", RULES[rule]))
-        deployed = drawn.evaluate(router.model, router.guide, EvaluationSettings.bare(), rule=made)
+        model, guide = standard.pairs[EXPERT]
+        drawn, made = standard.drawn(block, condition), build(choose("decision_rule", RULES[rule]))
+        deployed = drawn.evaluate(model, guide, EvaluationSettings.bare(), rule=made)
         values = {"accuracy": {"routed": deployed.accuracy(made.name)}, "loss": {"routed": deployed.loss(made.name)}}
-        cells.write((rule, block, condition), values | {"networks": {"routed": networks(router.guide, drawn, made)}})
+        cells.write((rule, block, condition), values | {"networks": {"routed": networks(guide, drawn, made)}})
 
 
 def networks(guide: Any, drawn: Drawn, rule: Any) -> np.ndarray:
@@ -60,12 +64,20 @@ def show(found: Found) -> list[str]:
     lines = []
     for block in BLOCKS:
 
-        def text(row: str, column: str, block: str = block) -> str | None:
+        def at(row: str, column: str, block: str = block) -> tuple[float, float] | None:
             key = (row, block, column)
             right = found.average(key, "accuracy", "routed", accuracy)
-            worst = found.average(key, "loss", "routed", cvar(0.1))
             count = found.average(key, "networks", "routed", lambda v: float(v.mean()))
-            return None if right is None else f"{right:.1f} ({worst:.2f}), {count:.1f}"
+            return None if right is None or count is None else (right, count)
+
+        def text(row: str, column: str, block: str = block, at: Any = at) -> str | None:
+            own = at(row, column)
+            if own is None:
+                return None
+            worst = found.average((row, block, column), "loss", "routed", cvar(0.1))
+            others = [other for name in RULES if name != row and (other := at(name, column)) is not None]
+            beaten = any(a >= own[0] and n <= own[1] and (a, n) != own for a, n in others)
+            return f"{own[0]:.1f} ({worst:.2f}), {own[1]:.1f}{'' if beaten else '*'}"
 
         corner = f"{block}: accuracy % (CVaR .1, nats), networks a task"
         lines += grid(corner, RULES, found.parts(2), text)

@@ -11,7 +11,7 @@ from bench import BLOCKS, Bench
 from cells import Cells
 from markdown import Found, accuracy, cvar, grid
 from options import Options
-from outcomes import TEMPERATURE, baselines, evaluate_cell, standard_pairs
+from outcomes import TEMPERATURE, Standard, baselines, evaluate_cell
 from pools import large_classes
 
 TITLE = "Shots"
@@ -22,15 +22,15 @@ def keys(options: Options) -> list[tuple[str, ...]]:
 
 
 def run(bench: Bench, cells: Cells, folder: Path) -> None:
-    pairs = standard_pairs(bench, folder)
+    standard = Standard(bench, folder)
     for block, shot in cells.missing(keys(bench.options)):
-        features = bench.blocks[block]
+        features = standard.blocks[block]
         assert features.pool is not None
         names = large_classes(features.pool, max(bench.options.shots) + bench.options.query)
         drawn = bench.draw(features, bench.options.episodes, shot=int(shot), classes=names)
         cells.write(
             (block, shot),
-            evaluate_cell(pairs, drawn, baselines(TEMPERATURE, bench.options.names)) | {"classes": len(names)},
+            evaluate_cell(standard.pairs, drawn, baselines(TEMPERATURE, bench.options.names)) | {"classes": len(names)},
         )
 
 

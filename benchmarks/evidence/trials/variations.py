@@ -3,36 +3,64 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from bench import BLOCKS, Bench
+from bench import BLOCKS, VALIDATION, Bench
 from cells import Cells
 from markdown import Found, accuracy, cvar, grid
 from options import Options
 from outcomes import evaluate_cell
 
+from pyro_smat.networks.features import SourceFeatures
+
 BASE = "base"
 
 
-def variation_keys(options: Options, variations: Iterable[str]) -> list[tuple[str, ...]]:
+@dataclass
+class VariationTrial:
+    """A trial of variations; also on validation classes, where one may choose among them.
+
+    Attributes:
+        TITLE: of its tables.
+        variations: changes of the base config by name.
+    """
+
+    TITLE: str
+    variations: Mapping[str, Mapping[str, Any]]
+
+    def keys(self, options: Options) -> list[tuple[str, ...]]:
+        return variation_keys(options, self.variations, (VALIDATION, *BLOCKS))
+
+    def run(self, bench: Bench, cells: Cells, folder: Path) -> None:
+        for name, changes in self.variations.items():
+            left = cells.missing([key for key in self.keys(bench.options) if key[0] == name])
+            if not left:
+                continue
+            begun = time.perf_counter()
+            router = bench.train(changes)
+            seconds = time.perf_counter() - begun
+            changed: dict[str, SourceFeatures] = {}
+            for _, block, condition in left:
+                drawn = bench.conditions(block)[condition]
+                if router.model.experts is not None:  # networks that are not those of the block's features
+                    if block not in changed:
+                        changed[block] = router.features(bench.block(block), of_catalog=True)
+                    drawn = drawn.under(changed[block])
+                cell = evaluate_cell({"routed": (router.model, router.guide)}, drawn)
+                cells.write((name, block, condition), cell | {"seconds": seconds})
+
+    def show(self, found: Found) -> list[str]:
+        return variation_tables(found, self.variations)
+
+
+def variation_keys(
+    options: Options, variations: Iterable[str], blocks: Sequence[str] = BLOCKS
+) -> list[tuple[str, ...]]:
     """(variation, block, condition)."""
-    return [(v, block, condition) for v in variations for block in BLOCKS for condition in options.conditions]
-
-
-def run_variations(bench: Bench, cells: Cells, variations: Mapping[str, Mapping[str, Any]]) -> None:
-    """Train and evaluate those of which a cell is missing."""
-    for name, changes in variations.items():
-        left = cells.missing(variation_keys(bench.options, [name]))
-        if not left:
-            continue
-        begun = time.perf_counter()
-        router = bench.train(changes)
-        seconds = time.perf_counter() - begun
-        for _, block, condition in left:
-            drawn = bench.conditions(block)[condition]
-            cell = evaluate_cell({"routed": (router.model, router.guide)}, drawn)
-            cells.write((name, block, condition), cell | {"seconds": seconds})
+    return [(v, block, condition) for v in variations for block in blocks for condition in options.conditions]
 
 
 def variation_tables(found: Found, variations: Iterable[str], method: str = "routed", base: str = BASE) -> list[str]:

@@ -127,6 +127,8 @@ def write_folder(
         place = root / domain if len(pool.domain_names) > 1 else root
         for label, name in enumerate(pool.class_names[column]):
             rows = ((pool.labels[:, column] == label) & (pool.domain == d)).nonzero().flatten().tolist()
+            if not rows:
+                continue  # a class of another domain
             folder = place / re.sub(r'[<>:"/\\|?*]', "-", name)  # what some system does not allow in a name
             folder.mkdir(parents=True, exist_ok=True)
             for row in rows[:: max(1, len(rows) // (each or len(rows) or 1))][:each]:

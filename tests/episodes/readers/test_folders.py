@@ -9,8 +9,9 @@ import unicodedata
 import pytest
 import torch
 
+from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.duplicates import DuplicateWarning, same_images
-from pyro_smat.episodes.readers.folders import read_folder
+from pyro_smat.episodes.readers.folders import read_folder, write_folder
 from pyro_smat.episodes.readers.listing import LeftOutWarning
 from pyro_smat.episodes.sampler import EpisodeSampler
 
@@ -180,3 +181,22 @@ def test_too_large_an_image_of_a_folder_is_named(tmp_path, write_image):
     plant(tmp_path, write_image, {"cat": 1})
     with pytest.raises(ValueError, match=r"cat.0.png .*6 x 6 = 36 pixels; expected at most 35"):
         read_folder(tmp_path, max_pixels=35)
+
+
+def test_domains_with_classes_of_their_own_are_written_and_read(tmp_path):
+    images = torch.arange(12 * 3 * 4 * 4).remainder(256).byte().view(12, 3, 4, 4)
+    labels, domain = torch.arange(12) // 3, torch.arange(12) // 6
+    pool = ImagePool(images, labels.unsqueeze(1), ("class",), (("a", "b", "c", "d"),), domain, ("first", "second"))
+    read = read_folder(write_folder(pool, tmp_path), channels=3)
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("*/*")} == {
+        "first/a",
+        "first/b",
+        "second/c",
+        "second/d",
+    }
+    assert read.domain_names == ("first", "second")
+    found = sorted(
+        (read.domain_names[d], read.class_names[0][k]) for d, k in zip(read.domain, read.labels[:, 0], strict=True)
+    )
+    wanted = sorted((pool.domain_names[d], pool.class_names[0][k]) for d, k in zip(domain, labels, strict=True))
+    assert found == wanted
