@@ -13,6 +13,7 @@ that was killed goes on from there. Seeds may run at the same time, on one devic
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -82,7 +83,8 @@ def told(output: Path, name: str) -> list[str]:
         wanted = trial.keys(Options.shaped_like(settings))
         there = {key: values for key, _, values in cells}
         kept += [Kept(settings["seed"], key, there[key]) for key in wanted if key in there]
-        missing += [f"seed {settings['seed']}: {', '.join(key)}" for key in wanted if key not in there]
+        lost = Counter((settings["seed"], key[0]) for key in wanted if key not in there)
+        missing += [f"seed {seed}: {n} of {first}" for (seed, first), n in lost.items()]
     if not kept:
         return [f"## {trial.TITLE}", "", f"nothing yet; run experiments.py run --only {name}", ""]
     seeds = sorted({cell.seed for cell in kept})

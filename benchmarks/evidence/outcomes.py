@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import BLOCKS, Bench
+from bench import BLOCKS, CORRUPTIONS, Bench, merged
 from drawn import Drawn
+from options import MARKS
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.inference.assembly.router import Router
@@ -21,7 +22,11 @@ from pyro_smat.networks.features import SourceFeatures
 ROUTED, AVERAGED, PLAIN = "routed, trained", "from_sources", "from_sources, plain"
 EXPERT, ONE = "routed, trained with an expert", ": one network"
 OVER_CHANGED = ", over sources with the expert"
-WITH_EXPERT = {"experts": {"count": 1, "sparsity": 0.9}, "training": {"delta_learning_rate": 3e-5}}
+EXPERT_ALONE = {"experts": {"count": 1, "sparsity": 0.9}, "training": {"delta_learning_rate": 3e-5}}
+WITH_EXPERT = merged(  # what is better on validation classes: trials/experts.py
+    EXPERT_ALONE,
+    {"objective": {"kl_weight": 0.1}, "episodes": {"corruptions": (*CORRUPTIONS, MARKS | {"probability": 0.25})}},
+)
 BY_COSINE = {"model": {"metric": "cosine", "classifier": "prototypes"}}  # the head that sources were fine-tuned with
 COSINE, TOGETHER, AVERAGED_TOGETHER = (
     f"{ROUTED}, cosine prototypes",

@@ -215,7 +215,7 @@ def test_mixing_at_the_start_is_one_network_and_distance_grows_in_proportion(ben
 def test_tables_say_which_cells_are_missing(bench: Bench, output: Path) -> None:
     experiments.run_trials(bench, output, ["mixing"])
     (output / "seed0/mixing/new_classes/0.5.json").unlink()
-    assert "seed 0: new classes, 0.5" in experiments.told(output, "mixing")[2]
+    assert "seed 0: 1 of new classes." in experiments.told(output, "mixing")[2]
     assert experiments.told(output / "nowhere", "shots")[2].startswith("nothing yet")
     assert list(TRIALS) == experiments.EVERY.split(",")
 

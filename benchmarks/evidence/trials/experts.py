@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import CORRUPTIONS, merged
 from options import MARKS
-from outcomes import WITH_EXPERT
+from outcomes import EXPERT_ALONE
 
 from trials.variations import BASE, VariationTrial
 
@@ -28,4 +28,4 @@ CHANGES: dict[str, dict[str, Any]] = {
     "10%, whole tensors": {"experts": {"granularity": "tensor"}},
     "10% of the coordinates, top-k gates": {"experts": {"gates": "top_k"}},
 }
-TRIAL = VariationTrial("Experts", {BASE: {}} | {name: merged(WITH_EXPERT, told) for name, told in CHANGES.items()})
+TRIAL = VariationTrial("Experts", {BASE: {}} | {name: merged(EXPERT_ALONE, told) for name, told in CHANGES.items()})
