@@ -22,6 +22,7 @@ from pyro_smat.distributed import World
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.files import load_state, save_state
+from pyro_smat.guides.announced import Heard
 from pyro_smat.guides.router import RoutingGuide
 from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
 from pyro_smat.inference.objective.outcome import run_routings
@@ -56,9 +57,10 @@ class MetaTrainer:
 
     Attributes:
         history: one dict a step: step, loss, episode_loss, cvar, threshold, kl, negative_elbo (the plain one, of an
-            episode), information of the posterior (entropy, variance, mutual_information, effective_routings: of
-            several processes the mean over their shares of the batch), sparsity, images_per_second, optional terms of
-            the ELBO by name; at validations also validation_accuracy, validation_loss and validation_cvar.
+            episode), information of the posterior that these are of, before the update (entropy, variance,
+            mutual_information, effective_routings: of several processes the mean over their shares of the batch),
+            sparsity, images_per_second, optional terms of the ELBO by name; at validations also validation_accuracy,
+            validation_loss and validation_cvar.
         numbered: whether episodes are drawn by number; see :class:`TrainingSettings`.
         seed: of what is drawn by number, that of torch's global generator.
 
@@ -157,7 +159,7 @@ class MetaTrainer:
         world = self.world
         self._anneal()
         kl_factor = self._kl_schedule.factor(self.step, self.settings.steps)
-        with self._episodes(world) as drawn:
+        with self._episodes(world) as drawn, Heard() as heard:
             batch = self.features.attach(drawn.to(self.device))
             terms = self.elbo.terms(self.model, self.guide, batch, kl_factor=kl_factor)
         loss = terms.loss / self.settings.episodes + self._penalty(world)
@@ -188,7 +190,8 @@ class MetaTrainer:
         if experts is not None:
             experts.after_step()
         self.step += 1
-        return row_of(self, terms, loss.item(), batch, time.perf_counter() - started)
+        posterior = heard.posteriors[-1] if heard.posteriors else self.guide.posterior(batch)  # of a forward of its own
+        return row_of(self, terms, loss, posterior, batch, time.perf_counter() - started)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
