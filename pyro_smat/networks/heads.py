@@ -171,7 +171,8 @@ class LeaveOneOut:
 
     Attributes:
         products: ``(*b, S, S)`` inner products of the shots, as :func:`compared`.
-        alone: ``(*b, S)``, which shots have a class of their own.
+        pairs, same: ``(*b, S, S)`` bool, pairs of two shots, and those of one class.
+        alone: ``(*b, S)`` bool, which shots have a class of their own.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor, metric: Metric) -> None:
@@ -183,9 +184,11 @@ class LeaveOneOut:
         self.labels, self.absent = labels_of.expand(*leading, 1), ~class_mask.unsqueeze(-2)
         way = torch.arange(class_mask.shape[-1], device=labels.device)
         number = torch.arange(labels.shape[-1], device=labels.device).unsqueeze(-1)
-        is_own, same = labels_of == way, labels_of == labels.unsqueeze(-2)
-        self.alone = (same & mask.unsqueeze(-2)).sum(-1) < 2
-        others = (same & (number != number.mT)) | self.alone.unsqueeze(-2)  # of a shot alone, the centre of all
+        is_own = labels_of == way
+        self.pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & (number != number.mT)
+        self.same = self.pairs & (labels_of == labels.unsqueeze(-2))
+        self.alone = ~self.same.any(-1)
+        others = self.same | self.alone.unsqueeze(-2)  # of a shot that is alone, the centre of all
         self.centres = torch.cat([is_own.expand(*others.shape[:-1], -1), others], -1).to(features.dtype)  # (S, W + S)
         places = torch.where(is_own, len(way) + number, way)  # of the centres that a shot is compared with
         self.places = places.expand(*leading, -1)
