@@ -7,6 +7,7 @@ a checkpoint with every random state, from which a killed run continues to the s
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ class MetaTrainer:
         self.folder = folder
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, guide, settings), betas=(0.9, 0.99))
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, guide, settings), betas=(0.9, 0.99), fused=True)
         self.schedule = warmup_then_cosine(self.optimizer, settings.warmup, settings.steps)
         half = model.source_basis.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=INITIAL_SCALE, enabled=half)
@@ -154,8 +155,9 @@ class MetaTrainer:
     def training_step(self) -> dict[str, float]:
         """One optimizer step; returns its row of the history."""
         started = time.perf_counter()
-        self.model.train()
-        self.guide.train()
+        if not (self.model.training and self.guide.training):
+            self.model.train()
+            self.guide.train()
         world = self.world
         self._anneal()
         kl_factor = self._kl_schedule.factor(self.step, self.settings.steps)
@@ -163,7 +165,7 @@ class MetaTrainer:
             batch = self.features.attach(drawn.to(self.device))
             terms = self.elbo.terms(self.model, self.guide, batch, kl_factor=kl_factor)
         loss = terms.loss / self.settings.episodes + self._penalty(world)
-        if not torch.isfinite(loss):
+        if not math.isfinite(loss.item()):
             raise ValueError(
                 f"the loss is {loss.item()} at step {self.step + 1}; expected a finite number: lower learning_rate, "
                 "or look at the sources for extreme weights"
@@ -176,7 +178,7 @@ class MetaTrainer:
         if experts is not None:
             experts.after_backward()
         norms = [nn.utils.clip_grad_norm_(g["params"], self.settings.clip_norm) for g in self.optimizer.param_groups]
-        if not self.scaler.is_enabled() and not all(norm.isfinite() for norm in norms):
+        if not self.scaler.is_enabled() and not all(math.isfinite(norm.item()) for norm in norms):
             raise ValueError(
                 f"the gradient is not finite at step {self.step + 1}, though the loss is {loss.item():.4g}; expected "
                 "finite numbers: set precision to float32, lower learning_rate, or look at the sources for extreme "
