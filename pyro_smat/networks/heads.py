@@ -183,23 +183,28 @@ class LeaveOneOut:
         leading, labels_of = features.shape[:-1], labels.unsqueeze(-1)
         self.labels, self.absent = labels_of.expand(*leading, 1), ~class_mask.unsqueeze(-2)
         way = torch.arange(class_mask.shape[-1], device=labels.device)
-        number = torch.arange(labels.shape[-1], device=labels.device).unsqueeze(-1)
-        is_own = labels_of == way
-        self.pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & (number != number.mT)
+        is_own, one = labels_of == way, torch.eye(labels.shape[-1], dtype=torch.bool, device=labels.device)
+        self.pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~one
         self.same = self.pairs & (labels_of == labels.unsqueeze(-2))
         self.alone = ~self.same.any(-1)
-        others = self.same | self.alone.unsqueeze(-2)  # of a shot that is alone, the centre of all
-        self.centres = torch.cat([is_own.expand(*others.shape[:-1], -1), others], -1).to(features.dtype)  # (S, W + S)
-        places = torch.where(is_own, len(way) + number, way)  # of the centres that a shot is compared with
-        self.places = places.expand(*leading, -1)
+        everyone = torch.ones_like(is_own[..., :1])
+        self.centres = torch.cat([is_own, everyone], -1).to(features.dtype)  # (S, W + 1), the last one of all shots
+        chosen = torch.where(self.alone.unsqueeze(-1), len(way), labels_of)  # what a shot leaves, or all if it cannot
+        self.chosen = chosen.expand(3, *leading, 1)
+        self.leaving = (~self.alone).unsqueeze(-1).to(features.dtype)
 
     def logits(self, weights: Tensor, scale: Tensor | float) -> Tensor:
         """``(*b, S, W)``, of centres of shots that weigh ``(*b, S)``, 0 where masked."""
-        members = self.centres * weights.unsqueeze(-1)
+        weights = weights.unsqueeze(-1)
+        members, leaving = self.centres * weights, self.leaving * weights
         products = self.products @ members
         squares, counts = (members * products).sum(-2, keepdim=True), members.sum(-2, keepdim=True)
-        similar = self.similarity(products, self.squares, squares, counts)
-        return (scale * similar.gather(-1, self.places)).masked_fill(self.absent, NO_CLASS)
+        known = torch.stack([products, squares.expand_as(products), counts.expand_as(products)])  # (3, *b, S, W + 1)
+        product, square, count = known.gather(-1, self.chosen)
+        left = product - leaving * self.squares
+        own = torch.stack([left, square - leaving * (product + left), count - leaving])
+        product, square, count = known.scatter(-1, self.labels.expand_as(own), own)[..., :-1]
+        return (scale * self.similarity(product, self.squares, square, count)).masked_fill(self.absent, NO_CLASS)
 
     def log_likelihood(self, weights: Tensor, scale: Tensor | float) -> Tensor:
         """``(*b, S)`` of the labels, likewise."""
