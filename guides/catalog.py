@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.encoders import Encoding, SupportEncoder
+from pyro_smat.encoders import SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.guides.router import RouterNetwork, RoutingGuide
@@ -134,7 +134,7 @@ class CatalogGuide(RoutingGuide):
             )
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; expected > 0")
-        self.catalog, self.estimator, self.temperature = catalog, estimator, temperature
+        self.catalog, self.num_sources, self.estimator, self.temperature = catalog, num_sources, estimator, temperature
         coefficients = catalog.coefficients
         num_blocks = coefficients.shape[1] if coefficients.ndim == 3 else 1
         num_experts = coefficients.shape[-1] - num_sources
@@ -155,27 +155,26 @@ class CatalogGuide(RoutingGuide):
         return ENUMERATION_LIMIT if options["estimator"] == "enumerate" else 4096
 
     def posterior(self, batch: EpisodeBatch) -> CatalogPosterior:
-        encoding = self.router.encode(batch)
-        logits = self.scores(self.member_embeddings(encoding)) + self.member_locations(encoding)
+        embeddings, locations = self.member_views(batch)
+        logits = self.scores(embeddings) + locations
         logits = logits + self.prior_logits(logits)
-        return CatalogPosterior(logits / self.temperature_scale, self.catalog, num_sources=self.router.num_sources)
+        return CatalogPosterior(logits / self.temperature_scale, self.catalog, num_sources=self.num_sources)
 
-    def member_embeddings(self, encoding: Encoding) -> Tensor:
-        """``(B, J, h)``, the embeddings of a routing's sources and experts, mixed as it mixes them."""
-        of_experts = self.expert_embedding.expand(len(encoding.embedding), -1, -1)
+    def member_views(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """What the router says of a routing's sources and experts, mixed as the routing mixes them.
+
+        Returns:
+            embeddings ``(B, J, h)`` and logits ``(B, J)``.
+        """
+        router, members = self.router, self.members  # asked for once: Pyro is told of every parameter each time
+        encoding = router.encode(batch)
+        location = router.locate(encoding).location.reshape(len(batch), -1, members.shape[-1], 1)  # (B, L, C, 1)
+        of_experts = self.expert_embedding.expand(len(batch), -1, -1)
         rows = torch.cat([encoding.embedding, of_experts], dim=1).unsqueeze(1)  # (B, 1, C, h)
-        if self.router.num_blocks > 1:
+        if router.num_blocks > 1:
             rows = rows * self.block_gain
-        return torch.einsum("jlc,blch->bjh", self.members, rows.expand(-1, self.router.num_blocks, -1, -1)) / (
-            self.router.num_blocks
-        )
-
-    def member_locations(self, encoding: Encoding) -> Tensor:
-        """``(B, J)``, the logits of a routing's sources and experts, mixed likewise."""
-        location = self.router.locate(encoding).location
-        if self.router.num_blocks == 1:
-            location = location.unsqueeze(1)
-        return torch.einsum("jlc,blc->bj", self.members, location) / self.router.num_blocks
+        mixed = members.flatten(1) @ torch.cat([rows, location], dim=-1).flatten(1, 2) / router.num_blocks
+        return mixed[..., :-1], mixed[..., -1]
 
     def scores(self, embeddings: Tensor) -> Tensor:
         """Logits ``(B, n)`` from embeddings ``(B, n, h)``."""

@@ -85,8 +85,7 @@ class HierarchicalGuide(CatalogGuide):
         self.family_score = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
     def posterior(self, batch: EpisodeBatch) -> HierarchicalPosterior:
-        encoding = self.router.encode(batch)
-        embeddings, locations = self.member_embeddings(encoding), self.member_locations(encoding)
+        embeddings, locations = self.member_views(batch)
         membership = torch.nn.functional.one_hot(self.families).to(embeddings)  # (J, F)
         share = membership / membership.sum(0)
         family_logits = self.family_score(share.mT @ embeddings).squeeze(-1) + locations @ share
@@ -95,7 +94,7 @@ class HierarchicalGuide(CatalogGuide):
         logits = family_logits.log_softmax(-1)[..., self.families] + within
         logits = logits + self.prior_logits(logits)
         return HierarchicalPosterior(
-            logits / self.temperature_scale, self.families, catalog=self.catalog, num_sources=self.router.num_sources
+            logits / self.temperature_scale, self.families, catalog=self.catalog, num_sources=self.num_sources
         )
 
 

@@ -44,9 +44,12 @@ def posterior_information(
     """
     coefficients = posterior.sample(num_samples, generator)  # (K, B, [L,] C)
     probabilities = posterior.routing_probabilities()
-    return PosteriorInformation(
-        entropy=float(posterior.entropy().mean()),
-        variance=float(coefficients.var(0).flatten(1).sum(-1).mean()),
-        mutual_information=posterior.mutual_information(num_samples, generator),
-        effective_routings=float(torch.special.entr(probabilities.mean(0)).sum().exp()),
-    )
+    information = posterior.mutual_information(num_samples, generator)
+    entropy, variance, effective = torch.stack(  # together: a device is waited for once
+        [
+            posterior.entropy().mean(),
+            coefficients.var(0).flatten(1).sum(-1).mean(),
+            torch.special.entr(probabilities.mean(0)).sum().exp(),
+        ]
+    ).tolist()
+    return PosteriorInformation(entropy, variance, information, effective)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from pyro_smat.encoders import Encoding, EvidenceEncoder, SupportEncoder
 from pyro_smat.episodes import EpisodeBatch
+from pyro_smat.guides.announced import announce
 from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.models.priors import LogisticNormalPrior, RoutingPrior
 from pyro_smat.registry import Remembered
@@ -158,8 +159,9 @@ class RoutingGuide(Remembered, LocalModule):
         return posterior.sites()
 
     def forward(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        """Sample the routing sites inside the "episodes" plate."""
-        sites = self.sites(self.posterior(batch))
+        """Sample the routing sites inside the "episodes" plate; :class:`~pyro_smat.guides.announced.Heard` hears the
+        posterior."""
+        sites = self.sites(announce(self.posterior(batch)))
         with pyro.plate("episodes", len(batch), dim=-2):
             return {
                 name: pyro.sample(name, distribution, infer=dict(self.infer)) for name, distribution in sites.items()

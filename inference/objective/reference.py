@@ -25,7 +25,9 @@ def source_logits(
     features: SourceFeatures, batch: EpisodeBatch, scale: Tensor | float = PRETRAINED_SCALE, metric: Metric = "cosine"
 ) -> Tensor:
     """Logits of every source by itself, ``(B, R, Q, W)``."""
-    support = features.of(batch.support.images, batch.support.rows)
+    support = batch.support.features if batch.known is features else None  # attached
+    if support is None:
+        support = features.of(batch.support.images, batch.support.rows)
     queries = features.of(batch.query.images, batch.query.rows)
     dtype = torch.promote_types(support.dtype, torch.float32)
     return prototype_logits(
@@ -96,7 +98,8 @@ class SourceReference:
         """``(B,)``, in the units of the episode loss."""
         logits = source_logits(self.features, batch, metric=self.metric)  # (B, R, Q, W)
         labels, mask = (part.unsqueeze(1).expand(logits.shape[:-1]) for part in (batch.query.labels, batch.query.mask))
-        points = points_of(self.episode_loss, Categorical(logits=logits), labels, mask, inner=(-1,))
+        known = Categorical(logits=logits, validate_args=False)  # the model has looked at the labels
+        points = points_of(self.episode_loss, known, labels, mask, inner=(-1,))
         losses = points.sum(-1)  # (B, R)
         return losses.amin(1) if self.kind == "best_source" else losses[:, 0]
 

@@ -6,9 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides.information import posterior_information
+from pyro_smat.guides.posterior import RoutingPosterior
 from pyro_smat.inference.objective.terms import ELBOTerms
 
 if TYPE_CHECKING:
@@ -16,40 +18,49 @@ if TYPE_CHECKING:
 
 
 def row_of(
-    trainer: MetaTrainer, terms: ELBOTerms, loss: float, batch: EpisodeBatch, seconds: float
+    trainer: MetaTrainer,
+    terms: ELBOTerms,
+    loss: Tensor,
+    posterior: RoutingPosterior,
+    batch: EpisodeBatch,
+    seconds: float,
 ) -> dict[str, float]:
     """The row of a step that has been made, named as :attr:`MetaTrainer.history` has it.
 
     Args:
         trainer: after the step.
-        terms: of the objective.
-        loss: whose gradient the step followed.
+        terms: of the objective, under the parameters before the step.
+        loss: whose gradient the step followed, a scalar.
+        posterior: that these terms are of; what the row says of posteriors is of this one.
         batch: this process's share of the episodes.
         seconds: since the step began.
     """
-    with torch.no_grad():
-        generator = torch.Generator(trainer.device).manual_seed(trainer.step)
-        found = asdict(posterior_information(trainer.guide.posterior(batch), generator=generator))
-    found["images"] = int(batch.support.mask.sum() + batch.query.mask.sum()) / len(batch)
+    generator = torch.Generator(trainer.device).manual_seed(trainer.step)
+    found = asdict(posterior_information(posterior, generator=generator))
+    columns = {
+        "loss": loss.detach(),
+        "episode_loss": terms.mean_loss,
+        "cvar": terms.tail_loss,
+        "threshold": terms.threshold,
+        "kl": terms.kl,
+        "negative_elbo": terms.negative_elbo / trainer.settings.episodes,
+        **terms.penalties,
+    }
+    experts = trainer.experts
+    if experts is not None:
+        columns["sparsity"] = experts.sparsities().mean()
+    shown = batch.support.mask.sum() + batch.query.mask.sum()
+    *values, images = torch.stack([*columns.values(), shown]).tolist()  # together: a device is waited for once
+    found["images"] = images / len(batch)
     means = trainer.world.mean(torch.tensor(list(found.values()), dtype=torch.float64), len(batch)).tolist()
     found = dict(zip(found, means, strict=True))
     images = found.pop("images") * trainer.settings.episodes * trainer.elbo.num_particles
-    row = {
+    return {
         "step": trainer.step,
-        "loss": loss,
-        "episode_loss": terms.mean_loss.item(),
-        "cvar": terms.tail_loss.item(),
-        "threshold": terms.threshold.item(),
-        "kl": terms.kl.item(),
-        "negative_elbo": terms.negative_elbo.item() / trainer.settings.episodes,
+        **dict(zip(columns, values, strict=True)),
         **found,
         "images_per_second": images / seconds,
     }
-    row |= {name: value.item() for name, value in terms.penalties.items()}
-    experts = trainer.experts
-    if experts is not None:
-        row["sparsity"] = experts.sparsities().mean().item()
-    return row
 
 
 def show(bar: Any, row: dict[str, float]) -> None:

@@ -7,6 +7,7 @@ a checkpoint with every random state, from which a killed run continues to the s
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from pyro_smat.distributed import World
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.files import load_state, save_state
+from pyro_smat.guides.announced import Heard
 from pyro_smat.guides.router import RoutingGuide
 from pyro_smat.inference.objective.cvar_elbo import CVaR_ELBO
 from pyro_smat.inference.objective.outcome import run_routings
@@ -56,9 +58,10 @@ class MetaTrainer:
 
     Attributes:
         history: one dict a step: step, loss, episode_loss, cvar, threshold, kl, negative_elbo (the plain one, of an
-            episode), information of the posterior (entropy, variance, mutual_information, effective_routings: of
-            several processes the mean over their shares of the batch), sparsity, images_per_second, optional terms of
-            the ELBO by name; at validations also validation_accuracy, validation_loss and validation_cvar.
+            episode), information of the posterior that these are of, before the update (entropy, variance,
+            mutual_information, effective_routings: of several processes the mean over their shares of the batch),
+            sparsity, images_per_second, optional terms of the ELBO by name; at validations also validation_accuracy,
+            validation_loss and validation_cvar.
         numbered: whether episodes are drawn by number; see :class:`TrainingSettings`.
         seed: of what is drawn by number, that of torch's global generator.
 
@@ -98,7 +101,7 @@ class MetaTrainer:
         self.folder = folder
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, guide, settings), betas=(0.9, 0.99))
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, guide, settings), betas=(0.9, 0.99), fused=True)
         self.schedule = warmup_then_cosine(self.optimizer, settings.warmup, settings.steps)
         half = model.source_basis.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=INITIAL_SCALE, enabled=half)
@@ -152,16 +155,17 @@ class MetaTrainer:
     def training_step(self) -> dict[str, float]:
         """One optimizer step; returns its row of the history."""
         started = time.perf_counter()
-        self.model.train()
-        self.guide.train()
+        if not (self.model.training and self.guide.training):
+            self.model.train()
+            self.guide.train()
         world = self.world
         self._anneal()
         kl_factor = self._kl_schedule.factor(self.step, self.settings.steps)
-        with self._episodes(world) as drawn:
+        with self._episodes(world) as drawn, Heard() as heard:
             batch = self.features.attach(drawn.to(self.device))
             terms = self.elbo.terms(self.model, self.guide, batch, kl_factor=kl_factor)
         loss = terms.loss / self.settings.episodes + self._penalty(world)
-        if not torch.isfinite(loss):
+        if not math.isfinite(loss.item()):
             raise ValueError(
                 f"the loss is {loss.item()} at step {self.step + 1}; expected a finite number: lower learning_rate, "
                 "or look at the sources for extreme weights"
@@ -174,7 +178,7 @@ class MetaTrainer:
         if experts is not None:
             experts.after_backward()
         norms = [nn.utils.clip_grad_norm_(g["params"], self.settings.clip_norm) for g in self.optimizer.param_groups]
-        if not self.scaler.is_enabled() and not all(norm.isfinite() for norm in norms):
+        if not self.scaler.is_enabled() and not all(math.isfinite(norm.item()) for norm in norms):
             raise ValueError(
                 f"the gradient is not finite at step {self.step + 1}, though the loss is {loss.item():.4g}; expected "
                 "finite numbers: set precision to float32, lower learning_rate, or look at the sources for extreme "
@@ -188,7 +192,8 @@ class MetaTrainer:
         if experts is not None:
             experts.after_step()
         self.step += 1
-        return row_of(self, terms, loss.item(), batch, time.perf_counter() - started)
+        posterior = heard.posteriors[-1] if heard.posteriors else self.guide.posterior(batch)  # of a forward of its own
+        return row_of(self, terms, loss, posterior, batch, time.perf_counter() - started)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

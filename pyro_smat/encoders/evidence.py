@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pyro_smat.encoders.classes import shot_sizes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
-from pyro_smat.networks.heads import leave_one_out_logits
+from pyro_smat.networks.heads import LeaveOneOut, class_sums
 from pyro_smat.registry import register
 
 EVIDENCE = (
@@ -47,57 +47,54 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     dtype = features.dtype
     labels, mask, class_mask = labels.unsqueeze(1), mask.unsqueeze(1), class_mask.unsqueeze(1)
-    shots, way = mask.to(dtype), class_mask.shape[-1]
+    shots = mask.to(dtype)  # (B, 1, S)
     count = shots.sum(-1).clamp(min=1)  # (B, 1)
+    share = (shots / count.unsqueeze(-1)).unsqueeze(-1)  # of a shot in a mean over shots, (B, 1, S, 1)
     log_way = class_mask.sum(-1).clamp(min=2).to(dtype).log()  # (B, 1)
 
-    def mean(values: Tensor) -> Tensor:
-        return (values * shots).sum(-1) / count
-
-    logits = leave_one_out_logits(features, labels, mask, class_mask, SCALE)  # (B, R, S, W)
+    left_out = LeaveOneOut(features, labels, mask, class_mask, "cosine")
+    logits = left_out.logits(shots, SCALE)  # (B, R, S, W)
     log_p = logits.log_softmax(-1)
     own = labels.unsqueeze(-1).expand(*logits.shape[:-1], 1)
     loss = -log_p.gather(-1, own).squeeze(-1)
     others = logits.scatter(-1, own, -torch.inf).amax(-1)
     margin = (logits.gather(-1, own).squeeze(-1) - others).clamp(min=-2 * SCALE, max=2 * SCALE) / SCALE
-    half = (loss.masked_fill(~mask, torch.inf)).sort(-1).values
+    half = loss.masked_fill(~mask, torch.inf).sort(-1).values
     better = torch.arange(half.shape[-1], device=half.device) < (count / 2).ceil().unsqueeze(-1)
     better_half = torch.where(better, half, 0.0).sum(-1) / better.sum(-1)
-    deviation = mean((loss - mean(loss).unsqueeze(-1)).square()).clamp(min=1e-8).sqrt()
+    entropy = -(log_p.exp() * log_p).sum(-1)
 
-    unit = F.normalize(features, dim=-1) * shots.unsqueeze(-1)
-    membership = F.one_hot(labels, way).to(dtype) * shots.unsqueeze(-1)  # (B, 1, S, W)
-    sizes = membership.sum(-2)  # (B, 1, W)
-    centres = membership.mT @ unit / sizes.clamp(min=1).unsqueeze(-1)
-    centre = unit.sum(-2, keepdim=True) / count.view(*count.shape, 1, 1)
-    between = ((centres - centre).square().sum(-1) * sizes).sum(-1) / count
-    total = mean((unit - centre).square().sum(-1)).clamp(min=1e-6)
+    unit = F.normalize(features, dim=-1)
+    around = (unit - (unit * share).sum(-2, keepdim=True)) * shots.unsqueeze(-1)  # deviations from the centre
+    sums, sizes = class_sums(around, labels, shots, class_mask.shape[-1])
+    between = (sums.square().sum(-1) / sizes.clamp(min=1)).sum(-1) / count
+    total = (around.square().sum((-1, -2)) / count).clamp(min=1e-6)
 
     similarity = unit @ unit.mT  # (B, R, S, S)
-    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2)
-    pairs = pairs & ~torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device)
-    same = pairs & (labels.unsqueeze(-1) == labels.unsqueeze(-2))
-    apart = pairs & ~same
-
-    def pair_mean(chosen: Tensor) -> Tensor:
-        return (similarity * chosen).sum((-1, -2)) / chosen.sum((-1, -2)).clamp(min=1)
-
+    same, pairs = left_out.same, left_out.pairs
+    agreeing = same.to(dtype) / same.sum((-1, -2), keepdim=True).clamp(min=1)
+    apart = (pairs & ~same).to(dtype)
+    gap = similarity * (agreeing - apart / apart.sum((-1, -2), keepdim=True).clamp(min=1))
     closest = similarity.masked_fill(~pairs, -torch.inf)
     near = closest.amax(-1)
     nearest = pairs & (closest >= near.unsqueeze(-1) - TIE)  # all of them: a tie must not go to the first shot
     agreement = (nearest & same).sum(-1) / nearest.sum(-1).clamp(min=1)
+    of_shots = [loss, (margin > TIE).to(dtype), margin, entropy, agreement.to(dtype), near.nan_to_num(neginf=0.0)]
+    mean_loss, accuracy, *means = (torch.stack(of_shots, dim=-1) * share).sum(-2).unbind(-1)
+    deviation = ((loss - mean_loss.unsqueeze(-1)).square() * share.squeeze(-1)).sum(-1).clamp(min=1e-8).sqrt()
+    mean_margin, mean_entropy, mean_agreement, mean_near = means
     return torch.stack(
         [
-            mean(loss) / log_way,
-            mean((margin > TIE).to(dtype)),
+            mean_loss / log_way,
+            accuracy,
             better_half / log_way,
             deviation / log_way,
-            mean(margin),
-            mean(-(log_p.exp() * log_p).sum(-1)) / log_way,
+            mean_margin,
+            mean_entropy / log_way,
             between / total,
-            pair_mean(same) - pair_mean(apart),
-            mean(agreement.to(dtype)),
-            mean(near.nan_to_num(neginf=0.0)),
+            gap.sum((-1, -2)),
+            mean_agreement,
+            mean_near,
         ],
         dim=-1,
     )

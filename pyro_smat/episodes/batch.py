@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class EpisodeBatch:
         """B."""
         return len(self.way)
 
-    @property
+    @cached_property
     def max_way(self) -> int:
         """W, the largest way of the batch."""
         return int(self.way.max())

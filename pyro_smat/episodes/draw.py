@@ -104,13 +104,13 @@ def _route(pool: ImagePool, draw: Draw) -> int:
 
 def _labelled(pool: ImagePool, rows: Tensor, labels: Tensor) -> Labelled:
     """Images of rows, -1 where padded."""
-    device = pool.images.device
-    rows, labels = rows.to(device), labels.to(device)
-    mask = rows >= 0
+    device, mask = pool.images.device, rows >= 0
+    padded = not mask.all()  # while the rows are near
+    rows, labels, mask = rows.to(device), labels.clamp_min(0).to(device), mask.to(device)
     images = pool.at(rows.clamp_min(0))
-    if not mask.all():
-        images[~mask] = 0
-    return Labelled(images, labels.clamp_min(0), mask, rows)
+    if padded:
+        images.masked_fill_(~mask.view(*mask.shape, 1, 1, 1), 0)
+    return Labelled(images, labels, mask, rows)
 
 
 def _padded(rows: list[np.ndarray]) -> Tensor:

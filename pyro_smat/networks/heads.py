@@ -8,6 +8,7 @@ Shapes: ``*b`` are any leading dims (particles, episodes), S support shots, Q qu
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -158,24 +159,56 @@ def leave_one_out_logits(
     Returns:
         ``(*b, S, W)``; -1e4 at classes that the episode does not have.
     """
-    leading, way, features = features.shape[:-1], class_mask.shape[-1], compared(features, metric)
-    labels, mask = labels.expand(leading), mask.expand(leading)
-    weights = (mask if weights is None else weights * mask).to(features.dtype)
-    sums, counts = class_sums(features, labels, weights, way)
-    centres = sums / counts.clamp(min=LEAST_WEIGHT).unsqueeze(-1)
-    others = similarities(features, centres, metric)  # (*b, S, W)
+    weights = mask if weights is None else weights * mask
+    return LeaveOneOut(features, labels, mask, class_mask, metric).logits(weights.to(features.dtype), scale)
 
-    is_own = F.one_hot(labels, way).bool()
-    own_sum = torch.gather(sums, -2, labels.unsqueeze(-1).expand_as(features)) - weights.unsqueeze(-1) * features
-    own_count = torch.gather(counts, -1, labels) - weights  # (*b, S)
-    shots = torch.gather((is_own & mask.unsqueeze(-1)).sum(-2), -1, labels)
-    everyone = (sums.sum(-2) / counts.sum(-1, keepdim=True).clamp(min=LEAST_WEIGHT)).unsqueeze(-2)
-    alone = (shots < 2).unsqueeze(-1)
-    own_centre = torch.where(alone, everyone, own_sum / own_count.clamp(min=LEAST_WEIGHT).unsqueeze(-1))
-    own = similarities(features.unsqueeze(-2), own_centre.unsqueeze(-2), metric).squeeze(-1)  # (*b, S, 1)
 
-    logits = scale * torch.where(is_own, own, others)
-    return logits.masked_fill(~class_mask.unsqueeze(-2), NO_CLASS)
+class LeaveOneOut:
+    """:func:`leave_one_out_logits` for weights that change, from S x S inner products of shots in place of features.
+
+    Args:
+        features, labels, mask, class_mask, metric: of the support, as there; or broadcastable.
+
+    Attributes:
+        products: ``(*b, S, S)`` inner products of the shots, as :func:`compared`.
+        pairs, same: ``(*b, S, S)`` bool, pairs of two shots, and those of one class.
+        alone: ``(*b, S)`` bool, which shots have a class of their own.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor, metric: Metric) -> None:
+        features = compared(features, metric)
+        self.products = features @ features.mT
+        self.squares = self.products.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+        self.similarity = partial(similarities_of_products, width=features.shape[-1], metric=metric)
+        leading, labels_of = features.shape[:-1], labels.unsqueeze(-1)
+        self.labels, self.absent = labels_of.expand(*leading, 1), ~class_mask.unsqueeze(-2)
+        way = torch.arange(class_mask.shape[-1], device=labels.device)
+        is_own, one = labels_of == way, torch.eye(labels.shape[-1], dtype=torch.bool, device=labels.device)
+        self.pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~one
+        self.same = self.pairs & (labels_of == labels.unsqueeze(-2))
+        self.alone = ~self.same.any(-1)
+        everyone = torch.ones_like(is_own[..., :1])
+        self.centres = torch.cat([is_own, everyone], -1).to(features.dtype)  # (S, W + 1), the last one of all shots
+        chosen = torch.where(self.alone.unsqueeze(-1), len(way), labels_of)  # what a shot leaves, or all if it cannot
+        self.chosen = chosen.expand(3, *leading, 1)
+        self.leaving = (~self.alone).unsqueeze(-1).to(features.dtype)
+
+    def logits(self, weights: Tensor, scale: Tensor | float) -> Tensor:
+        """``(*b, S, W)``, of centres of shots that weigh ``(*b, S)``, 0 where masked."""
+        weights = weights.unsqueeze(-1)
+        members, leaving = self.centres * weights, self.leaving * weights
+        products = self.products @ members
+        squares, counts = (members * products).sum(-2, keepdim=True), members.sum(-2, keepdim=True)
+        known = torch.stack([products, squares.expand_as(products), counts.expand_as(products)])  # (3, *b, S, W + 1)
+        product, square, count = known.gather(-1, self.chosen)
+        left = product - leaving * self.squares
+        own = torch.stack([left, square - leaving * (product + left), count - leaving])
+        product, square, count = known.scatter(-1, self.labels.expand_as(own), own)[..., :-1]
+        return (scale * self.similarity(product, self.squares, square, count)).masked_fill(self.absent, NO_CLASS)
+
+    def log_likelihood(self, weights: Tensor, scale: Tensor | float) -> Tensor:
+        """``(*b, S)`` of the labels, likewise."""
+        return self.logits(weights, scale).log_softmax(-1).gather(-1, self.labels).squeeze(-1)
 
 
 def leave_one_out_loss(

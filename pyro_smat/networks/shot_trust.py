@@ -16,13 +16,11 @@ stay as they are. The prototype of a class with one shot is this shot, however f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from pyro_smat.networks.heads import NO_CLASS, Metric, compared, similarities_of_products
+from pyro_smat.networks.heads import LeaveOneOut, Metric
 
 STRENGTH = 10.0  # m, shots that the expected share of wrong labels weighs
 STEPS = 6  # damped by a half; more change little
@@ -38,11 +36,13 @@ class ShotTrust:
         evidence: :math:`\\log((1 - \\varepsilon) p(y_i \\mid x_i, S_{-i}) + \\varepsilon / W)` of every shot, in nats,
             ``(*b, S)``.
         label_noise: :math:`\\varepsilon`, ``(*b)``.
+        alone: which shots have a class of their own, ``(*b, S)``, or broadcastable.
     """
 
     trust: Tensor
     evidence: Tensor
     label_noise: Tensor
+    alone: Tensor
 
 
 def shot_trust(
@@ -77,60 +77,18 @@ def shot_trust(
     """
     if not 0 <= label_noise < 1:
         raise ValueError(f"label_noise is {label_noise}; expected a share of labels in [0, 1)")
-    leading = features.shape[:-1]
-    labels, mask = labels.expand(leading), mask.expand(leading)
     real, classes = mask.to(features.dtype), class_mask.sum(-1, keepdim=True).clamp(min=1).to(features.dtype)
-    shots = real.sum(-1)
-    pairs = _Pairs(features, labels, mask, class_mask, metric)
+    shots, log_classes = real.sum(-1, keepdim=True), classes.log()
+    pairs = LeaveOneOut(features, labels, mask, class_mask, metric)
     trust, noise = real, torch.full_like(shots, label_noise)
     with torch.no_grad():  # at the fixed point the trust is what it is, whatever moves it
         for _ in range(STEPS if label_noise else 0):
-            odds = (pairs.right(trust, scale) + classes.log() + torch.logit(1 - noise).unsqueeze(-1)).sigmoid() * real
-            trust = (trust + odds) / 2
-            wrong = (real - odds).sum(-1)
+            odds = (pairs.log_likelihood(trust, scale) + (log_classes - noise.logit())).sigmoid() * real
+            trust = torch.lerp(trust.expand_as(odds), odds, 0.5)
+            wrong = shots - odds.sum(-1, keepdim=True)
             noise = ((STRENGTH * label_noise + wrong) / (STRENGTH + shots)).clamp(LEAST_NOISE, MOST_NOISE)
-    evidence = pairs.right(trust, scale)
+    evidence = pairs.log_likelihood(trust, scale)
     if label_noise:
-        share = noise.unsqueeze(-1)
-        evidence = torch.logaddexp(evidence + torch.log1p(-share), share.log() - classes.log())
-    return ShotTrust(trust, evidence, noise)
-
-
-class _Pairs:
-    """Leave-one-out log likelihoods from inner products of shots, S x S numbers in place of S x f for every step.
-
-    The same as :func:`~pyro_smat.networks.heads.leave_one_out_logits` with weights.
-    """
-
-    def __init__(self, features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor, metric: Metric) -> None:
-        features = compared(features, metric)
-        self.products = features @ features.mT  # (*b, S, S)
-        self.squares = self.products.diagonal(dim1=-2, dim2=-1)
-        self.similarity = partial(similarities_of_products, width=features.shape[-1], metric=metric)
-        self.class_mask = class_mask
-        self.labels = labels.unsqueeze(-1)
-        self.is_own = F.one_hot(labels, class_mask.shape[-1]).to(features.dtype)  # (*b, S, W)
-        counted = (self.is_own * mask.unsqueeze(-1)).sum(-2, keepdim=True)
-        self.alone = (counted * self.is_own).sum(-1) < 2
-
-    def right(self, weights: Tensor, scale: Tensor | float) -> Tensor:
-        """Log likelihood ``(*b, S)`` of the labels, under prototypes of shots that weigh ``(*b, S)``."""
-        members = self.is_own * weights.unsqueeze(-1)
-        to_class, total = self.products @ members, weights.sum(-1, keepdim=True)  # f_i . P_k
-        squares, counts = (members * to_class).sum(-2), members.sum(-2)  # |P_k|^2 and its weight, (*b, W)
-        others = self.similarity(to_class, self.squares.unsqueeze(-1), squares.unsqueeze(-2), counts.unsqueeze(-2))
-        own, own_squares, own_count = (
-            (self.is_own * part).sum(-1) for part in (to_class, squares.unsqueeze(-2), counts.unsqueeze(-2))
-        )
-        left = own - weights * self.squares
-        left_squares = own_squares - 2 * weights * own + weights.square() * self.squares
-        to_all = (self.products * weights.unsqueeze(-2)).sum(-1)
-        all_squares = (weights * to_all).sum(-1, keepdim=True).expand_as(to_all)
-        centre = [
-            torch.where(self.alone, of_all, of_left)
-            for of_all, of_left in ((to_all, left), (all_squares, left_squares), (total, own_count - weights))
-        ]
-        mine = self.similarity(centre[0], self.squares, centre[1], centre[2]).unsqueeze(-1)
-        logits = scale * torch.where(self.is_own.bool(), mine, others)
-        logits = logits.masked_fill(~self.class_mask.unsqueeze(-2), NO_CLASS)
-        return logits.log_softmax(-1).gather(-1, self.labels).squeeze(-1)
+        evidence = torch.logaddexp(evidence + torch.log1p(-noise), noise.log() - log_classes)
+    leading = features.shape[:-1]
+    return ShotTrust(trust.expand(leading), evidence, noise.squeeze(-1).expand(leading[:-1]), pairs.alone)

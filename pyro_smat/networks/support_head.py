@@ -196,36 +196,36 @@ def fit_head(
         tensor([[1.0000, 1.0000, 1.0000, 1.0000],
                 [1.0000, 1.0000, 1.0000, 1.0000]])
     """
-    leading, way = features.shape[:-1], class_mask.shape[-1]
-    labels, mask = labels.expand(leading), mask.expand(leading)
-    class_mask = class_mask.expand(*leading[:-1], way)
-    mixture, metric = settings.classifier == "mixture", settings.metric
+    way, mixture, metric = class_mask.shape[-1], settings.classifier == "mixture", settings.metric
+    features = compared(features, metric)
+    leading = features.shape[:-1]
+    own, shown = labels.expand(leading), mask.expand(leading)
     if settings.label_noise or mixture:
-        found = shot_trust(features, labels, mask, class_mask, settings.label_noise, scale, metric)
+        of_compared: Metric = "euclidean" if metric == "euclidean" else "cosine"
+        found = shot_trust(features, labels, mask, class_mask, settings.label_noise, scale, of_compared)
         trust = found.trust
     else:
-        found, trust = None, mask.to(features.dtype)
-    features = compared(features, metric)
-    sums, counts = class_sums(features, labels, trust, way)
+        found, trust = None, shown.to(features.dtype)
+    sums, counts = class_sums(features, own, trust, way)
+    everywhere = class_mask.expand(*leading[:-1], way)
     if not mixture or found is None:
-        return SupportHead(settings, (scale, ridge_scale), class_mask, sums, counts, trust)
+        return SupportHead(settings, (scale, ridge_scale), everywhere, sums, counts, trust)
     rows = F.normalize(features, dim=-1)
     targets = _targets(F.one_hot(labels, way).to(features.dtype), class_mask) * mask.unsqueeze(-1)
     weights = trust.clamp(min=LEAST_TRUST) * mask
     ridge, left_out = ridge_regression(rows, targets, weights, PENALTY)
     right = (ridge_scale * left_out).masked_fill(~class_mask.unsqueeze(-2), NO_CLASS).log_softmax(-1)
-    noise, classes = found.label_noise.unsqueeze(-1), class_mask.sum(-1, keepdim=True).to(features.dtype)
-    right = right.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    right = right.gather(-1, own.unsqueeze(-1)).squeeze(-1)
+    noise = found.label_noise.unsqueeze(-1)
     if settings.label_noise:
+        classes = class_mask.sum(-1, keepdim=True).to(features.dtype)
         right = torch.logaddexp(right + torch.log1p(-noise), noise.log() - classes.log())
-    is_own = F.one_hot(labels, way).to(features.dtype) * mask.unsqueeze(-1)
-    counted = mask & ((is_own.sum(-2, keepdim=True) * is_own).sum(-1) > 1)
+    counted = mask & ~found.alone
     ahead = ((right - found.evidence) * counted).sum(-1) / counted.sum(-1).clamp(min=1)
     ahead = torch.where(counted.any(-1), ahead - noise.squeeze(-1), 0.0)
     share = (ahead / TEMPERATURE).sigmoid().clamp(LEAST_WEIGHT, 1 - LEAST_WEIGHT)
-    return SupportHead(
-        settings, (scale, ridge_scale), class_mask, sums, counts, trust, (rows, targets, weights), ridge, share
-    )
+    rest = (rows, targets.expand(*leading, way), weights)
+    return SupportHead(settings, (scale, ridge_scale), everywhere, sums, counts, trust, rest, ridge, share)
 
 
 def _targets(shares: Tensor, class_mask: Tensor) -> Tensor:

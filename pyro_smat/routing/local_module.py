@@ -79,11 +79,14 @@ class LocalModule(PyroModule):
 def _tell(name: str, parameter: nn.Parameter) -> None:
     """A param statement for Pyro's handlers (SVI collects parameters by them), past the parameter store."""
     parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]  # what SVI asks every one for
+    _statement(name, parameter, constraint=constraints.real, name=name)
 
-    def value(*_: Any, **__: Any) -> Tensor:
-        return parameter
 
-    effectful(value, type="param")(name, parameter, constraint=constraints.real, name=name)
+def _parameter(name: str, parameter: nn.Parameter, constraint: Any) -> Tensor:
+    return parameter
+
+
+_statement = effectful(_parameter, type="param")
 
 
 class _ThreadContext(_Context):

@@ -18,8 +18,7 @@ def test_logits_are_the_chain_rule(blocks: int, make_router: Callable) -> None:
     """ln q(family) + ln q(member | family), families one at a time."""
     router = make_router("hierarchical", blocks=blocks)
     guide, batch = router.guide, router.batch
-    encoding = guide.router.encode(batch)
-    embeddings, locations = guide.member_embeddings(encoding), guide.member_locations(encoding)
+    embeddings, locations = guide.member_views(batch)
     members = guide.score(embeddings).squeeze(-1) + locations
     q = guide.posterior(batch)
     groups = [(guide.families == f).nonzero().flatten() for f in range(int(guide.families.max()) + 1)]

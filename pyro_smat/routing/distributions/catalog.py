@@ -30,7 +30,7 @@ class CatalogCategorical(dist.OneHotCategorical):
         super().__init__(logits=logits, validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> CatalogCategorical:
-        return CatalogCategorical(self.logits.expand(*batch_shape, self.logits.shape[-1]))
+        return super().expand(batch_shape, _instance or self.__new__(CatalogCategorical))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return (value * torch.where(value != 0, self.logits, 0.0)).sum(-1)  # 0 x -inf is 0, in the gradient too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import signal
@@ -191,6 +192,20 @@ def test_history(uninterrupted: dict[str, MetaTrainer]) -> None:
         frame = pd.DataFrame(uninterrupted[case].history)
         np.testing.assert_allclose(frame["loss"], frame["cvar"] + frame["kl"], rtol=1e-5)
         assert (frame["kl"] >= 0).all()
+
+
+def test_the_history_tells_of_the_posterior_before_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that the losses and the KL of the row are of, at no second pass of the guide."""
+    trainer = build_trainer(None, "catalog")
+    before, stream, runs = copy.deepcopy(trainer.guide), trainer.sampler.state_dict(), []
+    guide, posterior = type(trainer.guide), type(trainer.guide).posterior
+    monkeypatch.setattr(guide, "posterior", lambda self, batch: runs.append(batch) or posterior(self, batch))
+    row = trainer.training_step()
+    assert len(runs) == 1  # for both vectorised particles
+    trainer.sampler.load_state_dict(stream)
+    batch = trainer.features.attach(trainer.sampler.sample(trainer.settings.episodes))
+    assert row["entropy"] == pytest.approx(before.posterior(batch).entropy().mean().item(), rel=1e-5)
+    assert row["entropy"] != pytest.approx(trainer.guide.posterior(batch).entropy().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("case", ["logistic_normal", "catalog"])
