@@ -18,7 +18,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "KL weight .1": {"objective": {"kl_weight": 0.1}},
     "tail of the loss, not of regret": {"objective": {"reference": "none"}},
     "KL weight .1, tail of the loss": {"objective": {"kl_weight": 0.1, "reference": "none"}},
-    "twice the steps": {"training": {"steps": 400}},
     "marks in training": {"episodes": {"corruptions": (*CORRUPTIONS, MARKS | {"probability": 0.25})}},
     "two experts, 10% of the coordinates": {"experts": {"count": 2}},
     "half of the coordinates": {"experts": {"sparsity": 0.5}},
@@ -27,5 +26,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "10%, whole channels": {"experts": {"granularity": "channel"}},
     "10%, whole tensors": {"experts": {"granularity": "tensor"}},
     "10% of the coordinates, top-k gates": {"experts": {"gates": "top_k"}},
+    "twice the steps": {"training": {"steps": 400}},
 }
 TRIAL = VariationTrial("Experts", {BASE: {}} | {name: merged(EXPERT_ALONE, told) for name, told in CHANGES.items()})
