@@ -40,7 +40,7 @@ MARKED = [
     pytest.param(
         *(case, half),
         id="-".join((*asdict(case).values(), half)),
-        marks=[pytest.mark.slow] if case.network in LARGE and half == "float16" else [],  # a CPU has few kernels for it
+        marks=[pytest.mark.slow] if case.network in LARGE else [],
     )
     for case in CASES
     for half in HALVES
