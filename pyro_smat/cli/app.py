@@ -26,6 +26,7 @@ from pyro_smat.cli.train import train
 
 VARIABLES = {  # of the environment, read when PyTorch is imported
     "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # what MPS lacks, a CPU does
+    "THP_MEM_ALLOC_ENABLE": "1",  # large tensors on a CPU in pages of 2 MiB: the first touch costs much less
 }
 
 app = typer.Typer(

@@ -112,6 +112,14 @@ class ImagePool:
         first = same_images(self.images).numpy()
         return first if (first != np.arange(len(self))).any() else None
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the images and their shape."""
+        found = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for part in self.images.split(_DIGESTED_AT_ONCE):
+            found.update(part.cpu().contiguous().numpy().data)
+        return found.hexdigest()
+
 
 def same_images(images: Tensor) -> Tensor:
     """``(N,)`` long: for every image the first one with the same pixels, itself where there is none.

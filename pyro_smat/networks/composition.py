@@ -175,7 +175,8 @@ class TaskNetwork:
         chunk = 1
         if len(theta) > 1:
             per_task = x.shape[1] * (self._activation_bytes(theta, x) if per_image is None else per_image)
-            chunk = max(1, min(len(theta), self._limits(theta)[1] // max(per_task, 1)))
+            largest = max(1, min(len(theta), self._limits(theta)[1] // max(per_task, 1)))
+            chunk = -(-len(theta) // -(-len(theta) // largest))  # as many chunks, all of about one size
         outputs = []
         for rows, images in zip(split_tasks(theta, chunk), x.split(chunk), strict=True):
             outputs.append(self._chunk(rows, images, recompute, per_image is not None))

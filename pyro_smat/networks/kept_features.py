@@ -59,9 +59,9 @@ class KeptFeatures(SourceFeatures):
 
     def _digest(self) -> str:
         assert self.pool is not None
-        found = hashlib.sha256(f"{self.basis.dtype} {self.basis.device.type} {self._batch}".encode())
+        found = hashlib.sha256(f"{self.basis.dtype} {self.basis.device.type} {self._batch} {self.pool.digest}".encode())
         first = self(self.pool.at(torch.zeros(1, dtype=torch.long)))  # which tells networks of the same weights apart
-        for tensor in (self.basis, self.pool.images, first):
+        for tensor in (self.basis, first):
             found.update(repr(tuple(tensor.shape)).encode())
             found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return found.hexdigest()[:32]

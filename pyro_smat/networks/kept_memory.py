@@ -3,8 +3,11 @@
 The first touch of fresh memory costs more than a product that fills it, by the page, and the C library gives a large
 tensor back to the system whenever it is freed. So the largest ones of a step (task parameters, their gradient, that of
 the experts) live in mappings of our own. When the last tensor on a mapping is gone, the mapping is kept for the next
-tensor that fits. All mappings together never exceed what tensors on them once took at the same time, and the system
-may take what is not in use when memory is short.
+tensor that fits. All mappings together never exceed what tensors on them once took at the same time by more than a
+quarter, and the system may take what is not in use when memory is short.
+
+Tensors that PyTorch's own kernels make are PyTorch's: with ``THP_MEM_ALLOC_ENABLE=1`` in the environment, as the
+commands set it, it asks for pages of 2 MiB too.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor
 
 LARGE = 32 * 2**20  # bytes of a tensor; below, the C library hands out memory that was used before
+ROOM = 1.25  # of the peak: tensors of several sizes take turns, and would push out one another's mappings
 
 
 def large_empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -69,7 +73,7 @@ class KeptMemory:
                 self._free.remove(memory)
             self.in_use += size if memory is None else len(memory)
             self.peak = max(self.peak, self.in_use)
-            while self._free and self.in_use + self.kept > self.peak:
+            while self._free and self.in_use + self.kept > ROOM * self.peak:
                 self._free.pop(0)
         if memory is None:
             try:

@@ -26,7 +26,8 @@ def compose(coefficients: Tensor, basis: AnyBasis | Sequence[Tensor], space: Par
         space: needed for blockwise coefficients: its blocks are column slices of the basis.
 
     Returns:
-        ``(*b, d)`` in the dtype of ``basis``.
+        ``(*b, d)`` in the dtype of ``basis``. In 16 bits, sums are float32 and theta is rounded once; on a CPU the
+        coefficients keep their float32 too, elsewhere they are rounded first. Their gradient is float32 everywhere.
 
     Raises:
         ValueError: when C or L do not match.
@@ -42,7 +43,7 @@ def compose(coefficients: Tensor, basis: AnyBasis | Sequence[Tensor], space: Par
             f"coefficients have {coefficients.shape[-1]} columns and the basis {rows} rows; "
             "expected one coefficient for each source and expert"
         )
-    coefficients = coefficients.to(parts[0].dtype)
+    coefficients = coefficients.to(torch.promote_types(parts[0].dtype, torch.float32))
     if space is None or len(space.block_names) == 1:
         return _product(coefficients, parts)
     blocks = len(space.block_names)
@@ -56,13 +57,18 @@ def compose(coefficients: Tensor, basis: AnyBasis | Sequence[Tensor], space: Par
 
 
 def _product(coefficients: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-    """``(*b, C) x (C, d)``; the rows of a GPU or of half precision are one matrix, whose sum is rounded once."""
-    first = parts[0]
-    pays = len(parts) > 1 or first.shape[-1] * coefficients[..., 0].numel() * first.element_size() >= LARGE
-    on_cpu = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
-    if not (pays and on_cpu) or torch._C._functorch.peek_interpreter_stack() is not None:
-        return coefficients @ (first if len(parts) == 1 else torch.cat(parts))
-    theta: Tensor = _LargeProduct.apply(coefficients.reshape(-1, coefficients.shape[-1]), *parts)
+    """``(*b, C) x (C, d)``."""
+    first, flat = parts[0], coefficients.reshape(-1, coefficients.shape[-1])
+    large = len(parts) > 1 or first.shape[-1] * len(flat) * first.element_size() >= LARGE
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return coefficients.to(first.dtype) @ _matrix(parts)
+    theta: Tensor
+    if first.dtype in (torch.bfloat16, torch.float16):
+        theta = _HalfProduct.apply(flat, *parts)
+    elif first.device.type == "cpu" and large:
+        theta = _LargeProduct.apply(flat, *parts)
+    else:
+        return coefficients @ _matrix(parts)
     return theta.view(*coefficients.shape[:-1], first.shape[-1])
 
 
@@ -103,6 +109,60 @@ class _LargeProduct(torch.autograd.Function):
             for (piece, _), own in zip(wanted, of_rows, strict=True):
                 torch.mm(piece, slope, out=own)
         return of_coefficients.to(g.dtype) if for_coefficients else None, *of_parts
+
+
+class _HalfProduct(torch.autograd.Function):
+    """The same in 16 bits, with coefficients, sums and the gradient of coefficients in float32.
+
+    That gradient is a sum over all d weights. In float16 it would soon be infinite (the loss is scaled), and in 16 bits
+    what it says about one source beside another would be lost in what it says about all of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(coefficients, *parts)
+        first = parts[0]
+        if first.device.type != "cpu":
+            return coefficients.to(first.dtype) @ _matrix(parts)
+        theta = large_empty((len(coefficients), first.shape[-1]), first)
+        for own, *rows in _columns(theta, *parts):
+            own.copy_(coefficients @ _matrix([part.float() for part in rows]))
+        return theta
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (coefficients, *parts) = gradients, ctx.saved_tensors
+        pieces = coefficients.split([len(part) for part in parts], dim=1)
+        for_coefficients, *for_parts = ctx.needs_input_grad
+        again = torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g)  # or a batch of them
+        if again or not g.is_cpu:
+            own = torch.cat([_wide(g, part.mT) for part in parts], dim=1) if for_coefficients else None
+            pairs = zip(pieces, for_parts, strict=True)
+            return own, *(piece.to(g.dtype).mT @ g if needed else None for piece, needed in pairs)
+        of_coefficients = torch.zeros_like(coefficients) if for_coefficients else None
+        of_parts = [
+            large_empty(part.shape, g) if needed else None for part, needed in zip(parts, for_parts, strict=True)
+        ]
+        wanted = [(piece.mT, of) for piece, of in zip(pieces, of_parts, strict=True) if of is not None]
+        for slope, *columns in _columns(g, *parts, *(of for _, of in wanted)):
+            slope, rows, of_rows = slope.float(), columns[: len(parts)], columns[len(parts) :]
+            if of_coefficients is not None:
+                of_coefficients += slope @ _matrix([part.float() for part in rows]).mT
+            for (piece, _), own in zip(wanted, of_rows, strict=True):
+                own.copy_(piece @ slope)
+        return of_coefficients, *of_parts
+
+
+def _wide(left: Tensor, right: Tensor) -> Tensor:
+    """A product of 16 bits in float32."""
+    if left.is_cuda and not torch.is_grad_enabled() and not torch._C._functorch.is_legacy_batchedtensor(left):
+        return torch.mm(left, right, out_dtype=torch.float32)  # nothing is copied
+    return left.float() @ right.float()
+
+
+def _matrix(parts: Sequence[Tensor]) -> Tensor:
+    """All rows as one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def _columns(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:

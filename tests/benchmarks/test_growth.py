@@ -10,6 +10,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pyro_smat.networks import kept_memory
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -44,6 +46,16 @@ def test_memory_is_what_is_held_at_once() -> None:
 
     step.__class__ = type("Made", (growth.Step,), {"__call__": lambda self: three_and_one_more()})
     assert step.memory() == pytest.approx(2.0, abs=0.1)
+
+
+def test_memory_counts_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = growth.Step(growth.Sizes(width=8), torch.device("cpu"))
+    expected = step.memory()
+    monkeypatch.setattr(kept_memory, "LARGE", 1)
+    step()
+    assert kept_memory.KEPT.peak > 0  # tensors of the step lie there
+    assert step.memory() == pytest.approx(expected, rel=0.01)
+    assert kept_memory.LARGE == 1
 
 
 @pytest.mark.filterwarnings("ignore:rho x B")

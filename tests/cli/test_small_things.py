@@ -28,15 +28,16 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+@pytest.mark.parametrize("name", ["PYTORCH_ENABLE_MPS_FALLBACK", "THP_MEM_ALLOC_ENABLE"])
 def test_variables_are_set_where_the_user_has_not(
-    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+    name: str, given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, str] = {}
     monkeypatch.setattr(program, "app", lambda: seen.update(os.environ))
-    kept = {k: v for k, v in os.environ.items() if k != "PYTORCH_ENABLE_MPS_FALLBACK"}
-    monkeypatch.setattr(os, "environ", kept | ({} if given is None else {"PYTORCH_ENABLE_MPS_FALLBACK": given}))
+    kept = {k: v for k, v in os.environ.items() if k != name}
+    monkeypatch.setattr(os, "environ", kept | ({} if given is None else {name: given}))
     program.main()
-    assert seen["PYTORCH_ENABLE_MPS_FALLBACK"] == expected
+    assert seen[name] == expected
 
 
 def test_help_has_a_short_name_everywhere() -> None:

@@ -190,6 +190,7 @@ def test_chunks_and_recomputation_change_neither_values_nor_gradients() -> None:
         ({"memory_limit": 1}, [1] * 14 + [1] * 14),  # every chunk again in the backward pass
         ({"memory_limit": 4 * per_task}, [4, 4, 4, 2] * 2),
         ({"memory_limit": 4 * per_task, "recompute": False}, [4, 4, 4, 2]),
+        ({"memory_limit": 12 * per_task, "recompute": False}, [7, 7]),  # not 12 and 2
         ({"memory_limit": 2**40, "recompute": True}, [14, 14]),
     ):
         output, other, sizes = run(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,13 @@ def test_networks_that_tasks_share(tmp_path: Path, ran: list[int]) -> None:
     assert found[0].shape == (2, 2, 3)
     assert torch.equal(*found)
     assert sum(ran) == 70 + 2
+
+
+def test_a_pool_is_digested_once_for_all_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    own, images = network(), pool()
+    monkeypatch.setattr(hashlib, "sha256", lambda data, _new=hashlib.sha256: asked.append(data.decode()) or _new(data))
+    tables = [KeptFeatures(own, torch.full((1, own.space.dim), value), images, tmp_path) for value in (1.0, 2.0)]
+    assert not tables[0].of_pool().equal(tables[1].of_pool())
+    assert sum(data == "(70, 1, 8, 8)" for data in asked) == 1
+    assert pool(0).digest == images.digest != pool(1).digest

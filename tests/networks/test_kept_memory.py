@@ -40,13 +40,27 @@ def test_memory_is_used_again_when_the_last_tensor_on_it_is_gone(kept: KeptMemor
     assert (second == 2).all()
 
 
-def test_no_more_is_kept_than_was_once_in_use(kept: KeptMemory) -> None:
+def test_a_quarter_more_is_kept_than_was_once_in_use_and_no_more(kept: KeptMemory) -> None:
     for size in (1, 2, 4, 8, 16):
         large_empty((size, 3 * PAGE), LIKE)
         assert kept.in_use == 0
-        assert kept.kept <= kept.peak == size * 12 * PAGE
+        assert kept.kept <= 1.25 * kept.peak == 1.25 * size * 12 * PAGE
     large_empty((2, PAGE), LIKE)
-    assert kept.in_use + kept.kept <= kept.peak
+    assert kept.in_use + kept.kept <= 1.25 * kept.peak
+
+
+def test_sizes_that_take_turns_find_their_mappings(kept: KeptMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a training step: theta, its gradient, and that of the experts when theta is gone."""
+    made = []
+    monkeypatch.setattr(
+        mmap, "mmap", lambda *args, _new=mmap.mmap, **options: made.append(args) or _new(*args, **options)
+    )
+    for _ in range(4):
+        theta, gradient = large_empty((64, PAGE), LIKE), large_empty((64, PAGE), LIKE)
+        del theta
+        of_experts = large_empty((8, PAGE), LIKE)
+        del gradient, of_experts
+    assert len(made) == 3
 
 
 def test_small_tensors_and_dtypes(kept: KeptMemory) -> None:
@@ -74,7 +88,7 @@ def test_threads_never_share_a_mapping() -> None:
         thread.join()
     assert wrong == []
     gc.collect()
-    assert kept_memory.KEPT.kept <= kept_memory.KEPT.peak
+    assert kept_memory.KEPT.kept <= 1.25 * kept_memory.KEPT.peak
 
 
 def test_a_forked_process_has_memory_of_its_own() -> None:

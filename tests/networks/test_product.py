@@ -64,3 +64,57 @@ def test_half_precision_is_rounded_once() -> None:
     sources, experts = torch.ones(1, 1, dtype=torch.bfloat16), torch.full((2, 1), 2.0**-8 * 1.5, dtype=torch.bfloat16)
     exact = torch.ones(3).double() @ torch.cat([sources, experts]).double()
     assert compose(torch.ones(1, 3), (sources, experts)).item() == exact.to(torch.bfloat16).item()
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.usefixtures("_size")
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,)])
+def test_in_16_bits_theta_is_rounded_once(leading: tuple[int, ...], dtype: torch.dtype) -> None:
+    coefficients, *parts = inputs(leading, 7)
+    coefficients, parts = coefficients.detach().float(), [part.detach().to(dtype) for part in parts]
+    exact = coefficients.double() @ torch.cat(parts).double()
+    for basis in (parts, torch.cat(parts)):
+        found = compose(coefficients, basis)
+        assert found.dtype == dtype
+        unit = torch.finfo(dtype).eps * exact.abs()
+        assert ((found.double() - exact).abs() <= 0.501 * unit + 1e-6).all()  # half a unit of the last place
+
+
+@pytest.mark.usefixtures("_size")
+@pytest.mark.parametrize("dtype", HALVES)
+def test_in_16_bits_the_gradient_of_coefficients_is_summed_in_float32(dtype: torch.dtype) -> None:
+    """Two sources that differ by little: what tells them apart is below a unit of 16 bits; nothing overflows."""
+    width, size = 64, 2.0**11
+    sources = torch.ones(2, width, dtype=dtype)
+    sources[1, 0] = 1.5
+    coefficients = torch.tensor([[0.25, 0.75, 0.5]], requires_grad=True)
+    experts = torch.full((1, width), 2.0, dtype=dtype, requires_grad=True)
+    theta = compose(coefficients, (sources, experts))
+    of_coefficients, of_experts = torch.autograd.grad(theta, (coefficients, experts), torch.full_like(theta, size))
+    total = size * width  # 131,072: float16 ends at 65,504
+    assert of_coefficients.dtype == torch.float32
+    assert of_coefficients.tolist() == [[total, total + size / 2, 2 * total]]
+    assert (of_experts == size / 2).all()
+
+
+@pytest.mark.usefixtures("_size")
+def test_in_16_bits_gradients_can_be_differentiated_and_batched() -> None:
+    coefficients, sources, experts = (part.detach().float() for part in inputs((3,), 4))
+    coefficients.requires_grad_()
+    halves = sources.bfloat16().requires_grad_(), experts.bfloat16().requires_grad_()
+    theta = compose(coefficients, halves)
+    (first,) = torch.autograd.grad(theta.square().sum(), coefficients, create_graph=True)
+    second = torch.autograd.grad(first.sum(), (coefficients, *halves), retain_graph=True)
+    matrix = torch.cat(halves).double()
+    of_one = 2 * (matrix @ matrix.mT).sum(0)  # sum over c of 2 c B B'
+    torch.testing.assert_close(second[0].double(), of_one.expand(3, 5), rtol=0.02, atol=0.02)
+    assert all(own.isfinite().all() and own.any() for own in second[1:])
+    each = torch.eye(12).view(12, 3, 4).bfloat16()
+    (batched,) = torch.autograd.grad(theta, coefficients, each, is_grads_batched=True, retain_graph=True)
+    (single,) = torch.autograd.grad(theta, coefficients, each[5])
+    torch.testing.assert_close(batched[5], single)
+    together = vmap(lambda c: compose(c, halves))(coefficients)
+    torch.testing.assert_close(together, theta, rtol=0.02, atol=0.02)

@@ -68,8 +68,10 @@ class FrozenImages:
         count = len(paths)
         unknown = torch.zeros(count, dtype=torch.long)
         self._pool = ImagePool(images, unknown.unsqueeze(1), ("class",), (("unknown",),), unknown)
-        sample = torch.linspace(0, count - 1, min(count, MOST_CHECKED)).long()
-        read_images(self._pool.at(sample), classifier.image_form)  # warns of what is unlike the training images
+        read = torch.tensor([row for row, path in enumerate(paths) if path not in self._failures], dtype=torch.long)
+        if len(read):
+            sample = read[torch.linspace(0, len(read) - 1, min(len(read), MOST_CHECKED)).long()]
+            read_images(self._pool.at(sample), classifier.image_form)  # warns of what is unlike the training images
         self._pictures: list[int] = same_images(images).tolist()
         model = classifier.router.model
         self.features = KeptFeatures(model.network, model.source_basis, self._pool, folder, progress=progress)

@@ -21,8 +21,8 @@ from tiny_run import tiny_config, tiny_router
 from pyro_smat.inference.decision import Deployment
 from pyro_smat.inference.decision.reliability import Reliability
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
+from pyro_smat.inference.runs.routing import frozen, route_tasks, summarize_parts
 from pyro_smat.inference.runs.routing import route as routing
-from pyro_smat.inference.runs.routing import route_tasks, summarize_parts
 from pyro_smat.inference.runs.routing.parts import whole_parts
 from pyro_smat.networks.network_features import NetworkFeatures
 
@@ -254,6 +254,21 @@ def test_an_output_is_continued_only_as_it_was(catalog: RoutedClassifier, tmp_pa
     tasks.write_text(tasks.read_text().replace("cat", "cow"))
     with pytest.raises(ValueError, match="differs in sha256"):
         routed(catalog, tasks, tmp_path / "out")
+
+
+@pytest.mark.parametrize("broken", [1, 1000], ids=["one", "all"])
+def test_only_images_that_were_read_are_held_against_those_of_training(
+    broken: int, catalog: RoutedClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[torch.Tensor] = []
+    monkeypatch.setattr(frozen, "read_images", lambda images, form: held.append(images))
+    tasks = as_csv(tmp_path)
+    files = sorted((tmp_path / "images").iterdir())
+    for file in files[:broken]:
+        file.write_bytes(b"no image")
+    routed(catalog, tasks, tmp_path / "out")
+    assert [len(images) for images in held] == ([len(files) - broken] if len(files) > broken else [])
+    assert all(images.flatten(1).any(-1).all() for images in held)
 
 
 @pytest.mark.parametrize("memory", [2**30, 0])
