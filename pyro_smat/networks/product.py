@@ -136,7 +136,7 @@ class _HalfProduct(torch.autograd.Function):
         for_coefficients, *for_parts = ctx.needs_input_grad
         again = torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g)  # or a batch of them
         if again or not g.is_cpu:
-            own = torch.cat([_wide(g, part.mT) for part in parts], dim=1) if for_coefficients else None
+            own = torch.cat([g.float() @ part.float().mT for part in parts], dim=1) if for_coefficients else None
             pairs = zip(pieces, for_parts, strict=True)
             return own, *(piece.to(g.dtype).mT @ g if needed else None for piece, needed in pairs)
         of_coefficients = torch.zeros_like(coefficients) if for_coefficients else None
@@ -151,13 +151,6 @@ class _HalfProduct(torch.autograd.Function):
             for (piece, _), own in zip(wanted, of_rows, strict=True):
                 own.copy_(piece @ slope)
         return of_coefficients, *of_parts
-
-
-def _wide(left: Tensor, right: Tensor) -> Tensor:
-    """A product of 16 bits in float32."""
-    if left.is_cuda and not torch.is_grad_enabled() and not torch._C._functorch.is_legacy_batchedtensor(left):
-        return torch.mm(left, right, out_dtype=torch.float32)  # nothing is copied
-    return left.float() @ right.float()
 
 
 def _matrix(parts: Sequence[Tensor]) -> Tensor:
