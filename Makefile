@@ -1,6 +1,8 @@
 # make quickstart | make test: each makes .venv, installs and runs. Needs a Python 3.12 (plain, pyenv or uv) and make.
 PYTHON := $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' >/dev/null 2>&1 && echo python3.12 || echo python3)
 BIN := .venv/bin
+# One thread for each worker, which keeps the memory that it frees, as the commands do.
+WORKER := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1073741824
 
 .PHONY: quickstart test slow audit check rooms wheel-test clean
 
@@ -8,10 +10,10 @@ quickstart: .venv/installed
 	$(BIN)/pyro-smat quickstart
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	$(WORKER) $(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
+	$(WORKER) $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 # Known vulnerabilities of what is installed, where the list of them can be reached; they are printed and fail nothing.
 audit: .venv/installed

@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom, norm
+from scipy.special import bdtrc, ndtr, ndtri
 from torch import Tensor
 
 from pyro_smat.float64 import in_float64
@@ -115,10 +115,9 @@ def bernoulli_error(distance: float, count: int) -> float:
 
     It lies between :math:`\frac14 (1 - \Delta^2)^n` and :math:`\frac12 (1 - \Delta^2)^{n/2}` (Le Cam).
     """
-    wrong = (1 - distance) / 2
-    half = count / 2
-    tie = binom.pmf(half, count, wrong) if count % 2 == 0 else 0.0
-    return float(binom.sf(math.floor(half), count, wrong) + 0.5 * tie)
+    wrong, half = (1 - distance) / 2, count / 2
+    more, at_least = bdtrc(math.floor(half), count, wrong), bdtrc(math.ceil(half) - 1, count, wrong)
+    return float(more + at_least) / 2
 
 
 def gaussian_error(distance: float, count: int) -> float:
@@ -126,4 +125,4 @@ def gaussian_error(distance: float, count: int) -> float:
 
     a is such that the total variation of one draw, :math:`2 \Phi(a/2) - 1`, is ``distance``.
     """
-    return float(norm.cdf(-math.sqrt(count) * norm.ppf((1 + distance) / 2)))
+    return float(ndtr(-math.sqrt(count) * ndtri((1 + distance) / 2)))

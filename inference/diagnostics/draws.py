@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.distributions import Delta, Independent, TorchDistribution
+from pyro.distributions import Delta
 from torch import Tensor
 
 from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import CatalogPosterior, RoutingGuide, RoutingPosterior
 from pyro_smat.inference.diagnostics import batches as fields_of
+from pyro_smat.inference.diagnostics.site_draws import draw_sites
 from pyro_smat.inference.objective.candidates import as_deployed
 from pyro_smat.metrics.arrays import FloatArray, IntArray
 from pyro_smat.models.priors import RoutingPrior
@@ -186,9 +187,8 @@ def _draw(
     log_q = _log_density(posterior, sites)
     episodes, _ = fields_of.class_logits_shape(batch)
     coefficients = _coefficients(prior, sites, (count, episodes), model, posterior)
-    prior_sites = {
-        name: _sample(prior.distribution(name, {}).expand((episodes, 1)), count, generator) for name in prior.site_names
-    }
+    of_prior = {name: prior.distribution(name, {}).expand((episodes, 1)) for name in prior.site_names}
+    prior_sites = draw_sites(of_prior, count, generator)
     arrays: dict[str, Tensor] = {
         "coefficients": coefficients,
         "prior_coefficients": _coefficients(prior, prior_sites, (count, episodes), model, posterior),
@@ -228,26 +228,6 @@ def _draw(
         "shots": fields_of.shots_per_class(batch),
         "condition": fields_of.conditions(batch),
     }
-
-
-def draw_sites(
-    sites: Mapping[str, TorchDistribution], count: int, generator: torch.Generator | None
-) -> dict[str, Tensor]:
-    """A value ``(K, B, 1, *event)`` for every site of a posterior, with a generator of its own."""
-    return {name: _sample(distribution, count, generator) for name, distribution in sites.items()}
-
-
-def _sample(distribution: TorchDistribution, count: int, generator: torch.Generator | None) -> Tensor:
-    if isinstance(distribution, Delta):
-        return distribution.v.expand(count, *distribution.v.shape)
-    if isinstance(distribution, torch.distributions.OneHotCategorical):
-        probabilities = distribution.probs
-        rows = torch.multinomial(probabilities.flatten(0, -2), count, replacement=True, generator=generator)
-        size = probabilities.shape[-1]
-        return torch.nn.functional.one_hot(rows.mT, size).reshape(count, *probabilities.shape).to(probabilities)
-    if isinstance(distribution, Independent):  # blocks
-        return _sample(distribution.base_dist, count, generator)
-    return distribution.sample((count,), generator)
 
 
 def _log_density(posterior: RoutingPosterior, sites: Mapping[str, Tensor]) -> Tensor:

@@ -29,9 +29,9 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.float64 import in_float64
 from pyro_smat.guides import CatalogPosterior, RoutingGuide
 from pyro_smat.inference.diagnostics import batches as fields_of
-from pyro_smat.inference.diagnostics.draws import draw_sites
 from pyro_smat.inference.diagnostics.pareto import khat_threshold
 from pyro_smat.inference.diagnostics.pareto_tail import logsumexp, smooth
+from pyro_smat.inference.diagnostics.site_draws import draw_sites
 from pyro_smat.inference.objective.candidates import as_deployed, candidate_log_likelihoods, support_candidate_losses
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.priors import RoutingPrior

@@ -14,7 +14,7 @@ from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.guides import CatalogPosterior, RoutingGuide, RoutingPosterior
 from pyro_smat.inference.diagnostics import batches as fields_of
 from pyro_smat.inference.diagnostics.concentration import Concentration, concentration, concentration_of_draws
-from pyro_smat.inference.diagnostics.draws import draw_sites
+from pyro_smat.inference.diagnostics.site_draws import draw_sites
 from pyro_smat.inference.objective.candidates import as_deployed
 from pyro_smat.metrics.arrays import FloatArray
 from pyro_smat.models.priors import RoutingPrior

@@ -17,6 +17,7 @@ from pyro_smat.cli.certify import certify
 from pyro_smat.cli.cost import cost
 from pyro_smat.cli.diagnose import diagnose
 from pyro_smat.cli.evaluate import evaluate
+from pyro_smat.cli.freed_memory import keep_freed_memory
 from pyro_smat.cli.monitor import monitor
 from pyro_smat.cli.options import commands_of
 from pyro_smat.cli.quickstart import quickstart
@@ -60,4 +61,5 @@ def main() -> None:
     """Entry point of the ``pyro-smat`` command."""
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
+    keep_freed_memory()
     app()

@@ -8,6 +8,7 @@ thread. While it is active
   have no gradient under vmap;
 - convolutions in 16 bits on a CPU have a gradient of every weight (:mod:`~pyro_smat.networks.reached_taps`);
 - batch and instance normalisation by running statistics have a gradient in these (PyTorch's own have none);
+- max pooling on a CPU for which no gradient is wanted is fast (:mod:`~pyro_smat.networks.max_pooling`);
 - for T tasks at once, layer normalisation applies its affine part in one pass;
 - for T tasks at once, scaled dot-product attention has the tasks join the batch, so that the fused kernels serve it
   (on a CPU these have no batching rule at all).
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from pyro_smat.networks.max_pooling import max_pooled
 from pyro_smat.networks.reached_taps import convolved
 from pyro_smat.networks.running_statistics import normalised
 
@@ -59,7 +61,13 @@ _NORMALISATIONS: Mapping[Callable[..., Any], Sequence[str]] = {
 _FROM_IMAGES = {F.batch_norm: "training", F.instance_norm: "use_input_stats", torch.batch_norm: "training"}
 _BATCHED = (F.layer_norm, F.adaptive_avg_pool2d)
 _CONVOLUTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d})
-_RULED = frozenset({*_ALWAYS, *_WHEN_TOLD, *_NORMALISATIONS, *_CONVOLUTIONS, F.multi_head_attention_forward, *_BATCHED})
+_POOLS = frozenset({F.max_pool2d, torch.max_pool2d})
+_RULED = frozenset(
+    [
+        *(*_ALWAYS, *_WHEN_TOLD, *_NORMALISATIONS, *_CONVOLUTIONS, *_POOLS, *_BATCHED),
+        F.multi_head_attention_forward,
+    ]
+)
 _FUNCTIONAL_CALL = torch.func.functional_call.__code__
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 
@@ -101,6 +109,8 @@ class EvaluationMode(TorchFunctionMode):
             return _layer_norm(*args, **kwargs)
         if self.batched and func is F.adaptive_avg_pool2d:
             return _adaptive_mean(*args, **kwargs)
+        if func in _POOLS:
+            return func(*args, **kwargs) if self.gradient else max_pooled(func, *args, **kwargs)
         if self.gradient and func in _CONVOLUTIONS:
             return convolved(func, *args, **kwargs)
         if self.gradient and func in _NORMALISATIONS:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_smat.networks.evaluation_mode import attention, with_tasks
+from pyro_smat.networks.max_pooling import max_pooled
 from pyro_smat.networks.task_convolutions import Geometry, TaskConvolution, channels_last
 from pyro_smat.networks.task_products import TaskProduct, one_by_one, recording_a_graph
 
@@ -159,7 +160,8 @@ class _MaxPool2d(nn.MaxPool2d):
             return super().forward(input)
 
         def layer(x: Tensor, tasks: int) -> Tensor:
-            return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+            geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+            return max_pooled(F.max_pool2d, x, *geometry)
 
         return _BesideChannels.apply(layer, input)
 

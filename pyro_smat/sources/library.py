@@ -13,17 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.networks.parameters import Entry, ParameterSpace
+from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources.checkpoint import Checkpoint, TensorsInMemory
 from pyro_smat.sources.comparison import compare
 from pyro_smat.sources.compatibility import examine, open_all, refuse_idle_patterns
-from pyro_smat.sources.issues import is_finite
 from pyro_smat.sources.opening import Source, open_checkpoint
-from pyro_smat.sources.streaming import composed, mapped_basis
+from pyro_smat.sources.streaming import composed, mapped_basis, rows_of
 from pyro_smat.sources.subspace import FeatureSubspace, load_subspace
 from pyro_smat.sources.template import Template, space_without
-
-PIECE = 2**16  # coordinates that are mixed at a time: a quarter of a megabyte of each source, which stays in the cache
 
 
 class SourceLibrary:
@@ -206,7 +203,7 @@ class SourceLibrary:
         return columns
 
     def pieces(self, block: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """All sources, a piece of one tensor at a time: first coordinate and rows ``(R, n)``, n at most ``PIECE``.
+        """All sources, a piece of one tensor at a time: first coordinate and rows ``(R, n)``.
 
         Args:
             block: only this block; None for all.
@@ -214,7 +211,7 @@ class SourceLibrary:
         everyone = list(range(len(self)))
         for entry in self.space.entries:
             if block is None or entry.block == block:
-                yield from self.rows_of(entry, everyone)
+                yield from rows_of(self, entry, everyone)
 
     def compose(self, coefficients: Tensor) -> Tensor:
         """Task parameters ``theta = c B`` straight from the checkpoints.
@@ -296,30 +293,3 @@ class SourceLibrary:
         known = {name: subspace for name, subspace in self.subspaces.items() if name in checkpoints}
         values = tuple(checkpoints.values())
         return SourceLibrary(tuple(checkpoints), values, self.space, self._template, self.dtype, subspaces=known)
-
-    def rows_of(self, entry: Entry, sources: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Pieces of one tensor of some sources: first coordinate and rows ``(len(sources), n)``, n at most ``PIECE``.
-
-        Raises:
-            ValueError: for weights that are not finite; names the source and the tensor.
-        """
-        if not sources:
-            return
-        if self._basis is not None:
-            tensors = [self._basis[r, entry.offset : entry.offset + entry.numel] for r in sources]
-        else:
-            tensors = [self.checkpoints[self.names[r]].read(entry.name).flatten() for r in sources]
-        for start in range(0, entry.numel, PIECE):
-            rows = torch.stack([tensor[start : start + PIECE].to(self.dtype) for tensor in tensors])
-            if self._basis is None and not is_finite(rows):
-                self._refuse(entry, sources, rows)
-            yield entry.offset + start, rows
-
-    def _refuse(self, entry: Entry, sources: Sequence[int], rows: Tensor) -> None:
-        broken = [self.names[r] for r, row in zip(sources, rows, strict=True) if not is_finite(row)]
-        where = ", ".join(f"{name!r} ({self.checkpoints[name].origin})" for name in broken)
-        raise ValueError(
-            f"not finite: {entry.name} holds NaN or infinite weights in source {where}; expected finite ones: train it "
-            "again, or leave the source out (library.without)"
-            + ("" if entry.trainable else "; a constant of the network can be left out (head=)")
-        )

@@ -1,7 +1,8 @@
-"""What is made of sources that are read piece by piece: task parameters, and a basis in a file, never all at once."""
+"""Sources piece by piece, and what is made of them so: task parameters, and a basis in a file, never all at once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,13 @@ import torch
 from torch import Tensor
 
 from pyro_smat.files.atomic import replacing
+from pyro_smat.networks.parameters import Entry
+from pyro_smat.sources.issues import is_finite
 
 if TYPE_CHECKING:
     from pyro_smat.sources.library import SourceLibrary
+
+PIECE = 2**16  # coordinates that are mixed at a time: a quarter of a megabyte of each source, which stays in the cache
 
 
 @torch.no_grad()
@@ -35,7 +40,7 @@ def composed(library: SourceLibrary, coefficients: Tensor) -> Tensor:
     for entry in library.space.entries:
         sources = active[entry.block]
         weights = mixtures[entry.block][:, sources]
-        for start, rows in library.rows_of(entry, sources):
+        for start, rows in rows_of(library, entry, sources):
             # A product with one row keeps its every bit; in a sum of products, -0.0 would become 0.0.
             theta[:, start : start + rows.shape[1]] = weights * rows if len(sources) == 1 else weights @ rows
     return theta.reshape(*leading, -1)
@@ -55,3 +60,33 @@ def mapped_basis(library: SourceLibrary, path: Path) -> Tensor:
         for start, rows in library.pieces():
             written[:, start : start + rows.shape[1]] = rows
     return torch.from_file(str(path), shared=True, size=size, dtype=library.dtype).view(len(library), -1)
+
+
+def rows_of(library: SourceLibrary, entry: Entry, sources: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """Pieces of one tensor of some sources: first coordinate and rows ``(len(sources), n)``, n at most ``PIECE``.
+
+    Raises:
+        ValueError: for weights that are not finite; names the source and the tensor.
+    """
+    if not sources:
+        return
+    basis = library._basis
+    if basis is not None:
+        tensors = [basis[r, entry.offset : entry.offset + entry.numel] for r in sources]
+    else:
+        tensors = [library.checkpoints[library.names[r]].read(entry.name).flatten() for r in sources]
+    for start in range(0, entry.numel, PIECE):
+        rows = torch.stack([tensor[start : start + PIECE].to(library.dtype) for tensor in tensors])
+        if basis is None and not is_finite(rows):
+            _refuse(library, entry, sources, rows)
+        yield entry.offset + start, rows
+
+
+def _refuse(library: SourceLibrary, entry: Entry, sources: Sequence[int], rows: Tensor) -> None:
+    broken = [library.names[r] for r, row in zip(sources, rows, strict=True) if not is_finite(row)]
+    where = ", ".join(f"{name!r} ({library.checkpoints[name].origin})" for name in broken)
+    raise ValueError(
+        f"not finite: {entry.name} holds NaN or infinite weights in source {where}; expected finite ones: train it "
+        "again, or leave the source out (library.without)"
+        + ("" if entry.trainable else "; a constant of the network can be left out (head=)")
+    )

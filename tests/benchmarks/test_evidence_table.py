@@ -28,29 +28,29 @@ def of(options: Options, seed: int = 0) -> Bench:
 
 
 def test_a_killed_run_goes_on_between_cells_and_trains_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = made_options(tmp_path / "data")
+    options, conditions = made_options(tmp_path / "data"), CONDITIONS[:2]
     whole, parts = tmp_path / "whole" / "seed0", tmp_path / "parts" / "seed0"
-    table.run_cells(of(options), whole, ["emoji", "mnist"], CONDITIONS)
+    table.run_cells(of(options), whole, ["emoji", "mnist"], conditions)
 
     evaluated, made = [], table.evaluate_cell
 
-    def killed_at_the_third(*arguments: object) -> object:
-        if len(evaluated) == 4:  # two of each cell: over the sources, and over the sources with the expert
+    def killed_at_the_second(*arguments: object) -> object:
+        if len(evaluated) == 2:  # two of each cell: over the sources, and over the sources with the expert
             raise KeyboardInterrupt
         evaluated.append(1)
         return made(*arguments)
 
-    monkeypatch.setattr(table, "evaluate_cell", killed_at_the_third)
+    monkeypatch.setattr(table, "evaluate_cell", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        table.run_cells(of(options), parts, ["emoji"], CONDITIONS)
-    assert len(list((parts / "cells").rglob("*.json"))) == 2
+        table.run_cells(of(options), parts, ["emoji"], conditions)
+    assert len(list((parts / "cells").rglob("*.json"))) == 1
 
     monkeypatch.setattr(table, "evaluate_cell", made)
     monkeypatch.setattr(bench_module, "train_router", lambda *a, **k: pytest.fail("trained again"))
-    table.run_cells(of(options), parts, ["emoji", "mnist"], CONDITIONS)
+    table.run_cells(of(options), parts, ["emoji", "mnist"], conditions)
 
     first, second = (table.gathered(folder.parent)[0]["results"] for folder in (whole, parts))
-    assert {(d, c) for d in second for c in second[d]} == {(d, c) for d in ("emoji", "mnist") for c in CONDITIONS}
+    assert {(d, c) for d in second for c in second[d]} == {(d, c) for d in ("emoji", "mnist") for c in conditions}
     for domain, cells in first.items():
         for condition, cell in cells.items():
             for kind in ("accuracy", "loss"):

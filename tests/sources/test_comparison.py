@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_sources import network, weights
 
-from pyro_smat.sources import SourceLibrary, check_compatibility, compress
-from pyro_smat.sources import library as library_module
+from pyro_smat.sources import SourceLibrary, check_compatibility, compress, streaming
 from pyro_smat.sources.comparison import compare
 from pyro_smat.sources.layout import readable_bytes
 from pyro_smat.sources.tables import comparison_table, compression_table
@@ -28,7 +27,7 @@ def library_of_four() -> SourceLibrary:
 
 @pytest.mark.parametrize("piece", [5, 2**16])
 def test_comparison_is_that_of_the_rows(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    monkeypatch.setattr(library_module, "PIECE", piece)
+    monkeypatch.setattr(streaming, "PIECE", piece)
     library = library_of_four()
     found = compare(library)
     basis = library.basis.double().numpy()

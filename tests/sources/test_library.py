@@ -14,8 +14,7 @@ from torch import nn
 
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.parameters import ParameterSpace
-from pyro_smat.sources import SourceLibrary
-from pyro_smat.sources import library as library_module
+from pyro_smat.sources import SourceLibrary, streaming
 
 BLOCKS = {"body": r"[01]\.", "head": ".*"}
 
@@ -130,7 +129,7 @@ def test_composing_holds_one_tensor_of_every_source_and_reads_each_once() -> Non
 def test_composing_from_checkpoints_is_composing_with_the_basis(
     monkeypatch: pytest.MonkeyPatch, blocks: dict[str, str] | None, leading: tuple[int, ...], piece: int
 ) -> None:
-    monkeypatch.setattr(library_module, "PIECE", piece)
+    monkeypatch.setattr(streaming, "PIECE", piece)
     library = SourceLibrary.from_files(network(), watched(), blocks)
     generator = torch.Generator().manual_seed(0)
     shape = (*leading, 3) if blocks is None else (*leading, 2, 3)

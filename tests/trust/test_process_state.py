@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyro_smat.inference.assembly.config import load_config
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.router import build_router
+from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.runs.train import train_router
 from pyro_smat.inference.training.trainer import MetaTrainer
@@ -111,15 +112,22 @@ def test_a_task_of_inference_mode_can_be_refined_and_used_outside(classifier: Ro
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo:UserWarning")  # of what it runs as it is
-def test_calls_that_are_compiled_give_the_same_answers(classifier: RoutedClassifier) -> None:
-    """torch.compile's tracing without a code generator, which would need a C compiler."""
+@pytest.mark.parametrize("adapts", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_calls_that_are_compiled_give_the_same_answers(adapts: bool, classifier: RoutedClassifier) -> None:
+    """torch.compile's tracing without a code generator, which would need a C compiler; adapting is most to trace."""
     support, labels, queries = task_of(3)
 
-    def ask() -> Tensor:
+    def adapted() -> AdaptedTask:
         made = RoutedClassifier(classifier.router, classifier.deployment, cache_size=0)
-        return made.adapt(support, labels, seed=3).predict_proba(queries)
+        return made.adapt(support, labels, seed=3)
 
-    torch.testing.assert_close(torch.compile(ask, backend="eager")(), ask(), rtol=1e-6, atol=1e-6)
+    task = adapted()
+
+    def ask() -> Tensor:
+        return (adapted() if adapts else task).predict_proba(queries)
+
+    expected = adapted().predict_proba(queries)
+    torch.testing.assert_close(torch.compile(ask, backend="eager")(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_of_the_process_is_changed(run: Path) -> None:

@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,8 @@ def main(folder: Path, until: int, cases: Sequence[str]) -> None:
 
 def fork(processes: int) -> int:
     """The rank in each of the processes that are started; the one that starts them ends with them."""
+    import_module("torch._dynamo")  # which every optimizer loads: once, before there are more processes
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -17,7 +17,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from pyro_smat.episodes.readers.table import listed_file
+from pyro_smat.episodes.readers.listed_file import listed_file
 from pyro_smat.inference.runs.routing.parts import parquet
 from pyro_smat.inference.runs.routing.tasks import ROLES, ListedImage, ListedTask, Listing, NameCheck, Part, Role
 

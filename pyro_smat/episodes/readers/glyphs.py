@@ -14,13 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from pyro_smat.episodes.pool import ImagePool
@@ -101,6 +99,8 @@ def letter_outline(letter: str, side: int) -> NDArray[np.float32]:
 
     The letter (DejaVu Sans) is centred and its longer side is ``0.66 * side``.
     """
+    from scipy.ndimage import distance_transform_edt  # not to read a pool that was drawn before
+
     font = _font(3 * side)
     left, top, right, bottom = font.getbbox(letter)
     drawing = Image.new("L", (int(right - left), int(bottom - top)), 0)
@@ -124,6 +124,8 @@ def _cells() -> int:
 
 @cache
 def _font(pixels: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # not to read a pool that was drawn before
+
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / _FONT, pixels)
 
 

@@ -16,6 +16,7 @@ from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.decode import MAX_PIXELS, decode_files
 from pyro_smat.episodes.readers.duplicates import warn_of_duplicates
 from pyro_smat.episodes.readers.folders import canonical_split, folder_has_splits, read_folder
+from pyro_smat.episodes.readers.listed_file import listed_file
 from pyro_smat.episodes.readers.listing import looks_like_image
 
 LARGEST_TABLE = 2**28  # bytes: room for two million lines
@@ -207,50 +208,6 @@ def read_table_text(path: Path, encoding: str | None = None) -> str:
         kind = "UTF-16 without a byte order mark" if content[:64].count(0) > 16 else "a binary file"
         raise ValueError(f"{path} is not UTF-8 text: it holds NUL bytes, as {kind} does; expected a CSV in UTF-8")
     return text
-
-
-def listed_file(start: Path, listed: str, where: str, allow_outside: bool) -> Path:
-    """The file of a line, below the root unless that is allowed; also when its name is in another Unicode form.
-
-    Args:
-        start: the root.
-        listed: what the line says, absolute or from the root.
-        where: the line, for messages.
-        allow_outside: whether a file may be elsewhere.
-
-    Raises:
-        ValueError: for a file that is outside, or is not there.
-    """
-    file = start / listed
-    inside = file.resolve().is_relative_to(start.resolve())
-    if not inside and ".." not in Path(listed).parts:  # a link below the root may lead elsewhere
-        inside = Path(os.path.abspath(file)).is_relative_to(os.path.abspath(start))
-    if not inside and not allow_outside:
-        raise ValueError(
-            f"{where}: {listed!r} is outside of {start}; expected files below it: pass root= the folder that they are "
-            "in, or allow_outside=True"
-        )
-    if not file.is_file():
-        file = _other_form(start, listed) or file
-    if not file.is_file():
-        kind = "is a folder" if file.is_dir() else "is a dangling link" if file.is_symlink() else "is not there"
-        raise ValueError(f"{where}: {file} {kind}; expected an image file (root={start})")
-    return file
-
-
-def _other_form(start: Path, listed: str) -> Path | None:
-    """A file whose path differs in the Unicode form of its letters: composed (NFC) or not, as the Mac writes them."""
-    place = start
-    for part in Path(listed).parts:
-        if (place / part).exists():
-            place = place / part
-            continue
-        wanted = unicodedata.normalize("NFC", part)
-        try:
-            place = next(p for p in place.iterdir() if unicodedata.normalize("NFC", p.name) == wanted)
-        except (StopIteration, OSError):
-            return None
-    return place
 
 
 def _lines(reader: Iterator[list[str]], path: Path) -> Iterator[list[str]]:

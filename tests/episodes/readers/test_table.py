@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 
 import pytest
@@ -90,33 +89,6 @@ def test_a_table_and_a_folder_are_told_apart_by_what_they_are(tmp_path, images, 
         read_pool(folder / "cat" / "0.png")
     with pytest.raises(ValueError, match=r"folder.csv is a folder; expected a CSV"):
         read_csv(folder)
-
-
-@pytest.mark.parametrize(
-    "listed", ["../secret.png", "{tmp}/secret.png", "a/../../secret.png", "linked/../../secret.png"]
-)
-def test_files_outside_of_the_root_are_refused(tmp_path, write_image, listed):
-    write_image(tmp_path / "secret.png", 1)
-    (tmp_path / "root" / "a").mkdir(parents=True)
-    os.symlink(tmp_path / "root" / "a", tmp_path / "root" / "linked")
-    table_file = tmp_path / "root" / "list.csv"
-    table_file.write_text(f"path,label\n{listed.format(tmp=tmp_path)},x\n")
-    with pytest.raises(
-        ValueError, match=r"list.csv, line 2: '.*secret.png' is outside of .*root; .*allow_outside=True"
-    ):
-        read_pool(table_file)
-    if "linked" not in listed:
-        assert len(read_pool(table_file, allow_outside=True)) == 1
-        assert len(read_csv(table_file, root=table_file.parent, allow_outside=True)) == 1
-
-
-def test_links_below_the_root_may_lead_elsewhere(tmp_path, write_image):
-    """Whoever lists files cannot make links: a data set of links is the owner's."""
-    write_image(tmp_path / "store" / "0.png", 1)
-    (tmp_path / "root").mkdir()
-    os.symlink(tmp_path / "store", tmp_path / "root" / "pictures")
-    (tmp_path / "root" / "list.csv").write_text("path,label\npictures/0.png,x\n")
-    assert len(read_csv(tmp_path / "root" / "list.csv")) == 1
 
 
 TEXT = "path,label\npictures/0.png,caf\u00e9\npictures/1.png,z\n"

@@ -30,9 +30,7 @@ def collect(router, num_samples: int = 12, seed: int = 0) -> RoutingDraws:  # ty
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("experts", [0, 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_with_experts_and_blocks(
-    make_router: Callable, tmp_path: Path, family: str, experts: int, blocks: int
-) -> None:
+def test_every_family_with_experts_and_blocks(make_router: Callable, family: str, experts: int, blocks: int) -> None:
     router = make_router(family, sources=3, experts=experts, blocks=blocks)
     draws = collect(router)
     episodes, queries = router.batch.query.labels.shape
@@ -62,6 +60,14 @@ def test_every_family_with_experts_and_blocks(
     assert ("expert_weight" in tree["posterior"]) == (experts > 0)
     assert list(tree["posterior"]["source"].values) == ["source0", "source1", "source2"]
     assert ("routing" in tree["posterior"]) == isinstance(posterior, CatalogPosterior)
+
+
+@pytest.mark.parametrize(
+    ("family", "experts", "blocks"), [("catalog", 0, 1), ("hierarchical", 2, 2), ("dirichlet", 0, 2), ("point", 2, 1)]
+)
+def test_files_keep_the_tree(make_router: Callable, tmp_path: Path, family: str, experts: int, blocks: int) -> None:
+    """With and without what only catalogs, experts, blocks or densities bring."""
+    tree = to_datatree(collect(make_router(family, sources=3, experts=experts, blocks=blocks)))
     for name, written in {"h5netcdf": tmp_path / "draws.nc", "zarr": tmp_path / "draws.zarr"}.items():
         if name == "zarr":
             tree.to_zarr(written, consolidated=False)
