@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyro_smat.encoders.classes import shot_sizes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
@@ -64,13 +63,12 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
     better_half = torch.where(better, half, 0.0).sum(-1) / better.sum(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
 
-    unit = F.normalize(features, dim=-1)
+    unit, similarity = left_out.shots, left_out.products  # (B, R, S, S)
     around = (unit - (unit * share).sum(-2, keepdim=True)) * shots.unsqueeze(-1)  # deviations from the centre
     sums, sizes = class_sums(around, labels, shots, class_mask.shape[-1])
     between = (sums.square().sum(-1) / sizes.clamp(min=1)).sum(-1) / count
     total = (around.square().sum((-1, -2)) / count).clamp(min=1e-6)
 
-    similarity = unit @ unit.mT  # (B, R, S, S)
     same, pairs = left_out.same, left_out.pairs
     agreeing = same.to(dtype) / same.sum((-1, -2), keepdim=True).clamp(min=1)
     apart = (pairs & ~same).to(dtype)
