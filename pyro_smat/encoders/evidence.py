@@ -59,8 +59,9 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
     others = logits.scatter(-1, own, -torch.inf).amax(-1)
     margin = (logits.gather(-1, own).squeeze(-1) - others).clamp(min=-2 * SCALE, max=2 * SCALE) / SCALE
     half = loss.masked_fill(~mask, torch.inf).sort(-1).values
-    better = torch.arange(half.shape[-1], device=half.device) < (count / 2).ceil().unsqueeze(-1)
-    better_half = torch.where(better, half, 0.0).sum(-1) / better.sum(-1)
+    halves = (count / 2).ceil()
+    worse = torch.arange(half.shape[-1], device=half.device) >= halves.unsqueeze(-1)
+    better_half = half.masked_fill(worse, 0.0).sum(-1) / halves
     entropy = -(log_p.exp() * log_p).sum(-1)
 
     unit, similarity = left_out.shots, left_out.products  # (B, R, S, S)
@@ -71,7 +72,7 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
 
     same, pairs = left_out.same, left_out.pairs
     agreeing = same.to(dtype) / same.sum((-1, -2), keepdim=True).clamp(min=1)
-    apart = (pairs & ~same).to(dtype)
+    apart = (pairs ^ same).to(dtype)
     gap = similarity * (agreeing - apart / apart.sum((-1, -2), keepdim=True).clamp(min=1))
     closest = similarity.masked_fill(~pairs, -torch.inf)
     near = closest.amax(-1)

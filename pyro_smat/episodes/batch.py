@@ -62,15 +62,14 @@ class EpisodeBatch:
         corruptions: tuple[tuple[str, ...], ...] | None = None,
         known: KnownFeatures | None = None,
     ) -> None:
-        unknown = torch.full_like(way, UNKNOWN)
         values = {
             "support": support,
             "query": Labelled(support.images[:, :0]) if query is None else query,
             "way": way,
-            "route": unknown if route is None else route,
-            "domain": unknown if domain is None else domain,
+            "route": torch.full_like(way, UNKNOWN) if route is None else route,
+            "domain": torch.full_like(way, UNKNOWN) if domain is None else domain,
             "corrupted_labels": torch.zeros_like(way) if corrupted_labels is None else corrupted_labels,
-            "confounded_with": unknown if confounded_with is None else confounded_with,
+            "confounded_with": torch.full_like(way, UNKNOWN) if confounded_with is None else confounded_with,
             "class_names": ((),) * len(way) if class_names is None else class_names,
             "corruptions": ((),) * len(way) if corruptions is None else corruptions,
             "known": known,

@@ -202,15 +202,16 @@ class LeaveOneOut:
         own = labels_of == way[:-1]  # (*b, S, W)
         chosen = torch.where(own & ~has_others, way[-1], way[:-1])  # the centre for each class: its own, or that of all
         self.chosen = chosen.expand(*features.shape[:-1], -1)
-        self.centres = F.pad(own.to(features.dtype), (0, 1), value=1.0)  # (*b, S, W + 1), the last one of all shots
-        self.leaving = (own & has_others).to(features.dtype)  # (*b, S, W)
+        centres = F.pad(own.to(features.dtype), (0, 1), value=1.0)  # (*b, S, W + 1), the last one of all shots
         if lengths is not None:
-            self.centres, self.leaving = self.centres * lengths, self.leaving * lengths
+            centres = centres * lengths
+        leaving = centres[..., :-1] * has_others
+        self.members = torch.cat([centres, leaving], -1)  # (*b, S, 2 W + 1), then what each shot leaves
 
     def logits(self, weights: Tensor, scale: Tensor | float) -> Tensor:
         """``(*b, S, W)``, of centres of shots that weigh ``(*b, S)``, 0 where masked."""
-        weights = weights.unsqueeze(-1)
-        members, leaving = self.centres * weights, self.leaving * weights
+        way = self.chosen.shape[-1]
+        members, leaving = (self.members * weights.unsqueeze(-1)).split([way + 1, way], -1)
         products = self.products @ members  # (*b, S, W + 1)
 
         def chosen(values: Tensor) -> Tensor:
@@ -218,7 +219,7 @@ class LeaveOneOut:
 
         product, square = chosen(products), chosen((members * products).sum(-2, keepdim=True))
         left = product - (leaving if self.squares is None else leaving * self.squares)
-        square = square - leaving * (product + left)
+        square = torch.addcmul(square, leaving, product + left, value=-1)
         count = chosen(members.sum(-2, keepdim=True)) - leaving if self.metric == "euclidean" else None
         similar = similarities_of_products(left, self.squares, square, count, self.shots.shape[-1], self.metric)
         return (scale * similar).masked_fill(self.absent, NO_CLASS)

@@ -83,11 +83,12 @@ def shot_trust(
     pairs = LeaveOneOut(features, labels, mask, class_mask, metric)
     with torch.no_grad():  # at the fixed point the trust is what it is, whatever moves it
         without = log_classes.masked_fill(~mask, -torch.inf)  # log odds of a label at even noise, less its likelihood
-        most, weight = shots + STRENGTH * label_noise, shots + STRENGTH
+        share = 1 / (shots + STRENGTH)  # of a shot in the posterior mean of the noise
+        most = share * (shots + STRENGTH * label_noise)
         for _ in range(STEPS if label_noise else 0):
             odds = (pairs.log_likelihood(trust, scale) + (without - noise.logit())).sigmoid()
             trust = torch.lerp(trust.expand_as(odds), odds, 0.5)
-            noise = ((most - odds.sum(-1, keepdim=True)) / weight).clamp(LEAST_NOISE, MOST_NOISE)
+            noise = torch.addcmul(most, share, odds.sum(-1, keepdim=True), value=-1).clamp(LEAST_NOISE, MOST_NOISE)
     evidence = pairs.log_likelihood(trust, scale)
     if label_noise:
         evidence = torch.logaddexp(evidence + torch.log1p(-noise), noise.log() - log_classes)
