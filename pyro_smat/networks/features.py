@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.weak import WeakIdKeyDictionary
 from tqdm.auto import tqdm
 
 from pyro_smat.episodes import EpisodeBatch, Labelled
@@ -75,6 +76,9 @@ class SourceFeatures:
         self._rows: dict[int, Tensor] = {}
         self._table: Tensor | None = None
         self._compared: weakref.ref[Tensor] | None = None  # a basis that was found to be the same
+        # The last coefficients that were asked for, and the networks that they name.
+        self._named: tuple[weakref.ref[Tensor], int | None, Tensor | None] | None = None
+        self._placed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # rows of parts that were asked for -> _Placed
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -111,14 +115,15 @@ class SourceFeatures:
         Raises:
             ValueError: when there is a pool and a support image has a row beyond its end.
         """
-        foreign = batch.support.mask & (batch.support.rows >= len(self.pool or ()))
-        if self.pool is not None and foreign.any():
+        support = batch.support
+        if self.pool is not None and self._place(support.images, support.rows, support.mask).highest >= len(self.pool):
+            foreign = support.mask & (support.rows >= len(self.pool))
             raise ValueError(
                 f"{int(foreign.sum())} support images have no row in the pool of {len(self.pool)} images; expected "
                 "episodes drawn from this pool: build SourceFeatures without a pool to embed the images themselves"
             )
-        features = self.of(batch.support.images, batch.support.rows, batch.support.mask)
-        return replace(batch.with_features(features), known=self if self.pool is not None else None)
+        features = self.of(support.images, support.rows, support.mask)
+        return batch.with_features(features, known=self if self.pool is not None else None)
 
     def of(self, images: Tensor, rows: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features ``(B, R, n, f)`` of images ``(B, n, C, H, W)`` that are the pool's ``rows`` ``(B, n)``.
@@ -143,13 +148,22 @@ class SourceFeatures:
         """
         if self.pool is None or coefficients.requires_grad or not self._of_same_networks(basis):
             return None
+        named = self._named
+        if named is None or named[0]() is not coefficients or named[1] != _changes(coefficients):
+            named = weakref.ref(coefficients), _changes(coefficients), self._columns(coefficients)
+            self._named = named  # a model asks for support and queries
+        columns = named[2]
+        return None if columns is None else self._look_up(columns, part.images, part.rows, part.mask)
+
+    def _columns(self, coefficients: Tensor) -> Tensor | None:
+        """The networks ``(*k, B)`` that coefficients name; None where any is not known."""
+        if self.routings.device != coefficients.device:
+            self.routings = self.routings.to(coefficients.device)
         event = self.routings.ndim - 1
         coefficients = F.pad(coefficients, (0, self.routings.shape[-1] - coefficients.shape[-1]))  # no expert
-        known = self.routings.to(coefficients.device)
-        found = (coefficients.float().unsqueeze(-1 - event) == known).flatten(-event).all(-1)  # (*k, B, T)
-        if not found.any(-1).all():
-            return None
-        return self._look_up(found.byte().argmax(-1), part.images, part.rows, part.mask)
+        found = (coefficients.float().unsqueeze(-1 - event) == self.routings).flatten(-event).all(-1)  # (*k, B, T)
+        best, columns = found.byte().max(-1)
+        return columns if best.all() else None
 
     def _of_same_networks(self, basis: AnyBasis) -> bool:
         sources, *experts = parts_of(basis)
@@ -164,20 +178,33 @@ class SourceFeatures:
     @torch.no_grad()
     def _look_up(self, columns: Tensor, images: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
         """``(*k, B, n, f)`` under the networks ``columns`` ``(*k, B)``, 1 instead of B where tasks share them."""
-        place = rows.clamp(min=0)
+        placed = self._place(images, rows, mask)
+        place, own = placed.rows, placed.own
         if self.singly:
             table, place = self._asked_for(place)
         else:
             table = self._embedded_pool()  # (N, T, f)
         columns = columns.expand(*columns.shape[:-1], len(rows)).unsqueeze(-1)
-        index = place * table.shape[1] + columns  # (*k, B, n)
+        index = torch.add(columns, place, alpha=table.shape[1])  # (*k, B, n)
         features = table.flatten(0, 1)[index.to(table.device)].to(rows.device)
-        own = (rows < 0) & (images.flatten(2).any(-1) if mask is None else mask)
-        if own.any():
+        if own is not None:
             used, which = columns.expand(index.shape)[..., own].unique(return_inverse=True)  # (U,) and (*k, m)
             found = self._under(used.tolist(), images[own])  # (m, U, f)
             features[..., own, :] = found[torch.arange(which.shape[-1], device=which.device), which]
         return features
+
+    def _place(self, images: Tensor, rows: Tensor, mask: Tensor | None) -> _Placed:
+        """Where images stand, found once for each part of a batch, because a device is waited for."""
+        known = self._placed.get(rows)
+        changes = _changes(rows), None if mask is None else _changes(mask)
+        if known is not None and known.mask is mask and known.changes == changes:
+            return known
+        real = images.flatten(2).any(-1) if mask is None else mask
+        lowest, highest = torch.stack(rows.masked_fill(~real, 0).aminmax()).tolist() if rows.numel() else (0, 0)
+        found = _Placed(rows.clamp(min=0), (rows < 0) & real if lowest < 0 else None, highest, mask, changes)
+        if mask is not None:
+            self._placed[rows] = found
+        return found
 
     def _asked_for(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``(U, T, f)`` of the images that are asked for, each embedded by itself, and the places of ``rows`` there."""
@@ -255,6 +282,28 @@ class SourceFeatures:
         self._table = table
         assert table is not None
         return table
+
+
+class _Placed(NamedTuple):
+    """Where the images of a part of a batch stand in the pool.
+
+    Attributes:
+        rows: ``(B, n)`` >= 0.
+        own: ``(B, n)`` bool, those that are not the pool's; None where all are.
+        highest: of the rows.
+        mask, changes: the mask that this was found of, and the state of rows and mask.
+    """
+
+    rows: Tensor
+    own: Tensor | None
+    highest: int
+    mask: Tensor | None
+    changes: tuple[int | None, int | None]
+
+
+def _changes(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place, where PyTorch counts that."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:
