@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyro_smat.episodes.batch import EpisodeBatch
 from pyro_smat.episodes.labelled import UNKNOWN, Labelled
@@ -74,8 +73,8 @@ def gather(pool: ImagePool, draws: Sequence[Draw]) -> EpisodeBatch:
                 _change(query, b, len(draw.query), corruption, draw.way, "query", rng)
     device = pool.images.device
     numbers = [(d.way, _route(pool, d), d.domain, d.corrupted_labels, d.confounded_with) for d in draws]
-    way, route, domain, corrupted_labels, confounded_with = torch.tensor(numbers).mT.contiguous().to(
-        device, non_blocking=True
+    way, route, domain, corrupted_labels, confounded_with = (
+        torch.tensor(numbers).mT.contiguous().to(device, non_blocking=True)
     )
     names = [pool.class_names[d.attribute] for d in draws]
     batch = EpisodeBatch(

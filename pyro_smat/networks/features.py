@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.weak import WeakIdKeyDictionary
 from tqdm.auto import tqdm
 
 from pyro_smat.episodes import EpisodeBatch, Labelled
@@ -21,6 +19,7 @@ from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.networks.basis import AnyBasis, Basis, parts_of
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.memory import new_table
+from pyro_smat.networks.places import Places, changes_of
 
 BATCH_IMAGES = 64  # small enough that a CPU keeps the activations in cache
 DEVICE_BATCH_IMAGES = 1024  # enough to keep an accelerator busy
@@ -78,7 +77,7 @@ class SourceFeatures:
         self._compared: weakref.ref[Tensor] | None = None  # a basis that was found to be the same
         # The last coefficients that were asked for, and the networks that they name.
         self._named: tuple[weakref.ref[Tensor], int | None, Tensor | None] | None = None
-        self._placed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # rows of parts that were asked for -> _Placed
+        self._places = Places()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -115,15 +114,15 @@ class SourceFeatures:
         Raises:
             ValueError: when there is a pool and a support image has a row beyond its end.
         """
-        support = batch.support
-        if self.pool is not None and self._place(support.images, support.rows, support.mask).highest >= len(self.pool):
-            foreign = support.mask & (support.rows >= len(self.pool))
+        support, pool = batch.support, self.pool
+        if pool is not None and self._places.of(support.images, support.rows, support.mask).highest >= len(pool):
+            foreign = support.mask & (support.rows >= len(pool))
             raise ValueError(
-                f"{int(foreign.sum())} support images have no row in the pool of {len(self.pool)} images; expected "
+                f"{int(foreign.sum())} support images have no row in the pool of {len(pool)} images; expected "
                 "episodes drawn from this pool: build SourceFeatures without a pool to embed the images themselves"
             )
         features = self.of(support.images, support.rows, support.mask)
-        return batch.with_features(features, known=self if self.pool is not None else None)
+        return batch.with_features(features, known=self if pool is not None else None)
 
     def of(self, images: Tensor, rows: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features ``(B, R, n, f)`` of images ``(B, n, C, H, W)`` that are the pool's ``rows`` ``(B, n)``.
@@ -149,8 +148,8 @@ class SourceFeatures:
         if self.pool is None or coefficients.requires_grad or not self._of_same_networks(basis):
             return None
         named = self._named
-        if named is None or named[0]() is not coefficients or named[1] != _changes(coefficients):
-            named = weakref.ref(coefficients), _changes(coefficients), self._columns(coefficients)
+        if named is None or named[0]() is not coefficients or named[1] != changes_of(coefficients):
+            named = weakref.ref(coefficients), changes_of(coefficients), self._columns(coefficients)
             self._named = named  # a model asks for support and queries
         columns = named[2]
         return None if columns is None else self._look_up(columns, part.images, part.rows, part.mask)
@@ -178,7 +177,7 @@ class SourceFeatures:
     @torch.no_grad()
     def _look_up(self, columns: Tensor, images: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
         """``(*k, B, n, f)`` under the networks ``columns`` ``(*k, B)``, 1 instead of B where tasks share them."""
-        placed = self._place(images, rows, mask)
+        placed = self._places.of(images, rows, mask)
         place, own = placed.rows, placed.own
         if self.singly:
             table, place = self._asked_for(place)
@@ -192,19 +191,6 @@ class SourceFeatures:
             found = self._under(used.tolist(), images[own])  # (m, U, f)
             features[..., own, :] = found[torch.arange(which.shape[-1], device=which.device), which]
         return features
-
-    def _place(self, images: Tensor, rows: Tensor, mask: Tensor | None) -> _Placed:
-        """Where images stand, found once for each part of a batch, because a device is waited for."""
-        known = self._placed.get(rows)
-        changes = _changes(rows), None if mask is None else _changes(mask)
-        if known is not None and known.mask is mask and known.changes == changes:
-            return known
-        real = images.flatten(2).any(-1) if mask is None else mask
-        lowest, highest = torch.stack(rows.masked_fill(~real, 0).aminmax()).tolist() if rows.numel() else (0, 0)
-        found = _Placed(rows.clamp(min=0), (rows < 0) & real if lowest < 0 else None, highest, mask, changes)
-        if mask is not None:
-            self._placed[rows] = found
-        return found
 
     def _asked_for(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``(U, T, f)`` of the images that are asked for, each embedded by itself, and the places of ``rows`` there."""
@@ -282,28 +268,6 @@ class SourceFeatures:
         self._table = table
         assert table is not None
         return table
-
-
-class _Placed(NamedTuple):
-    """Where the images of a part of a batch stand in the pool.
-
-    Attributes:
-        rows: ``(B, n)`` >= 0.
-        own: ``(B, n)`` bool, those that are not the pool's; None where all are.
-        highest: of the rows.
-        mask, changes: the mask that this was found of, and the state of rows and mask.
-    """
-
-    rows: Tensor
-    own: Tensor | None
-    highest: int
-    mask: Tensor | None
-    changes: tuple[int | None, int | None]
-
-
-def _changes(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place, where PyTorch counts that."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:
