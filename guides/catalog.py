@@ -35,7 +35,7 @@ class CatalogPosterior(RoutingPosterior):
 
     def __init__(self, logits: Tensor, catalog: Catalog, *, num_sources: int) -> None:
         self.logits = logits
-        self.coefficients = catalog.coefficients.to(logits)  # (J, [L,] C)
+        self.coefficients = catalog.coefficients.to(logits, non_blocking=True)  # (J, [L,] C)
         self.num_sources, self.num_experts = num_sources, self.coefficients.shape[-1] - num_sources
         self.num_blocks = self.coefficients.shape[1] if self.coefficients.ndim == 3 else 1
 

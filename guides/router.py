@@ -30,15 +30,33 @@ class RoutingLogits:
     """What a router says of the logits of R sources and M experts.
 
     Attributes:
-        location, scale: ``(B, C)``, or ``(B, L, C)`` with blocks.
+        location: ``(B, C)``, or ``(B, L, C)`` with blocks.
+        raw_scale: likewise, before it is made positive.
         factor: ``(B, [L,] C, k)``, columns of a covariance; k may be 0.
-        summary: ``(B, 2 h)``, the whole support at a glance.
+        embedding: ``(B, R, h)`` of the sources.
     """
 
     location: Tensor
-    scale: Tensor
+    raw_scale: Tensor
     factor: Tensor
-    summary: Tensor
+    embedding: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviations, like ``location``."""
+        return F.softplus(self.raw_scale) + 1e-3
+
+    @property
+    def summary(self) -> Tensor:
+        """``(B, 2 h)``, the whole support at a glance."""
+        location = self.location[..., : self.embedding.shape[1]]
+        return _summary(self.embedding, location if location.ndim == 2 else location.mean(1))
+
+
+def _summary(embedding: Tensor, location: Tensor) -> Tensor:
+    """``(B, 2 h)`` from embeddings ``(B, R, h)``: their mean, and their mean under logits ``(B, R)``."""
+    chosen = location.softmax(-1).unsqueeze(1) @ embedding
+    return torch.cat([embedding.mean(1), chosen.squeeze(1)], dim=-1)
 
 
 class RouterNetwork(nn.Module):
@@ -111,17 +129,15 @@ class RouterNetwork(nn.Module):
         shape = (self.num_blocks, 2 + self.columns)
         values = self.source_head(embedding).unflatten(-1, shape).movedim(2, 1)  # (B, L, R, 2 + k)
         location = values[..., 0] + score.unsqueeze(1)
-        pooled = location.mean(1).softmax(-1)
-        summary = torch.cat([embedding.mean(1), (pooled.unsqueeze(1) @ embedding).squeeze(1)], dim=-1)
         rest = values[..., 1:]
         if self.num_experts:
-            of_experts = self.expert_head(summary).unflatten(-1, (self.num_blocks, self.num_experts, 2 + self.columns))
+            of_experts = self.expert_head(_summary(embedding, location.mean(1)))
+            of_experts = of_experts.unflatten(-1, (self.num_blocks, self.num_experts, 2 + self.columns))
             location = torch.cat([location, of_experts[..., 0]], dim=-1)
             rest = torch.cat([rest, of_experts[..., 1:]], dim=-2)
-        scale, factor = F.softplus(rest[..., 0]) + 1e-3, rest[..., 1:]
         if self.num_blocks == 1:
-            location, scale, factor = location.squeeze(1), scale.squeeze(1), factor.squeeze(1)
-        return RoutingLogits(location, scale, factor, summary)
+            location, rest = location.squeeze(1), rest.squeeze(1)
+        return RoutingLogits(location, rest[..., 0], rest[..., 1:], embedding)
 
 
 class RoutingGuide(Remembered, LocalModule):

@@ -215,7 +215,8 @@ class CVaR_ELBO(ELBO):
             self._warn_if_reordered(*particles[0].latent_orders())
 
         def mean(name: str) -> Tensor:
-            values = torch.cat([getattr(particle, name) for particle in particles])
+            each = [getattr(particle, name) for particle in particles]
+            values = each[0] if len(each) == 1 else torch.cat(each)
             return values[0] if len(values) == 1 else values.mean(0)
 
         losses = mean("losses")

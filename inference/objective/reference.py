@@ -28,7 +28,7 @@ def source_logits(
     support = batch.support.features if batch.known is features else None  # attached
     if support is None:
         support = features.of(batch.support.images, batch.support.rows)
-    queries = features.of(batch.query.images, batch.query.rows)
+    queries = features.of(batch.query.images, batch.query.rows, batch.query.mask)
     dtype = torch.promote_types(support.dtype, torch.float32)
     return prototype_logits(
         support.to(dtype),

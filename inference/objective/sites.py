@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -193,10 +194,9 @@ def expectation(term: Tensor, site: Site, enumerated: dict[str, Site]) -> Tensor
                 f"{sorted(plates_of(guide_site) - plates_of(site))} that {site['name']!r} is not in; move one of "
                 "them, or do not enumerate it"
             )
-    log_q = torch.broadcast_tensors(*(guide_site["unscaled_log_prob"] for guide_site in used.values()))
-    posterior = torch.stack(log_q).sum(0).exp()
+    posterior = reduce(torch.add, (guide_site["unscaled_log_prob"] for guide_site in used.values())).exp()
     dims = tuple(guide_site["infer"]["_enumerate_dim"] for guide_site in used.values())
-    return (posterior * torch.where(posterior > 0, term, 0.0)).sum(dims, keepdim=True)  # 0 log 0 is 0
+    return (posterior * term.masked_fill(posterior == 0, 0.0)).sum(dims, keepdim=True)  # 0 log 0 is 0
 
 
 def depends_on(tensor: Tensor, enumerated_site: Site) -> bool:

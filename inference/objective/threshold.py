@@ -38,9 +38,9 @@ class Tail:
 
     def loss(self, losses: Tensor) -> Tensor:
         r""":math:`t + \frac{1}{\rho B}\sum_i (x_i - t)_+ = \sum_i w_i x_i + t\,(1 - \sum_i w_i)`."""
-        inside = torch.where((self.weights == 0) & losses.isinf(), 0.0, self.weights * losses)  # 0 times infinity is 0
+        inside = (self.weights * losses).masked_fill((self.weights == 0) & losses.isinf(), 0.0)  # 0 times infinity is 0
         rest = 1.0 - self.weights.sum()
-        return inside.sum() + torch.where(self.threshold.isinf(), 0.0, self.threshold * rest)
+        return inside.sum() + (self.threshold * rest).masked_fill(self.threshold.isinf(), 0.0)
 
 
 class Threshold(Protocol):

@@ -165,11 +165,6 @@ class MetaTrainer:
             batch = self.features.attach(drawn.to(self.device))
             terms = self.elbo.terms(self.model, self.guide, batch, kl_factor=kl_factor)
         loss = terms.loss / self.settings.episodes + self._penalty(world)
-        if not math.isfinite(loss.item()):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.step + 1}; expected a finite number: lower learning_rate, "
-                "or look at the sources for extreme weights"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         world.sum_gradients(parameter for group in self.optimizer.param_groups for parameter in group["params"])
@@ -178,9 +173,15 @@ class MetaTrainer:
         if experts is not None:
             experts.after_backward()
         norms = [nn.utils.clip_grad_norm_(g["params"], self.settings.clip_norm) for g in self.optimizer.param_groups]
-        if not self.scaler.is_enabled() and not all(math.isfinite(norm.item()) for norm in norms):
+        value, *lengths = torch.stack([loss.detach(), *(norm.to(loss) for norm in norms)]).tolist()  # waited for once
+        if not math.isfinite(value):
             raise ValueError(
-                f"the gradient is not finite at step {self.step + 1}, though the loss is {loss.item():.4g}; expected "
+                f"the loss is {value} at step {self.step + 1}; expected a finite number: lower learning_rate, "
+                "or look at the sources for extreme weights"
+            )
+        if not self.scaler.is_enabled() and not all(map(math.isfinite, lengths)):
+            raise ValueError(
+                f"the gradient is not finite at step {self.step + 1}, though the loss is {value:.4g}; expected "
                 "finite numbers: set precision to float32, lower learning_rate, or look at the sources for extreme "
                 "weights"
             )

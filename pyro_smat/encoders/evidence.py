@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyro_smat.encoders.classes import shot_sizes
 from pyro_smat.encoders.encoder import Encoding, SourceContext, SupportEncoder
@@ -60,20 +59,20 @@ def source_evidence(features: Tensor, labels: Tensor, mask: Tensor, class_mask: 
     others = logits.scatter(-1, own, -torch.inf).amax(-1)
     margin = (logits.gather(-1, own).squeeze(-1) - others).clamp(min=-2 * SCALE, max=2 * SCALE) / SCALE
     half = loss.masked_fill(~mask, torch.inf).sort(-1).values
-    better = torch.arange(half.shape[-1], device=half.device) < (count / 2).ceil().unsqueeze(-1)
-    better_half = torch.where(better, half, 0.0).sum(-1) / better.sum(-1)
+    halves = (count / 2).ceil()
+    worse = torch.arange(half.shape[-1], device=half.device) >= halves.unsqueeze(-1)
+    better_half = half.masked_fill(worse, 0.0).sum(-1) / halves
     entropy = -(log_p.exp() * log_p).sum(-1)
 
-    unit = F.normalize(features, dim=-1)
+    unit, similarity = left_out.shots, left_out.products  # (B, R, S, S)
     around = (unit - (unit * share).sum(-2, keepdim=True)) * shots.unsqueeze(-1)  # deviations from the centre
     sums, sizes = class_sums(around, labels, shots, class_mask.shape[-1])
     between = (sums.square().sum(-1) / sizes.clamp(min=1)).sum(-1) / count
     total = (around.square().sum((-1, -2)) / count).clamp(min=1e-6)
 
-    similarity = unit @ unit.mT  # (B, R, S, S)
     same, pairs = left_out.same, left_out.pairs
     agreeing = same.to(dtype) / same.sum((-1, -2), keepdim=True).clamp(min=1)
-    apart = (pairs & ~same).to(dtype)
+    apart = (pairs ^ same).to(dtype)
     gap = similarity * (agreeing - apart / apart.sum((-1, -2), keepdim=True).clamp(min=1))
     closest = similarity.masked_fill(~pairs, -torch.inf)
     near = closest.amax(-1)

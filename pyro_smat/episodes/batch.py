@@ -62,15 +62,14 @@ class EpisodeBatch:
         corruptions: tuple[tuple[str, ...], ...] | None = None,
         known: KnownFeatures | None = None,
     ) -> None:
-        unknown = torch.full_like(way, UNKNOWN)
         values = {
             "support": support,
             "query": Labelled(support.images[:, :0]) if query is None else query,
             "way": way,
-            "route": unknown if route is None else route,
-            "domain": unknown if domain is None else domain,
+            "route": torch.full_like(way, UNKNOWN) if route is None else route,
+            "domain": torch.full_like(way, UNKNOWN) if domain is None else domain,
             "corrupted_labels": torch.zeros_like(way) if corrupted_labels is None else corrupted_labels,
-            "confounded_with": unknown if confounded_with is None else confounded_with,
+            "confounded_with": torch.full_like(way, UNKNOWN) if confounded_with is None else confounded_with,
             "class_names": ((),) * len(way) if class_names is None else class_names,
             "corruptions": ((),) * len(way) if corruptions is None else corruptions,
             "known": known,
@@ -109,16 +108,18 @@ class EpisodeBatch:
     @cached_property
     def max_way(self) -> int:
         """W, the largest way of the batch."""
-        return int(self.way.max())
+        return int(self.way.max()) if len(self) else 0
 
-    @property
+    @cached_property
     def class_mask(self) -> Tensor:
         """``(B, W)`` bool, True for the classes that an episode has."""
         return torch.arange(self.max_way, device=self.way.device) < self.way.unsqueeze(-1)
 
-    def with_features(self, features: Tensor) -> EpisodeBatch:
-        """The same batch with ``support.features`` ``(B, R, S, f)``."""
-        return replace(self, support=replace(self.support, features=features))
+    def with_features(self, features: Tensor, known: KnownFeatures | None = None) -> EpisodeBatch:
+        """The same batch with ``support.features`` ``(B, R, S, f)``, and ``known`` features of all images."""
+        found = replace(self, support=replace(self.support, features=features), known=known)
+        vars(found).update(max_way=self.max_way, class_mask=self.class_mask)
+        return found
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.support.images.shape[2:]))
@@ -150,7 +151,9 @@ class EpisodeBatch:
 
     def to(self, device: torch.device | str) -> EpisodeBatch:
         """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda names: names)
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda names: names)
+        vars(moved)["max_way"] = self.max_way  # found while it is near: a device would be waited for
+        return moved
 
     def __getitem__(self, episodes: slice | Tensor | Sequence[int] | Sequence[bool]) -> EpisodeBatch:
         """Some of the episodes; padding stays as it is.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyro_smat.episodes.batch import EpisodeBatch
 from pyro_smat.episodes.labelled import UNKNOWN, Labelled
@@ -64,26 +63,33 @@ def gather(pool: ImagePool, draws: Sequence[Draw]) -> EpisodeBatch:
 
     Images whose pixels a corruption changed are no longer those of the pool: their row is -1.
     """
-    support = _labelled(pool, _padded([d.support for d in draws]), _padded([d.support_labels for d in draws]))
-    query = _labelled(pool, _padded([d.query for d in draws]), _padded([d.query_labels for d in draws]))
+    support = _labelled(pool, [(d.support, d.support_labels) for d in draws])
+    query = _labelled(pool, [(d.query, d.query_labels) for d in draws])
     for b, draw in enumerate(draws):
         for corruption, seed in draw.pixels:
             rng = np.random.Generator(np.random.PCG64(seed))
             _change(support, b, len(draw.support), corruption, draw.way, "support", rng)
             if corruption.queries:
                 _change(query, b, len(draw.query), corruption, draw.way, "query", rng)
+    device = pool.images.device
+    numbers = [(d.way, _route(pool, d), d.domain, d.corrupted_labels, d.confounded_with) for d in draws]
+    way, route, domain, corrupted_labels, confounded_with = (
+        torch.tensor(numbers).mT.contiguous().to(device, non_blocking=True)
+    )
     names = [pool.class_names[d.attribute] for d in draws]
-    return EpisodeBatch(
+    batch = EpisodeBatch(
         support,
         query,
-        torch.tensor([d.way for d in draws]),
-        route=torch.tensor([_route(pool, d) for d in draws]),
-        domain=torch.tensor([d.domain for d in draws]),
-        corrupted_labels=torch.tensor([d.corrupted_labels for d in draws]),
-        confounded_with=torch.tensor([d.confounded_with for d in draws]),
+        way,
+        route=route,
+        domain=domain,
+        corrupted_labels=corrupted_labels,
+        confounded_with=confounded_with,
         class_names=tuple(tuple(named[k] for k in d.classes) for d, named in zip(draws, names, strict=True)),
         corruptions=tuple(d.corruptions for d in draws),
-    ).to(pool.images.device)
+    )
+    vars(batch)["max_way"] = max(d.way for d in draws)  # a device would be waited for
+    return batch
 
 
 def _change(
@@ -102,20 +108,16 @@ def _route(pool: ImagePool, draw: Draw) -> int:
     return draw.domain if len(pool.domain_names) > 1 else UNKNOWN
 
 
-def _labelled(pool: ImagePool, rows: Tensor, labels: Tensor) -> Labelled:
-    """Images of rows, -1 where padded."""
-    device, mask = pool.images.device, rows >= 0
-    padded = not mask.all()  # while the rows are near
-    rows, labels, mask = rows.to(device), labels.clamp_min(0).to(device), mask.to(device)
+def _labelled(pool: ImagePool, parts: list[tuple[np.ndarray, np.ndarray]]) -> Labelled:
+    """Images of rows with labels, padded to the longest; a padded row is -1."""
+    longest = max(len(rows) for rows, _ in parts)
+    table = np.zeros((2, len(parts), longest), dtype=np.int64)
+    table[0] = UNKNOWN
+    for b, part in enumerate(parts):
+        table[:, b, : len(part[0])] = part
+    rows, labels = torch.from_numpy(table).to(pool.images.device, non_blocking=True)
+    mask = rows >= 0
     images = pool.at(rows.clamp_min(0))
-    if padded:
+    if any(len(rows) < longest for rows, _ in parts):
         images.masked_fill_(~mask.view(*mask.shape, 1, 1, 1), 0)
     return Labelled(images, labels, mask, rows)
-
-
-def _padded(rows: list[np.ndarray]) -> Tensor:
-    """``(B, longest)`` long, -1 where a row has ended."""
-    table = np.full((len(rows), max(map(len, rows))), UNKNOWN, dtype=np.int64)
-    for line, values in zip(table, rows, strict=True):
-        line[: len(values)] = values
-    return torch.from_numpy(table)

@@ -46,12 +46,14 @@ class Labelled:
         rows: Tensor | None = None,
         features: Tensor | None = None,
     ) -> None:
-        unknown = torch.full(images.shape[:-3], UNKNOWN, device=images.device)
+        def full(value: float | bool) -> Tensor:
+            return torch.full(images.shape[:-3], value, device=images.device)
+
         values = {
             "images": images,
-            "labels": unknown if labels is None else labels,
-            "mask": unknown < 0 if mask is None else mask,
-            "rows": unknown if rows is None else rows,
+            "labels": full(UNKNOWN) if labels is None else labels,
+            "mask": full(True) if mask is None else mask,
+            "rows": full(UNKNOWN) if rows is None else rows,
             "features": features,
         }
         for name, value in values.items():

@@ -264,4 +264,6 @@ class EpisodeSampler:
                 applied.append(change.name)
                 draw = change.change(draw, index, self._scope, rng)
         pixels = [(c, int(rng.integers(2**63))) for c in self._pixels if c.applies(rng)]
+        if not applied and not pixels:
+            return draw
         return replace(draw, corruptions=(*applied, *(c.name for c, _ in pixels)), pixels=tuple(pixels))

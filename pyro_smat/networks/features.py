@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.networks.basis import AnyBasis, Basis, parts_of
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.memory import new_table
+from pyro_smat.networks.places import Places, changes_of
 
 BATCH_IMAGES = 64  # small enough that a CPU keeps the activations in cache
 DEVICE_BATCH_IMAGES = 1024  # enough to keep an accelerator busy
@@ -75,6 +75,9 @@ class SourceFeatures:
         self._rows: dict[int, Tensor] = {}
         self._table: Tensor | None = None
         self._compared: weakref.ref[Tensor] | None = None  # a basis that was found to be the same
+        # The last coefficients that were asked for, and the networks that they name.
+        self._named: tuple[weakref.ref[Tensor], int | None, Tensor | None] | None = None
+        self._places = Places()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -111,14 +114,15 @@ class SourceFeatures:
         Raises:
             ValueError: when there is a pool and a support image has a row beyond its end.
         """
-        foreign = batch.support.mask & (batch.support.rows >= len(self.pool or ()))
-        if self.pool is not None and foreign.any():
+        support, pool = batch.support, self.pool
+        if pool is not None and self._places.of(support.images, support.rows, support.mask).highest >= len(pool):
+            foreign = support.mask & (support.rows >= len(pool))
             raise ValueError(
-                f"{int(foreign.sum())} support images have no row in the pool of {len(self.pool)} images; expected "
+                f"{int(foreign.sum())} support images have no row in the pool of {len(pool)} images; expected "
                 "episodes drawn from this pool: build SourceFeatures without a pool to embed the images themselves"
             )
-        features = self.of(batch.support.images, batch.support.rows, batch.support.mask)
-        return replace(batch.with_features(features), known=self if self.pool is not None else None)
+        features = self.of(support.images, support.rows, support.mask)
+        return batch.with_features(features, known=self if pool is not None else None)
 
     def of(self, images: Tensor, rows: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features ``(B, R, n, f)`` of images ``(B, n, C, H, W)`` that are the pool's ``rows`` ``(B, n)``.
@@ -143,13 +147,22 @@ class SourceFeatures:
         """
         if self.pool is None or coefficients.requires_grad or not self._of_same_networks(basis):
             return None
+        named = self._named
+        if named is None or named[0]() is not coefficients or named[1] != changes_of(coefficients):
+            named = weakref.ref(coefficients), changes_of(coefficients), self._columns(coefficients)
+            self._named = named  # a model asks for support and queries
+        columns = named[2]
+        return None if columns is None else self._look_up(columns, part.images, part.rows, part.mask)
+
+    def _columns(self, coefficients: Tensor) -> Tensor | None:
+        """The networks ``(*k, B)`` that coefficients name; None where any is not known."""
+        if self.routings.device != coefficients.device:
+            self.routings = self.routings.to(coefficients.device)
         event = self.routings.ndim - 1
         coefficients = F.pad(coefficients, (0, self.routings.shape[-1] - coefficients.shape[-1]))  # no expert
-        known = self.routings.to(coefficients.device)
-        found = (coefficients.float().unsqueeze(-1 - event) == known).flatten(-event).all(-1)  # (*k, B, T)
-        if not found.any(-1).all():
-            return None
-        return self._look_up(found.byte().argmax(-1), part.images, part.rows, part.mask)
+        found = (coefficients.float().unsqueeze(-1 - event) == self.routings).flatten(-event).all(-1)  # (*k, B, T)
+        best, columns = found.byte().max(-1)
+        return columns if best.all() else None
 
     def _of_same_networks(self, basis: AnyBasis) -> bool:
         sources, *experts = parts_of(basis)
@@ -164,16 +177,16 @@ class SourceFeatures:
     @torch.no_grad()
     def _look_up(self, columns: Tensor, images: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
         """``(*k, B, n, f)`` under the networks ``columns`` ``(*k, B)``, 1 instead of B where tasks share them."""
-        place = rows.clamp(min=0)
+        placed = self._places.of(images, rows, mask)
+        place, own = placed.rows, placed.own
         if self.singly:
             table, place = self._asked_for(place)
         else:
             table = self._embedded_pool()  # (N, T, f)
         columns = columns.expand(*columns.shape[:-1], len(rows)).unsqueeze(-1)
-        index = place * table.shape[1] + columns  # (*k, B, n)
+        index = torch.add(columns, place, alpha=table.shape[1])  # (*k, B, n)
         features = table.flatten(0, 1)[index.to(table.device)].to(rows.device)
-        own = (rows < 0) & (images.flatten(2).any(-1) if mask is None else mask)
-        if own.any():
+        if own is not None:
             used, which = columns.expand(index.shape)[..., own].unique(return_inverse=True)  # (U,) and (*k, m)
             found = self._under(used.tolist(), images[own])  # (m, U, f)
             features[..., own, :] = found[torch.arange(which.shape[-1], device=which.device), which]

@@ -8,7 +8,6 @@ Shapes: ``*b`` are any leading dims (particles, episodes), S support shots, Q qu
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import torch
@@ -84,23 +83,32 @@ def similarities(features: Tensor, prototypes: Tensor, metric: Metric = "cosine"
 
 
 def similarities_of_products(
-    product: Tensor, square: Tensor, centre_square: Tensor, count: Tensor, width: int, metric: Metric
+    product: Tensor,
+    square: Tensor | None,
+    centre_square: Tensor,
+    count: Tensor | None,
+    width: int,
+    metric: Metric,
 ) -> Tensor:
     """:func:`similarities` to sums of so many features, from inner products with the sum and squared lengths.
 
     Args:
         product: of the feature and the sum.
-        square: squared length of the feature.
+        square: squared length of the feature; None for 1, of features that were scaled to it.
         centre_square: of the sum.
-        count: of features in the sum, or what they weigh together.
+        count: of features in the sum, or what they weigh together; matters to "euclidean" only.
         width: f.
         metric: "cosine", "euclidean" or "bhattacharyya", of features as :func:`compared`.
     """
     centre_square = centre_square.clamp(min=SMALLEST)
     if metric == "euclidean":
+        assert square is not None
+        assert count is not None
         count = count.clamp(min=LEAST_WEIGHT)
         return (2 * product / count - square - centre_square / count.square()) / width
-    return product / (square.clamp(min=SMALLEST).sqrt() * centre_square.sqrt())
+    if square is not None:
+        product = product * square.clamp(min=SMALLEST).rsqrt()
+    return product * centre_square.rsqrt()
 
 
 def prototype_logits(
@@ -170,41 +178,51 @@ class LeaveOneOut:
         features, labels, mask, class_mask, metric: of the support, as there; or broadcastable.
 
     Attributes:
-        products: ``(*b, S, S)`` inner products of the shots, as :func:`compared`.
+        shots: ``(*b, S, f)``, features as :func:`compared`, scaled to length one where the metric takes no length.
+        products: ``(*b, S, S)`` inner products of these.
         pairs, same: ``(*b, S, S)`` bool, pairs of two shots, and those of one class.
         alone: ``(*b, S)`` bool, which shots have a class of their own.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, mask: Tensor, class_mask: Tensor, metric: Metric) -> None:
-        features = compared(features, metric)
-        self.products = features @ features.mT
-        self.squares = self.products.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-        self.similarity = partial(similarities_of_products, width=features.shape[-1], metric=metric)
-        leading, labels_of = features.shape[:-1], labels.unsqueeze(-1)
-        self.labels, self.absent = labels_of.expand(*leading, 1), ~class_mask.unsqueeze(-2)
-        way = torch.arange(class_mask.shape[-1], device=labels.device)
-        is_own, one = labels_of == way, torch.eye(labels.shape[-1], dtype=torch.bool, device=labels.device)
+        self.metric, self.shots, lengths = metric, compared(features, metric), None
+        if metric != "euclidean":
+            lengths = torch.linalg.vector_norm(self.shots, dim=-1, keepdim=True)
+            self.shots = self.shots / lengths.clamp(min=SMALLEST**0.5)
+        self.products = self.shots @ self.shots.mT
+        self.squares = None if lengths is not None else self.products.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+        labels_of, self.absent = labels.unsqueeze(-1), ~class_mask.unsqueeze(-2)
+        self.labels = labels_of.expand(*features.shape[:-1], 1)
+        way = torch.arange(class_mask.shape[-1] + 1, device=labels.device)
+        one = torch.eye(labels.shape[-1], dtype=torch.bool, device=labels.device)
         self.pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~one
         self.same = self.pairs & (labels_of == labels.unsqueeze(-2))
-        self.alone = ~self.same.any(-1)
-        everyone = torch.ones_like(is_own[..., :1])
-        self.centres = torch.cat([is_own, everyone], -1).to(features.dtype)  # (S, W + 1), the last one of all shots
-        chosen = torch.where(self.alone.unsqueeze(-1), len(way), labels_of)  # what a shot leaves, or all if it cannot
-        self.chosen = chosen.expand(3, *leading, 1)
-        self.leaving = (~self.alone).unsqueeze(-1).to(features.dtype)
+        has_others = self.same.any(-1, keepdim=True)
+        self.alone = ~has_others.squeeze(-1)
+        own = labels_of == way[:-1]  # (*b, S, W)
+        chosen = torch.where(own & ~has_others, way[-1], way[:-1])  # the centre for each class: its own, or that of all
+        self.chosen = chosen.expand(*features.shape[:-1], -1)
+        centres = F.pad(own.to(features.dtype), (0, 1), value=1.0)  # (*b, S, W + 1), the last one of all shots
+        if lengths is not None:
+            centres = centres * lengths
+        leaving = centres[..., :-1] * has_others
+        self.members = torch.cat([centres, leaving], -1)  # (*b, S, 2 W + 1), then what each shot leaves
 
     def logits(self, weights: Tensor, scale: Tensor | float) -> Tensor:
         """``(*b, S, W)``, of centres of shots that weigh ``(*b, S)``, 0 where masked."""
-        weights = weights.unsqueeze(-1)
-        members, leaving = self.centres * weights, self.leaving * weights
-        products = self.products @ members
-        squares, counts = (members * products).sum(-2, keepdim=True), members.sum(-2, keepdim=True)
-        known = torch.stack([products, squares.expand_as(products), counts.expand_as(products)])  # (3, *b, S, W + 1)
-        product, square, count = known.gather(-1, self.chosen)
-        left = product - leaving * self.squares
-        own = torch.stack([left, square - leaving * (product + left), count - leaving])
-        product, square, count = known.scatter(-1, self.labels.expand_as(own), own)[..., :-1]
-        return (scale * self.similarity(product, self.squares, square, count)).masked_fill(self.absent, NO_CLASS)
+        way = self.chosen.shape[-1]
+        members, leaving = (self.members * weights.unsqueeze(-1)).split([way + 1, way], -1)
+        products = self.products @ members  # (*b, S, W + 1)
+
+        def chosen(values: Tensor) -> Tensor:
+            return values.expand_as(products).gather(-1, self.chosen)
+
+        product, square = chosen(products), chosen((members * products).sum(-2, keepdim=True))
+        left = product - (leaving if self.squares is None else leaving * self.squares)
+        square = torch.addcmul(square, leaving, product + left, value=-1)
+        count = chosen(members.sum(-2, keepdim=True)) - leaving if self.metric == "euclidean" else None
+        similar = similarities_of_products(left, self.squares, square, count, self.shots.shape[-1], self.metric)
+        return (scale * similar).masked_fill(self.absent, NO_CLASS)
 
     def log_likelihood(self, weights: Tensor, scale: Tensor | float) -> Tensor:
         """``(*b, S)`` of the labels, likewise."""

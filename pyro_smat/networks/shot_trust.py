@@ -77,16 +77,18 @@ def shot_trust(
     """
     if not 0 <= label_noise < 1:
         raise ValueError(f"label_noise is {label_noise}; expected a share of labels in [0, 1)")
-    real, classes = mask.to(features.dtype), class_mask.sum(-1, keepdim=True).clamp(min=1).to(features.dtype)
-    shots, log_classes = real.sum(-1, keepdim=True), classes.log()
+    trust, log_classes = mask.to(features.dtype), class_mask.sum(-1, keepdim=True).clamp(min=1).to(features.dtype).log()
+    shots = trust.sum(-1, keepdim=True)
+    noise = torch.full_like(shots, label_noise)
     pairs = LeaveOneOut(features, labels, mask, class_mask, metric)
-    trust, noise = real, torch.full_like(shots, label_noise)
     with torch.no_grad():  # at the fixed point the trust is what it is, whatever moves it
+        without = log_classes.masked_fill(~mask, -torch.inf)  # log odds of a label at even noise, less its likelihood
+        share = 1 / (shots + STRENGTH)  # of a shot in the posterior mean of the noise
+        most = share * (shots + STRENGTH * label_noise)
         for _ in range(STEPS if label_noise else 0):
-            odds = (pairs.log_likelihood(trust, scale) + (log_classes - noise.logit())).sigmoid() * real
+            odds = (pairs.log_likelihood(trust, scale) + (without - noise.logit())).sigmoid()
             trust = torch.lerp(trust.expand_as(odds), odds, 0.5)
-            wrong = shots - odds.sum(-1, keepdim=True)
-            noise = ((STRENGTH * label_noise + wrong) / (STRENGTH + shots)).clamp(LEAST_NOISE, MOST_NOISE)
+            noise = torch.addcmul(most, share, odds.sum(-1, keepdim=True), value=-1).clamp(LEAST_NOISE, MOST_NOISE)
     evidence = pairs.log_likelihood(trust, scale)
     if label_noise:
         evidence = torch.logaddexp(evidence + torch.log1p(-noise), noise.log() - log_classes)

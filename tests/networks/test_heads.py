@@ -103,6 +103,27 @@ def test_leave_one_out_equals_removing_each_shot(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_leave_one_out_with_weights_equals_weighted_means_of_the_other_shots(metric: Metric) -> None:
+    """Weights are of the shots in the centres; they change neither which shots are alone nor what is compared."""
+    features, labels, mask, class_mask = support(1)
+    weights = 0.05 + 2 * torch.rand(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    logits = leave_one_out_logits(features, labels, mask, class_mask, SCALE, metric, weights)
+    for b, way in ((0, 3), (1, 2)):
+        real = mask[b].nonzero().flatten().tolist()
+        for i in real:
+            for k in range(way):
+                members = [j for j in shots_of(b, k, labels, mask) if j != i] or real
+                total = sum((weights[b, j] * seen(features[b, j], metric) for j in members), torch.zeros(5).double())
+                centre = total / sum(float(weights[b, j]) for j in members)
+                expected = SCALE * similarity_by_hand(seen(features[b, i], metric), centre, metric)
+                assert logits[b, i, k].item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert (logits[b, :, way:] == -1e4).all()
+    halved = leave_one_out_logits(features, labels, mask, class_mask, SCALE, metric, weights / 2)
+    torch.testing.assert_close(halved, logits)  # means know no unit of weight
+    assert not torch.allclose(logits, leave_one_out_logits(features, labels, mask, class_mask, SCALE, metric))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_padding_never_matters(metric: Metric) -> None:
     features, labels, mask, class_mask = support()
     queries = torch.randn(2, 4, 5, dtype=torch.float64)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import is_identically_one, scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -105,4 +105,5 @@ def _weighed(
         return scale_and_mask(points, scale=scale, mask=mask)
     shown = mask.to(points).expand(torch.broadcast_shapes(mask.shape, points.shape))
     count = shown.sum(inner, keepdim=True) if inner else shown  # a sum over no dims would be one over all
-    return torch.where(shown > 0, points * scale, 0.0) / count.clamp(min=1)
+    points = points if is_identically_one(scale) else points * scale
+    return points.masked_fill(shown == 0, 0.0) / count.clamp(min=1)

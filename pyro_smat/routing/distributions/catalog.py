@@ -33,7 +33,7 @@ class CatalogCategorical(dist.OneHotCategorical):
         return super().expand(batch_shape, _instance or self.__new__(CatalogCategorical))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return (value * torch.where(value != 0, self.logits, 0.0)).sum(-1)  # 0 x -inf is 0, in the gradient too
+        return (value * self.logits.masked_fill(value == 0, 0.0)).sum(-1)  # 0 x -inf is 0, in the gradient too
 
 
 class RelaxedCatalog(TorchDistribution):
@@ -78,7 +78,7 @@ class RelaxedCatalog(TorchDistribution):
 def _kl_catalog(q: CatalogCategorical, p: CatalogCategorical) -> Tensor:
     """From the logits: torch's own takes a probability that rounds to 0, such as exp(-beta cost), to be 0."""
     probabilities = q.probs
-    log_ratio = torch.where(probabilities > 0, q.logits - p.logits, 0.0)
+    log_ratio = (q.logits - p.logits).masked_fill(probabilities == 0, 0.0)
     return (probabilities * log_ratio).sum(-1)
 
 

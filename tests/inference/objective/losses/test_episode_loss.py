@@ -269,7 +269,7 @@ def test_expectation_over_enumerated_choices(name: str, dim: int) -> None:
 class Pixels:
     """Stands for cached features: two "sources" that see the pixels, and their squares."""
 
-    def of(self, images: Tensor, index: Tensor) -> Tensor:
+    def of(self, images: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.stack([images.flatten(2), images.flatten(2).square()], 1)
 
 
