@@ -58,7 +58,7 @@ def row(bench: Bench) -> str:
     trainer.fit(progress=False)
     steps, seconds = bench.options.steps, _now(bench.device) - ready
     assert router.catalog is not None
-    times = f"{embedded - begun:.1f} | {steps} | {seconds:.1f} | {1000 * seconds / steps:.0f}"
+    times = f"{embedded - begun:.2f} | {steps} | {seconds:.2f} | {1000 * seconds / steps:.0f}"
     return f"| {len(router.catalog)} | {len(pool)} | {times} |"
 
 

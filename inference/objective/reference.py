@@ -48,8 +48,9 @@ def support_losses(batch: EpisodeBatch, metric: Metric = "cosine") -> Tensor:
     """
     if batch.support.features is None:
         raise ValueError("the support has no features; call SourceFeatures(...).attach(batch) first")
+    features = batch.support.features
     return leave_one_out_loss(
-        batch.support.features.float(),
+        features.to(torch.promote_types(features.dtype, torch.float32)),
         batch.support.labels.unsqueeze(1),
         batch.support.mask.unsqueeze(1),
         batch.class_mask.unsqueeze(1),

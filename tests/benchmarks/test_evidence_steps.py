@@ -19,4 +19,4 @@ def test_a_row_tells_routings_images_and_steps(tmp_path: Path) -> None:
     told = [cell.strip() for cell in steps.row(Bench(made, 0, torch.device("cpu"))).strip("|").split("|")]
     assert told[:2] == ["6", "64"]
     assert told[3] == str(made.steps)
-    assert float(told[4]) > 0
+    assert float(told[5]) > 0
