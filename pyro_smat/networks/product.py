@@ -97,10 +97,7 @@ class _LargeProduct(torch.autograd.Function):
         if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(g):  # again, or a batch of them
             own = torch.cat([g @ part.mT for part in parts], dim=1) if for_coefficients else None
             return own, *(piece.mT @ g if needed else None for piece, needed in zip(pieces, for_parts, strict=True))
-        of_parts = [
-            large_empty(part.shape, g) if wanted else None for part, wanted in zip(parts, for_parts, strict=True)
-        ]
-        wanted = [(piece.mT, of) for piece, of in zip(pieces, of_parts, strict=True) if of is not None]
+        of_parts, wanted = _unwritten(pieces, parts, for_parts, g)
         of_coefficients = torch.zeros_like(coefficients, dtype=torch.float64)
         for slope, *columns in _columns(g, *parts, *(of for _, of in wanted)):
             rows, of_rows = columns[: len(parts)], columns[len(parts) :]
@@ -140,10 +137,7 @@ class _HalfProduct(torch.autograd.Function):
             pairs = zip(pieces, for_parts, strict=True)
             return own, *(piece.to(g.dtype).mT @ g if needed else None for piece, needed in pairs)
         of_coefficients = torch.zeros_like(coefficients) if for_coefficients else None
-        of_parts = [
-            large_empty(part.shape, g) if needed else None for part, needed in zip(parts, for_parts, strict=True)
-        ]
-        wanted = [(piece.mT, of) for piece, of in zip(pieces, of_parts, strict=True) if of is not None]
+        of_parts, wanted = _unwritten(pieces, parts, for_parts, g)
         for slope, *columns in _columns(g, *parts, *(of for _, of in wanted)):
             slope, rows, of_rows = slope.float(), columns[: len(parts)], columns[len(parts) :]
             if of_coefficients is not None:
@@ -151,6 +145,14 @@ class _HalfProduct(torch.autograd.Function):
             for (piece, _), own in zip(wanted, of_rows, strict=True):
                 own.copy_(piece @ slope)
         return of_coefficients, *of_parts
+
+
+def _unwritten(
+    pieces: Sequence[Tensor], parts: Sequence[Tensor], needed: Sequence[bool], g: Tensor
+) -> tuple[list[Tensor | None], list[tuple[Tensor, Tensor]]]:
+    """Memory for the gradient of each part that needs one, and with its coefficients, transposed, those that do."""
+    of_parts = [large_empty(part.shape, g) if own else None for part, own in zip(parts, needed, strict=True)]
+    return of_parts, [(piece.mT, of) for piece, of in zip(pieces, of_parts, strict=True) if of is not None]
 
 
 def _matrix(parts: Sequence[Tensor]) -> Tensor:
