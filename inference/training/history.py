@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,7 +70,7 @@ def show(bar: Any, row: dict[str, float]) -> None:
         "loss": f"{row['loss']:.3f}",
         "CVaR": f"{row['cvar']:.3f}",
         "KL": f"{row['kl']:.2f}",
-        "MI": f"{row['mutual_information']:.2f}",
+        **({"MI": f"{row['mutual_information']:.2f}"} if isfinite(row["mutual_information"]) else {}),
         "images/s": f"{row['images_per_second']:.0f}",
     }
     if "sparsity" in row:

@@ -166,8 +166,7 @@ class SourceLibrary:
         The basis is written to a file, a piece at a time, and mapped: composing and its gradient read it through, and
         the system drops what it has read when memory is short. All processes of a machine that map one file share what
         is in memory. The basis is a tensor on the CPU like any other, with the same values. What copies it needs the
-        memory after all: moving it to a GPU, another ``compute_dtype``, and experts, which a model puts beside the
-        sources.
+        memory after all: moving it to a GPU, and another ``compute_dtype``.
 
         Args:
             path: of the file, R x d numbers; it is written anew, and must stay while the library is used.
