@@ -2,7 +2,7 @@ r"""Concrete (Gumbel-softmax) routing: nearly discrete weights with a gradient.
 
 .. math:: w = \mathrm{softmax}((\ell(S) + G) / T(S)), \quad G_k \sim \mathrm{Gumbel}      (Bayes-routed SMAT, eq. 8)
 
-Sampled as ILR coordinates, i.e. in log space, so that nothing underflows at low temperatures.
+Sampled as ILR coordinates, i.e. in log space, so that neither sampling nor training underflows at low temperatures.
 """
 
 from __future__ import annotations

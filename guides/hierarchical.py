@@ -27,7 +27,7 @@ class HierarchicalPosterior(CatalogPosterior):
     Args:
         logits: ``(B, J)``.
         families: ``(J,)`` long, the family of every routing, 0..F-1.
-        catalog, sources: as in :class:`CatalogPosterior`.
+        catalog, num_sources: as in :class:`CatalogPosterior`.
     """
 
     def __init__(self, logits: Tensor, families: Tensor, *, catalog: Catalog, num_sources: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 import pyro.distributions as dist
 import torch
@@ -18,9 +18,6 @@ from torch.distributions import kl_divergence
 from pyro_smat.models.priors import MixturePrior, RoutingPrior
 from pyro_smat.routing import CATALOG_SITE
 
-Uncertainty = Literal["confidence", "entropy", "variance", "prior", "argmax entropy"]
-UNCERTAINTIES: tuple[Uncertainty, ...] = get_args(Uncertainty)
-UNCERTAINTY_DRAWS = 64
 KL_DRAWS = 256
 
 KLMethod = Literal["exact", "Monte Carlo", "bound"]
@@ -80,7 +77,7 @@ class RoutingPosterior(ABC):
         return weights.mean(1) if self.num_blocks > 1 else weights
 
     def entropy(self) -> Tensor:
-        """Shannon entropy of :meth:`choice`, ``(B,)`` in nats."""
+        """Shannon entropy of :meth:`routing_probabilities`, ``(B,)`` in nats."""
         return torch.special.entr(self.routing_probabilities()).sum(-1)
 
     @abstractmethod
@@ -152,45 +149,6 @@ class RoutingPosterior(ABC):
                 f"{type(self).__name__} has sites {sorted(mine)} and {type(prior).__name__} {sorted(theirs)}; "
                 "expected a prior of the same family"
             )
-
-    def uncertainty(
-        self,
-        kind: Uncertainty = "entropy",
-        prior: RoutingPrior | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """U(S) ``(B,)``; larger is less sure.
-
-        Args:
-            kind: "confidence" 1 - max choice; "entropy" of the choice; "variance" summed over coefficients, from
-                draws (mean over blocks); "prior" minus KL(q || prior), for which ``prior`` is needed; "discretised
-                entropy" of which source and expert weigh most in a draw, in nats (mean over blocks).
-            prior: the routing prior.
-            generator: for "variance" and "argmax entropy".
-        """
-        if kind == "confidence":
-            return 1.0 - self.routing_probabilities().amax(-1)
-        if kind == "entropy":
-            return self.entropy()
-        if kind == "variance":
-            variance = self.sample(UNCERTAINTY_DRAWS, generator).var(0).sum(-1)
-            return variance.mean(-1) if self.num_blocks > 1 else variance
-        if kind == "prior":
-            if prior is None:
-                raise ValueError("uncertainty kind 'prior' is minus KL(q || prior): pass the prior")
-            return -self.kl(prior)
-        if kind == "argmax entropy":
-            drawn = self.sample(UNCERTAINTY_DRAWS, generator)
-            cell, cells = drawn[..., : self.num_sources].argmax(-1), self.num_sources
-            if self.num_experts:
-                cell, cells = (
-                    cell * self.num_experts + drawn[..., self.num_sources :].argmax(-1),
-                    cells * self.num_experts,
-                )
-            shares = torch.nn.functional.one_hot(cell, cells).to(drawn.dtype).mean(0)  # (B, [L,] cells)
-            entropy = torch.special.entr(shares).sum(-1)
-            return entropy.mean(-1) if self.num_blocks > 1 else entropy
-        raise ValueError(f"uncertainty kind is {kind!r}; expected one of {UNCERTAINTIES}")
 
 
 def keep_largest(weights: Tensor, k: int) -> Tensor:

@@ -46,15 +46,15 @@ class PseudoBMAGuide(RoutingGuide):
         num_sources: R.
         prior: p(r); None for equal.
         temperature: T > 0, in nats per shot; towards 0 the posterior becomes the best source by support loss, above a
-            few nats it becomes the prior. Divided by the model's calibration of the posterior, where that is fitted.
+            few nats it becomes the prior.
         weights: "pseudo_bma" or "stacking"; stacking ignores the temperature, and the prior unless it excludes.
         label_noise: share of wrong labels that a support is expected to have, as the model's option of this name: a
             label that no source explains then costs each of them about as much.
         metric: of the prototype head.
 
     Attributes:
-        temperature_scale: T by which the posterior's logits are divided, 1 until it is fitted on held-out episodes
-            (:func:`pyro_smat.inference.training.temperature_scaling.calibrate_guide`).
+        temperature_scale: by which the posterior's logits are divided, of either kind of weights; 1 until it is fitted
+            on held-out episodes (:func:`pyro_smat.inference.training.temperature_scaling.calibrate_guide`).
 
     Example:
         >>> from pyro_smat import EpisodeSampler, glyph_pool

@@ -61,12 +61,17 @@ class SimplexPosterior(RoutingPosterior):
         return torch.cat(parts, dim=-1).unsqueeze(0), self._like.new_ones(1, self._like.shape[0])
 
     def log_prob(self, coefficients: Tensor) -> Tensor:
+        """Of the ILR coordinates of these weights.
+
+        A weight that underflowed counts as the smallest number of its dtype: where draws are that sharp, ask the
+        distributions of :meth:`sites` for the density of the coordinates themselves.
+        """
         total = coefficients.new_zeros(coefficients.shape[: -2 if self.num_blocks > 1 else -1])
         for name, distribution in self.sites().items():
             part = (
                 coefficients[..., : self.num_sources] if name == SOURCE_SITE else coefficients[..., self.num_sources :]
             )
-            ilr = part.clamp(min=1e-30).log() @ ilr_basis(part.shape[-1], part)
+            ilr = part.clamp(min=torch.finfo(part.dtype).tiny).log() @ ilr_basis(part.shape[-1], part)
             ilr = ilr.unsqueeze(-3 if self.num_blocks > 1 else -2)  # the dim of queries
             total = total + distribution.log_prob(ilr).squeeze(-1)
         return total

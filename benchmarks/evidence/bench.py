@@ -71,7 +71,7 @@ class Bench:
                 "classifier": own.classifier,
             },
             "guide": {"kind": "catalog", "catalog": {"kind": "k_hot", "max_sources": own.most}},
-            "objective": {"episode_loss": "ensemble_nll", "kl_weight": 0.02, "rho": 0.5, "tail_weight": 0.5},
+            "objective": {"episode_loss": "predictive_nll", "kl_weight": 0.02, "rho": 0.5, "tail_weight": 0.5},
             "episodes": {
                 "way": own.way,
                 "shot": (1, own.shot),

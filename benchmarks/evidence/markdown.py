@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tables import Statistic, difference, shown, tail
-
-__all__ = ["Found", "Kept", "accuracy", "cvar", "grid", "tail"]
+from tables import Statistic, difference, shown
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from suite import TRAINED, UNSEEN
+from suite import SOURCES, TRAINED, UNSEEN
 
 from pyro_smat.networks.heads import Metric
 from pyro_smat.networks.support_head import Classifier
@@ -41,7 +41,7 @@ class Options:
     data: Path = Path("data/suite")
     sources: Path = Path("data/suite/sources")
     network: str | Mapping[str, Any] = "mobilenet_v2"
-    names: tuple[str, ...] = ("imagenet", *TRAINED, "generalist")
+    names: tuple[str, ...] = SOURCES
     trained: tuple[str, ...] = TRAINED
     unseen: tuple[str, ...] = UNSEEN
     way: int = 5

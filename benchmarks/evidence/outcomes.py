@@ -13,6 +13,7 @@ import numpy as np
 from bench import BLOCKS, CORRUPTIONS, Bench, merged
 from drawn import Drawn
 from options import MARKS
+from suite import GENERALIST
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.inference.assembly.router import Router
@@ -34,7 +35,6 @@ COSINE, TOGETHER, AVERAGED_TOGETHER = (
     f"{AVERAGED}, queries together",
 )
 QUERY_WEIGHT = 0.5
-GENERALIST = "generalist"
 
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ROUTED: ("router", {}),
@@ -119,7 +119,7 @@ def evaluate_cell(
     """Accuracy and loss ``(N,)`` of every pair and every baseline on the same episodes, and how each pair routes.
 
     Args:
-        pairs: by name; each also as one network, its MAP. Baselines have the head of the first.
+        pairs: by name; each also as one network, its MAP. Baselines have the metric and scale of the first.
         drawn: the episodes.
         kinds: baselines; none leaves single sources out, too.
         other_head: a pair whose head the baselines are evaluated with, too; its metric is appended to their names.

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from suite import TRAINED, UNSEEN, load_pool
+from suite import SOURCES, TRAINED, UNSEEN, load_pool
 from torch import Tensor
 
 from pyro_smat.encoders.gaussian_mechanism import noise_multiplier
@@ -37,7 +37,6 @@ from pyro_smat.networks import build_network
 from pyro_smat.networks.heads import prototype_logits
 from pyro_smat.sources import load_weights
 
-SOURCES = ("imagenet", "emoji", "glyph", "texture", "clipart", "generalist")
 WAY, QUERY, DELTA = 5, 7, 1e-5
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, math.inf)
 TRUSTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from suite import TRAINED, load_split
+from suite import GENERALIST, SOURCES, TRAINED, load_split
 
 from pyro_smat.episodes.sampler import EpisodeSampler
 from pyro_smat.inference.assembly.router import choose_device
@@ -26,8 +26,6 @@ from pyro_smat.sources import load_weights
 from pyro_smat.sources.pretraining import mirror, pretrain
 
 WAY, SHOT, QUERY = 8, 5, 5
-GENERALIST = "generalist"
-NAMES = ("imagenet", *TRAINED, GENERALIST)
 
 
 def make_sources(
@@ -35,7 +33,7 @@ def make_sources(
 ) -> dict[str, Path]:
     """The checkpoints of one seed, by name."""
     start = load_weights(data / "mobilenet_v2.safetensors")
-    paths = {name: out / f"seed{seed}" / f"{name}.safetensors" for name in NAMES}
+    paths = {name: out / f"seed{seed}" / f"{name}.safetensors" for name in SOURCES}
     for number, (name, path) in enumerate(paths.items()):
         if path.exists():
             continue

@@ -13,15 +13,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from suite import TRAINED, load_split
+from suite import GENERALIST, TRAINED, load_split
 
 from pyro_smat.inference.assembly.router import choose_device
 from pyro_smat.networks import build_network
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.sources import SourceLibrary, fit_subspace, save_subspace
-
-GENERALIST = "generalist"
 
 
 def fit_subspaces(data: Path, folder: Path, rank: int, device: torch.device) -> None:

@@ -23,6 +23,8 @@ from pyro_smat.episodes.pool import ImagePool
 SPLITS = ("sources", "router", "validation", "test")
 TRAINED = ("emoji", "glyph", "texture", "clipart")
 UNSEEN = ("aenigma", "fashion", "mnist", "tuxpaint")
+GENERALIST = "generalist"
+SOURCES = ("imagenet", *TRAINED, GENERALIST)  # the fallback first
 
 _SPLIT_FILES = Path(__file__).parent / "splits"
 

@@ -80,7 +80,7 @@ def run_cells(bench: Bench, folder: Path, domains: list[str], conditions: list[s
     pairs |= {TOGETHER: together(pairs[EXPERT]), AVERAGED_TOGETHER: together(pairs[AVERAGED])}
     changed = bench.deployed_library(standard.routers[EXPERT])
     control = bench.averaged(bench.options.noise, changed)
-    for scale in ("raw_scale", "raw_ridge_scale"):  # baselines have the head of the first pair
+    for scale in ("raw_scale", "raw_ridge_scale"):  # baselines have the metric and scale of the first pair
         setattr(control[0], scale, getattr(pairs[EXPERT][0], scale))
     bench.calibrate(*control, changed)
     if facts is None:

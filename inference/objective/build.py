@@ -25,7 +25,7 @@ def build_elbo(
     Args:
         settings: of the objective.
         features: of the pool that training episodes come from, for the reference of regret.
-        model: gives the head's metric, and the networks that a teacher tries.
+        model: gives the metric of the sources' prototypes, and the networks that a teacher tries.
         catalog: of the guide, where it has one: the routings that a teacher tries.
 
     Raises:

@@ -36,11 +36,6 @@ class Outcome:
     weights: Tensor
     batch: EpisodeBatch
 
-    @classmethod
-    def of_probabilities(cls, probabilities: Tensor, batch: EpisodeBatch) -> Outcome:
-        """Of predictions that come from elsewhere, ``(B, Q, W)``."""
-        return cls(probabilities.unsqueeze(0), probabilities.new_ones(1, len(batch)), batch)
-
     @cached_property
     def probabilities(self) -> Tensor:
         """Class probabilities of the mixture, ``(B, Q, W)``."""

@@ -1,6 +1,6 @@
 """The terms of one particle: from a pair of traces to episode losses, KL and penalties.
 
-The arithmetic half of :class:`~pyro_smat.inference.CVaR_ELBO`; which sites may stand where is in ``elbo_sites``.
+The arithmetic half of :class:`~pyro_smat.inference.CVaR_ELBO`; which sites may stand where is in ``sites``.
 """
 
 from __future__ import annotations

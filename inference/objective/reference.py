@@ -66,7 +66,7 @@ class SourceReference:
         features: of the pool that episodes come from.
         kind: "best_source" takes the minimum over the R sources of the query loss; "fallback" the loss of source 0.
         episode_loss: of the objective: a name, a table of a config, or a loss of one's own.
-        metric: of the prototype head.
+        metric: of the prototypes at scale 10 that a source classifies by, whatever head the model has.
 
     Raises:
         ValueError: for another kind, or an unknown episode loss.

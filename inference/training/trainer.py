@@ -1,8 +1,8 @@
 """MetaTrainer: meta-trains router, experts and head scale on a stream of episodes.
 
 In torch.distributed's default group each process trains on its share of every batch, and they go on as one run.
-sampler -> frozen features -> CVaR_ELBO(model, guide) -> AdamW; primal-dual sparsity; validation on held-out episodes;
-a checkpoint with every random state, from which a killed run continues to the same result.
+sampler -> frozen features -> CVaR_ELBO(model, guide) -> AdamW; the budget of the experts; validation on held-out
+episodes; a checkpoint with every random state, from which a killed run continues to the same result.
 """
 
 from __future__ import annotations
@@ -164,6 +164,9 @@ class MetaTrainer:
         with self._episodes(world) as drawn, Heard() as heard:
             batch = self.features.attach(drawn.to(self.device))
             terms = self.elbo.terms(self.model, self.guide, batch, kl_factor=kl_factor)
+        if not heard.posteriors:  # a guide with a forward of its own
+            with torch.no_grad():
+                heard.posteriors.append(self.guide.posterior(batch))
         loss = terms.loss / self.settings.episodes + self._penalty(world)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -193,8 +196,7 @@ class MetaTrainer:
         if experts is not None:
             experts.after_step()
         self.step += 1
-        posterior = heard.posteriors[-1] if heard.posteriors else self.guide.posterior(batch)  # of a forward of its own
-        return row_of(self, terms, loss, posterior, batch, time.perf_counter() - started)
+        return row_of(self, terms, loss, heard.posteriors[-1], batch, time.perf_counter() - started)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

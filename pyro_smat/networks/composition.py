@@ -62,7 +62,7 @@ class TaskNetwork:
         recompute: True or False to force recomputing chunks in the backward pass; None decides by ``memory_limit``.
         compile: pass the vmapped network through torch.compile; on a GPU, switch cuDNN's attention off for that
             (``torch.backends.cuda.enable_cudnn_sdp(False)``), its compiled backward fails.
-        cuda_graphs: on a GPU, replay the forward and backward pass of a shape from its third call on
+        cuda_graphs: on a GPU, replay the forward and backward pass of a shape from its second call on
             (:mod:`~pyro_smat.networks.cuda_graphs`): the same numbers, without the time to launch. Each shape keeps the
             memory of its activations. Also an attribute, to be switched at any time.
 

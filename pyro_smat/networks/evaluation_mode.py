@@ -41,6 +41,7 @@ _ALWAYS = frozenset(
         *(F.fractional_max_pool2d_with_indices, F.fractional_max_pool3d_with_indices),
     ]
 )
+_RRELUS = (F.rrelu, torch.rrelu, torch.rrelu_)
 # Functions that draw when told to: position and name of the argument that tells them, and its default.
 _WHEN_TOLD: Mapping[Callable[..., Any], tuple[int, str, bool | float]] = {
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), (2, "training", True)),
@@ -48,7 +49,7 @@ _WHEN_TOLD: Mapping[Callable[..., Any], tuple[int, str, bool | float]] = {
     **dict.fromkeys((torch.dropout, torch.dropout_, torch.alpha_dropout, torch.alpha_dropout_), (2, "train", True)),
     **dict.fromkeys((torch.feature_dropout, torch.feature_dropout_, torch.native_dropout), (2, "train", True)),
     **dict.fromkeys((torch.feature_alpha_dropout, torch.feature_alpha_dropout_), (2, "train", True)),
-    **dict.fromkeys((F.rrelu, torch.rrelu, torch.rrelu_), (3, "training", False)),
+    **dict.fromkeys(_RRELUS, (3, "training", False)),
     F.scaled_dot_product_attention: (4, "dropout_p", 0.0),
 }
 
@@ -250,5 +251,7 @@ def _draws(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
         return kwargs.get("generator") is None and not any(isinstance(a, torch.Generator) for a in args)
     position, name, default = _WHEN_TOLD[func]
     told = args[position] if len(args) > position else kwargs.get(name, default)
+    if func in _RRELUS:
+        return bool(told)
     probability = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
     return bool(told) and not (isinstance(probability, float | int) and probability == 0)

@@ -148,8 +148,9 @@ class SourceFeatures:
         if self.pool is None or coefficients.requires_grad or not self._of_same_networks(basis):
             return None
         named = self._named
-        if named is None or named[0]() is not coefficients or named[1] != changes_of(coefficients):
-            named = weakref.ref(coefficients), changes_of(coefficients), self._columns(coefficients)
+        changes = changes_of(coefficients)
+        if named is None or named[0]() is not coefficients or changes is None or named[1] != changes:
+            named = weakref.ref(coefficients), changes, self._columns(coefficients)
             self._named = named  # a model asks for support and queries
         columns = named[2]
         return None if columns is None else self._look_up(columns, part.images, part.rows, part.mask)

@@ -19,6 +19,7 @@ METRICS: tuple[Metric, ...] = ("cosine", "euclidean", "bhattacharyya")
 NO_CLASS = -1e4  # logit of a class that the episode does not have: finite, so that 0 x log 0 stays 0
 LEAST_WEIGHT = 1e-6  # of the shots of a class, below which it is empty
 SMALLEST = 1e-24  # squared length
+LEAST_LEFT = 1e-5  # of the squared length of a sum, below which only rounding is left of it
 LEAST_ROOTED = 1e-12  # magnitude, below which a square root has no gradient
 
 
@@ -87,28 +88,34 @@ def similarities_of_products(
     square: Tensor | None,
     centre_square: Tensor,
     count: Tensor | None,
+    whole: Tensor,
     width: int,
     metric: Metric,
 ) -> Tensor:
     """:func:`similarities` to sums of so many features, from inner products with the sum and squared lengths.
+
+    What the sums were left with by features that were taken out again: of one that consisted of these only rounding is
+    left, and it counts as an empty class, whose centre is zero.
 
     Args:
         product: of the feature and the sum.
         square: squared length of the feature; None for 1, of features that were scaled to it.
         centre_square: of the sum.
         count: of features in the sum, or what they weigh together; matters to "euclidean" only.
+        whole: squared length of the sum before features were taken out.
         width: f.
         metric: "cosine", "euclidean" or "bhattacharyya", of features as :func:`compared`.
     """
-    centre_square = centre_square.clamp(min=SMALLEST)
+    nothing = centre_square <= LEAST_LEFT * whole
+    product = product.masked_fill(nothing, 0.0)
     if metric == "euclidean":
         assert square is not None
         assert count is not None
-        count = count.clamp(min=LEAST_WEIGHT)
+        count, centre_square = count.clamp(min=LEAST_WEIGHT), centre_square.masked_fill(nothing, 0.0)
         return (2 * product / count - square - centre_square / count.square()) / width
     if square is not None:
         product = product * square.clamp(min=SMALLEST).rsqrt()
-    return product * centre_square.rsqrt()
+    return product * centre_square.clamp(min=SMALLEST).rsqrt()
 
 
 def prototype_logits(
@@ -217,11 +224,11 @@ class LeaveOneOut:
         def chosen(values: Tensor) -> Tensor:
             return values.expand_as(products).gather(-1, self.chosen)
 
-        product, square = chosen(products), chosen((members * products).sum(-2, keepdim=True))
+        product, whole = chosen(products), chosen((members * products).sum(-2, keepdim=True))
         left = product - (leaving if self.squares is None else leaving * self.squares)
-        square = torch.addcmul(square, leaving, product + left, value=-1)
+        square = torch.addcmul(whole, leaving, product + left, value=-1)
         count = chosen(members.sum(-2, keepdim=True)) - leaving if self.metric == "euclidean" else None
-        similar = similarities_of_products(left, self.squares, square, count, self.shots.shape[-1], self.metric)
+        similar = similarities_of_products(left, self.squares, square, count, whole, self.shots.shape[-1], self.metric)
         return (scale * similar).masked_fill(self.absent, NO_CLASS)
 
     def log_likelihood(self, weights: Tensor, scale: Tensor | float) -> Tensor:
@@ -238,7 +245,7 @@ def leave_one_out_loss(
     metric: Metric = "cosine",
 ) -> Tensor:
     """Mean leave-one-out cross-entropy of the support, ``(*b)``, in nats; arguments as for the logits above."""
-    logits = leave_one_out_logits(features, labels, mask, class_mask, scale, metric)
-    labels, mask = labels.expand(logits.shape[:-1]), mask.expand(logits.shape[:-1])
-    losses = -torch.gather(logits.log_softmax(-1), -1, labels.unsqueeze(-1)).squeeze(-1)
-    return (losses * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    held_out = LeaveOneOut(features, labels, mask, class_mask, metric)
+    found = held_out.log_likelihood(mask.to(features.dtype), scale)
+    mask = mask.expand(found.shape)
+    return -(found * mask).sum(-1) / mask.sum(-1).clamp(min=1)

@@ -51,7 +51,8 @@ class Places:
         """
         changes = changes_of(rows), None if mask is None else changes_of(mask)
         known = self._found.get(rows)
-        if known is not None and mask is not None and known.mask is mask and known.changes == changes:
+        same = known is not None and mask is not None and known.mask is mask and known.changes == changes
+        if same and None not in changes:  # what is not counted may have changed
             return known
         real = images.flatten(2).any(-1) if mask is None else mask
         lowest, highest = torch.stack(rows.masked_fill(~real, 0).aminmax()).tolist() if rows.numel() else (0, 0)

@@ -30,7 +30,7 @@ def compose(coefficients: Tensor, basis: AnyBasis | Sequence[Tensor], space: Par
         coefficients keep their float32 too, elsewhere they are rounded first. Their gradient is float32 everywhere.
 
     Raises:
-        ValueError: when C or L do not match.
+        ValueError: when C or L do not match, or the parts of the basis differ in d or dtype.
 
     Example:
         >>> compose(torch.tensor([0.25, 0.75]), torch.tensor([[0.0, 4.0], [4.0, 8.0]]))
@@ -43,6 +43,9 @@ def compose(coefficients: Tensor, basis: AnyBasis | Sequence[Tensor], space: Par
             f"coefficients have {coefficients.shape[-1]} columns and the basis {rows} rows; "
             "expected one coefficient for each source and expert"
         )
+    if len({(part.shape[-1], part.dtype) for part in parts}) > 1:
+        found = " and ".join(f"{tuple(part.shape)} {part.dtype}" for part in parts)
+        raise ValueError(f"the parts of the basis are {found}; expected rows of one length and one dtype")
     coefficients = coefficients.to(torch.promote_types(parts[0].dtype, torch.float32))
     if space is None or len(space.block_names) == 1:
         return _product(coefficients, parts)

@@ -16,7 +16,8 @@ heads count half.
 
 *Transduction* lets the queries speak: the label of a query is latent, and queries are shots whose labels are
 :math:`\pi_{jk} = p(y_j = k)` and which weigh :math:`\beta`. Damped mean-field updates find the :math:`\pi`; no query
-helps to place the prototype that it is compared with. Predictions then depend on which queries are asked together.
+helps to place the prototype that it is compared with, nor founds a class that has no shots. Predictions then depend on
+which queries are asked together.
 """
 
 from __future__ import annotations
@@ -128,7 +129,9 @@ class SupportHead:
 
     def _with_queries(self, queries: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits with the other queries among the shots, and what each query weighs in each class ``(*b, Q, W)``."""
-        weight = self.settings.transduction * (1.0 if mask is None else mask.unsqueeze(-1).to(queries.dtype))
+        weight = self.settings.transduction * (self.counts > LEAST_WEIGHT).unsqueeze(-2).to(queries.dtype)
+        if mask is not None:
+            weight = weight * mask.unsqueeze(-1)
         squares = queries.square().sum(-1, keepdim=True)
         with torch.no_grad():  # at the fixed point the labels of the others are what they are, whatever moves them
             shares = weight * logits.softmax(-1)
@@ -145,6 +148,7 @@ class SupportHead:
             squares,
             lengths - 2 * shares * products + shares.square() * squares,
             counts.unsqueeze(-2) - shares,
+            lengths,
             queries.shape[-1],
             self.settings.metric,
         )

@@ -32,6 +32,7 @@ RANDOM: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "alpha_dropout": lambda m, x: F.alpha_dropout(m(x), 0.5, training=True),
     "dropout2d": lambda m, x: F.dropout2d(m(x).unsqueeze(-1)).squeeze(-1),
     "rrelu": lambda m, x: F.rrelu(m(x), training=True),
+    "rrelu_": lambda m, x: torch.rrelu_(m(x), 0.0, 0.3, True),
     "gumbel_softmax": lambda m, x: F.gumbel_softmax(m(x)),
     "rand": lambda m, x: m(x) + torch.rand(4),
     "randn_like": lambda m, x: m(x) + torch.randn_like(x),

@@ -256,6 +256,25 @@ def test_singly_the_images_that_are_asked_for_and_no_others() -> None:
     assert torch.equal(again.flip(0)[mask], found[mask])  # bit for bit, in any order
 
 
+def test_routings_that_change_where_pytorch_does_not_count_are_looked_at_again(crossed_pool: ImagePool) -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    space = ParameterSpace.from_module(module)
+    basis = torch.randn(2, space.dim, generator=torch.Generator().manual_seed(0))
+    known = torch.eye(2)
+    features = SourceFeatures(TaskNetwork(module, space), basis, crossed_pool, routings=known)
+    with torch.inference_mode():
+        rows, mask = torch.tensor([[3, 5, 9]]), torch.ones(1, 3, dtype=torch.bool)
+        part = Labelled(crossed_pool.at(rows[0]).unsqueeze(0), torch.zeros(1, 3).long(), mask, rows)
+        routing = torch.tensor([[1.0, 0.0]])
+        first = features.of_routings(routing, basis, part)
+        routing.copy_(torch.tensor([[0.0, 1.0]]))
+        second = features.of_routings(routing, basis, part)
+    assert first is not None
+    assert second is not None
+    torch.testing.assert_close(first, features.of(part.images, rows)[:, 0])
+    torch.testing.assert_close(second, features.of(part.images, rows)[:, 1])
+
+
 def test_rows_of_a_pool_are_embedded_together_and_looked_up(crossed_pool: ImagePool) -> None:
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     space = ParameterSpace.from_module(module)

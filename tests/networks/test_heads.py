@@ -124,6 +124,18 @@ def test_leave_one_out_with_weights_equals_weighted_means_of_the_other_shots(met
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_a_class_whose_other_shots_weigh_nothing_is_empty(metric: Metric) -> None:
+    """In float32 a sum that consists of the shot that is left out leaves rounding, which is no centre."""
+    features, labels, mask, class_mask = support(1)
+    features, weights = 30 * features.float(), torch.ones(2, 7)
+    weights[:, 1:] *= labels[:, 1:] != labels[:, :1]
+    found = leave_one_out_logits(features, labels, mask, class_mask, 1.0, metric, weights)[:, 0]
+    own = found.gather(-1, labels[:, :1]).squeeze(-1)
+    shot = features[:, 0].square().mean(-1)
+    torch.testing.assert_close(own, -shot if metric == "euclidean" else torch.zeros(2))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_padding_never_matters(metric: Metric) -> None:
     features, labels, mask, class_mask = support()
     queries = torch.randn(2, 4, 5, dtype=torch.float64)

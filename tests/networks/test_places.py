@@ -50,6 +50,15 @@ def test_nothing_is_found_twice_and_every_change_is_seen() -> None:
     assert places.of(IMAGES, rows, torch.ones(2, 3, dtype=torch.bool)).own is not None
 
 
+def test_changes_that_pytorch_does_not_count_are_seen() -> None:
+    with torch.inference_mode():
+        rows, mask = torch.tensor([[3, 4, 5], [0, 1, 2]]), torch.ones(2, 3, dtype=torch.bool)
+        places = Places()
+        assert places.of(IMAGES, rows, mask).highest == 5
+        rows.copy_(torch.tensor([[3, 4, 7], [0, 1, 2]]))
+        assert places.of(IMAGES, rows, mask).highest == 7
+
+
 def test_a_part_of_no_images_has_a_place() -> None:
     rows = torch.zeros(2, 0, dtype=torch.long)
     placed = Places().of(torch.zeros(2, 0, 1, 4, 4), rows, rows >= 0)

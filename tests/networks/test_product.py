@@ -57,6 +57,9 @@ def test_blocks_of_two_matrices() -> None:
     torch.testing.assert_close(found, compose(coefficients, torch.cat([sources, experts]), space))
     with pytest.raises(ValueError, match="5 columns and the basis 2 rows"):
         compose(coefficients, (sources,), space)
+    for other in (experts[:, 1:], experts.float()):
+        with pytest.raises(ValueError, match=r"torch.float64 and \(3, .*expected rows of one length and one dtype"):
+            compose(coefficients, (sources, other), space)
 
 
 def test_half_precision_is_rounded_once() -> None:

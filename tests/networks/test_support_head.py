@@ -169,6 +169,19 @@ def test_queries_help_where_shots_are_few():
     assert hits[0.5] > hits[0.0] + 0.03
 
 
+@pytest.mark.parametrize("count", [1, 2, 12])
+@pytest.mark.parametrize("metric", METRICS)
+def test_queries_found_no_class_without_shots(task, metric, count):
+    """What is left of it without a query would be rounding, and tiny shares would draw queries in."""
+    support, labels, queries, truth = (part.float() if part.is_floating_point() else part for part in task)
+    shots, asked = labels < WAY - 1, (truth < WAY - 1).nonzero().flatten()[:count]
+    settings = HeadSettings(metric=metric, transduction=1.0)
+    head = fit_head(support, labels, shots, torch.ones(WAY, dtype=torch.bool), settings, scale=1.0)
+    found = head.logits(queries[asked])[:, -1]
+    empty = fit_head(support, labels, shots, torch.ones(WAY, dtype=torch.bool), HeadSettings(metric=metric), scale=1.0)
+    torch.testing.assert_close(found, empty.logits(queries[asked])[:, -1])
+
+
 @pytest.mark.parametrize("wrong", [{"classifier": "svm"}, {"label_noise": 1.0}, {"transduction": 2.0}])
 def test_settings_that_mean_nothing(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected"):

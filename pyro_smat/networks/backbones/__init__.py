@@ -4,8 +4,3 @@ To add one, write a function or class that returns a ``torch.nn.Module`` and reg
 its keyword arguments are its options in a config. Attach a :class:`~pyro_smat.networks.preprocessing.Preprocessing` to
 what it does to pixels first, drop its head, and keep the parameter names of the checkpoints that people have.
 """
-
-from pyro_smat.networks.build import build_network, describe_network, feature_dim
-from pyro_smat.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "build_network", "describe_network", "feature_dim"]

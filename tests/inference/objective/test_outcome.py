@@ -64,11 +64,11 @@ def test_several_bases_are_averaged(make_router: Callable) -> None:
     assert (each[0] - each[1]).abs().max() > 1e-3
 
 
-def test_predictions_from_elsewhere(make_router: Callable) -> None:
-    """An impossible label costs -log 1e-12, not infinity."""
+def test_an_impossible_label(make_router: Callable) -> None:
+    """It costs -log 1e-12, not infinity."""
     batch = make_router(episodes=2).batch
     probabilities = torch.nn.functional.one_hot((batch.query.labels + 1) % batch.max_way, batch.max_way).double()
-    outcome = Outcome.of_probabilities(probabilities, batch)
+    outcome = Outcome(probabilities.unsqueeze(0), probabilities.new_ones(1, len(batch)), batch)
     assert torch.equal(outcome.probabilities, probabilities)
     assert outcome.accuracy.tolist() == [0.0, 0.0]
     assert outcome.losses.tolist() == pytest.approx([-math.log(1e-12)] * 2)

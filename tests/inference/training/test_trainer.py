@@ -194,14 +194,17 @@ def test_history(uninterrupted: dict[str, MetaTrainer]) -> None:
         assert (frame["kl"] >= 0).all()
 
 
-def test_the_history_tells_of_the_posterior_before_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that the losses and the KL of the row are of, at no second pass of the guide."""
+@pytest.mark.parametrize("announces", [True, False])
+def test_the_history_tells_of_the_posterior_before_the_update(announces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that the losses and the KL of the row are of, at no second pass of a guide that announces it."""
     trainer = build_trainer(None, "catalog")
     before, stream, runs = copy.deepcopy(trainer.guide), trainer.sampler.state_dict(), []
     guide, posterior = type(trainer.guide), type(trainer.guide).posterior
     monkeypatch.setattr(guide, "posterior", lambda self, batch: runs.append(batch) or posterior(self, batch))
+    if not announces:  # as a guide with a forward of its own does not
+        monkeypatch.setattr("pyro_smat.guides.router.announce", lambda posterior: posterior)
     row = trainer.training_step()
-    assert len(runs) == 1  # for both vectorised particles
+    assert len(runs) == (1 if announces else 2)  # for both vectorised particles
     trainer.sampler.load_state_dict(stream)
     batch = trainer.features.attach(trainer.sampler.sample(trainer.settings.episodes))
     assert row["entropy"] == pytest.approx(before.posterior(batch).entropy().mean().item(), rel=1e-5)

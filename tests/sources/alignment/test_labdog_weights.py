@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_smat.networks.backbones import IMAGENET_MEAN, build_network
+from pyro_smat.networks.build import build_network
+from pyro_smat.networks.preprocessing import IMAGENET_MEAN
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks" / "data"))
 
