@@ -23,6 +23,7 @@ from pyro_smat.inference.deployment.answering import TaskAnswer, answers_of
 from pyro_smat.inference.deployment.inputs import ImageForm, read_images
 from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refinement
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
+from pyro_smat.inference.deployment.repeated_shots import without_repeats
 from pyro_smat.inference.deployment.routed_tasks import RoutedTasks
 from pyro_smat.inference.deployment.shapes import by_shape, unpadded
 from pyro_smat.inference.deployment.support_labels import read_labels
@@ -107,6 +108,7 @@ class TaskRouter:
 
         Warns:
             InputWarning: of images that are unlike those that the router was trained on.
+            DuplicateWarning: of shots that repeat others, pixel for pixel with the same label; each counts once.
         """
         pixels, values, classes = self._checked(images, labels)
         seed = _seed(seed)
@@ -246,7 +248,8 @@ class TaskRouter:
     def _checked(self, images: Any, labels: Any) -> tuple[Tensor, list[Hashable], tuple[Hashable, ...]]:
         """Images, labels and classes of a support that can be used."""
         pixels = read_images(images, self.image_form)
-        return pixels, *read_labels(labels, len(pixels))
+        values, classes = read_labels(labels, len(pixels))
+        return *without_repeats(pixels, values, stacklevel=4), classes
 
     def _attached(self, batch: EpisodeBatch, features: SourceFeatures | None = None) -> EpisodeBatch:
         try:
