@@ -20,6 +20,7 @@ from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.rules import Map
 from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.answering import TaskAnswer, answers_of
+from pyro_smat.inference.deployment.broken_features import refuse_broken_features
 from pyro_smat.inference.deployment.inputs import ImageForm, read_images
 from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refinement
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
@@ -253,13 +254,15 @@ class TaskRouter:
 
     def _attached(self, batch: EpisodeBatch, features: SourceFeatures | None = None) -> EpisodeBatch:
         try:
-            return (features or self.router.features()).attach(batch)
+            attached = (features or self.router.features()).attach(batch)
         except RuntimeError as error:  # of layers that these images are too small for
             shape = tuple(batch.support.images.shape[2:])
             raise ValueError(
                 f"images are {shape}, on which the network cannot run ({error}); expected "
                 f"{self.router.config.data.size} x {self.router.config.data.size} pixels, as in training"
             ) from error
+        refuse_broken_features(attached, self.router.library)
+        return attached
 
     def cache_info(self) -> CacheInfo:
         """How often :meth:`adapt` found its task among the kept ones, and how many are kept."""

@@ -1,7 +1,7 @@
 """Shots that a support holds more than once: each counts once, as whoever leaves one out must not see its copy.
 
-What a support says of itself (support losses, how far labels agree, the predicted share of wrong answers) is measured on
-shots that are left out in turn.
+What a support says of itself (support losses, how far labels agree, the predicted share of wrong answers) is measured
+on shots that are left out in turn.
 """
 
 from __future__ import annotations
