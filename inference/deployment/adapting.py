@@ -6,6 +6,7 @@ checked here, and go through sources and guide together with others of their sha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,14 @@ class TaskRouter:
         self.router = router
         self.deployment = initial_deployment(router.config.decision) if deployment is None else deployment
         self._tasks: TaskCache[AdaptedTask] = TaskCache(cache_size)
+        if getattr(router.model.network, "by_batch", False):
+            warnings.warn(
+                "the network normalises by the images that it is given together (batch normalisation without running "
+                "statistics): answers to a query depend on which others it is asked with; ask those together that "
+                "belong together, or give these layers running statistics",
+                UserWarning,
+                stacklevel=4,
+            )
         router.model.eval()
         router.guide.eval()
         self.rule = self.deployment.decider(router.model, router.catalog)

@@ -24,8 +24,13 @@ from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.router import choose_device
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.deployment.adapting import CACHED_TASKS, TaskRouter
-from pyro_smat.inference.deployment.describing import router_of
-from pyro_smat.inference.deployment.from_sources import averaging_pair, fit_temperature_on, support_deployment
+from pyro_smat.inference.deployment.describing import copied_pair, router_of
+from pyro_smat.inference.deployment.from_sources import (
+    SUPPORT_TOLERANCE,
+    averaging_pair,
+    fit_temperature_on,
+    support_deployment,
+)
 from pyro_smat.inference.deployment.saving import load_router, save_router
 from pyro_smat.inference.training.settings import Precision
 from pyro_smat.models import RoutedModel
@@ -68,16 +73,20 @@ class RoutedClassifier(TaskRouter):
         image_shape: tuple[int, int, int] | None = None,
         validation: EpisodeSampler | None = None,
         deployment: Deployment | None = None,
+        tolerance: float | None = None,
         cache_size: int = CACHED_TASKS,
     ) -> RoutedClassifier:
-        """A deployable router from a model and a guide that were trained in Python.
+        """A deployable router from a model and a guide that were trained in Python, as they are now.
 
         Args:
-            model, guide: the pair. Classes of one's own work; :meth:`load` then asks for them.
+            model, guide: the pair, of which copies are made (but for the sources): they may be trained further. Classes
+                of one's own work; :meth:`load` then asks for them.
             image_shape: ``(C, H, W)`` of the images that it will see; default: of the validation images.
             validation: held-out episodes on which score and threshold of abstention are chosen; without them the router
                 never abstains.
             deployment: how it decides, instead of choosing.
+            tolerance: largest share of wrong answers that is predicted of a task that is relied on; None chooses it on
+                the validation episodes.
             cache_size: adapted tasks to keep.
 
         Raises:
@@ -87,12 +96,14 @@ class RoutedClassifier(TaskRouter):
             raise ValueError("got neither image_shape nor validation; expected (channels, height, width) or a sampler")
         shape = tuple(validation.pool.images.shape[1:]) if image_shape is None and validation else image_shape
         assert shape is not None
-        router = router_of(model, guide, shape)
+        router = router_of(*copied_pair(model, guide), shape)
         if validation is not None:
             router = replace(router, pixels=PixelStatistics.of(validation.pool))
         if deployment is None and validation is not None:
             from pyro_smat.inference.evaluation.choosing import choose_on  # evaluation stands above deployment
 
+            if tolerance is not None:
+                router = replace(router, config=router.config.replaced(decision={"tolerance": tolerance}))
             deployment = choose_on(router, validation)
         return cls(router, deployment, cache_size=cache_size)
 
@@ -110,7 +121,7 @@ class RoutedClassifier(TaskRouter):
         metric: Metric = "cosine",
         classifier: Classifier = "prototypes",
         transduction: float = 0.0,
-        tolerance: float = 0.3,
+        tolerance: float | None = None,
         validation: EpisodeSampler | None = None,
         device: str | torch.device = "cpu",
         cache_size: int = CACHED_TASKS,
@@ -133,7 +144,8 @@ class RoutedClassifier(TaskRouter):
             label_noise: share of wrong labels that is expected; shots are weighted by how probably theirs is right
                 (:mod:`pyro_smat.networks.shot_trust`). 0 trusts every label.
             metric, classifier, transduction: of the head, see :class:`~pyro_smat.models.RoutedModel`.
-            tolerance: largest leave-one-out error of a task that is relied on.
+            tolerance: largest leave-one-out error of a task that is relied on; None for 0.3. With ``validation`` the
+                largest share of wrong answers that is predicted; None chooses it.
             validation: labelled episodes, if there are any: the temperature is fitted on them, and what a task says of
                 itself is learned from them.
             device: where networks run.
@@ -159,13 +171,16 @@ class RoutedClassifier(TaskRouter):
         )
         if validation is not None:
             fit_temperature_on(model, guide, validation)
-        deployment = support_deployment(tolerance) if validation is None else None
+        deployment = None
+        if validation is None:
+            deployment = support_deployment(SUPPORT_TOLERANCE if tolerance is None else tolerance)
         return cls.from_trained(
             model,
             guide,
             image_shape=image_shape,
             validation=validation,
             deployment=deployment,
+            tolerance=None if validation is None else tolerance,
             cache_size=cache_size,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import re
 from typing import Any
@@ -22,6 +23,13 @@ from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.registry import Choice, Remembered, accepts, choose, describe
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
+
+
+def copied_pair(model: RoutedModel, guide: RoutingGuide) -> tuple[RoutedModel, RoutingGuide]:
+    """Copies of a pair that share what it shares, and the sources with the originals."""
+    library = model.constructed_with["library"] if isinstance(model, Remembered) else None
+    shared = [part for part in (model.source_basis, library) if part is not None]
+    return copy.deepcopy((model, guide), {id(part): part for part in shared})
 
 
 def router_of(model: RoutedModel, guide: RoutingGuide, image_shape: tuple[int, ...]) -> Router:

@@ -65,6 +65,9 @@ def fit_temperature_on(model: RoutedModel, guide: PseudoBMAGuide, validation: Ep
     calibrate_guide(model, guide, batches)
 
 
+SUPPORT_TOLERANCE = 0.3  # largest share of wrong shots of a task that is relied on, unless another is asked for
+
+
 def support_deployment(tolerance: float) -> Deployment:
     """Relies on tasks whose support the averaged predictions get right, but for a share of shots."""
     return Deployment(reliability=Reliability(risk=SupportError(), tolerance=tolerance))

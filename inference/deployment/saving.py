@@ -2,13 +2,18 @@
 
 Classes come from the registry by name, or are passed by the caller. The JSON holds a SHA-256 digest of the weights and
 of itself, and one schema says what it must hold.
+
+Two files cannot be renamed at once, so the new description waits as router.json.new until the new weights are there:
+whenever a process is killed, the weights are those of one of the two.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +39,7 @@ from pyro_smat.sources import FeatureSubspace, SourceLibrary, load_weights
 from pyro_smat.sources.template import Template, matches, space_without
 
 FORMAT = 4
-WEIGHTS, DESCRIPTION = "router.safetensors", "router.json"
+WEIGHTS, DESCRIPTION, WAITING = "router.safetensors", "router.json", "router.json.new"
 
 
 class SavedRouter(BaseModel):
@@ -93,9 +98,13 @@ def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
         deployment=deployment.to_dict(),
         pixels=router.pixels,
     )
-    values = saved.model_dump(mode="json")
-    write_atomically(folder / WEIGHTS, content)
-    write_record(folder / DESCRIPTION, values)
+    write_record(folder / WAITING, saved.model_dump(mode="json"))
+    try:
+        write_atomically(folder / WEIGHTS, content)
+    except ValueError:
+        (folder / WAITING).unlink(missing_ok=True)
+        raise
+    os.replace(folder / WAITING, folder / DESCRIPTION)
 
 
 def load_router(
@@ -139,8 +148,7 @@ def _load(
     own: Mapping[str, Factory],
     precision: Precision | None,
 ) -> tuple[Router, Deployment]:
-    saved = read_description(folder)
-    _verify(folder / WEIGHTS, saved.weights)
+    saved = _description_of_weights(folder)
     tensors = load_weights(folder / WEIGHTS)
     try:
         config = build_config(saved.config, own=own)
@@ -190,13 +198,28 @@ def _load(
     return router, deployment
 
 
-def read_description(folder: Path) -> SavedRouter:
+def _description_of_weights(folder: Path) -> SavedRouter:
+    """The description of the weights that are there, which waits beside an older one where saving was interrupted."""
+    try:
+        saved = read_description(folder / DESCRIPTION)
+        _verify(folder / WEIGHTS, saved.weights)
+        return saved
+    except ValueError:
+        if not (folder / WAITING).is_file():
+            raise
+        with suppress(ValueError):
+            waiting = read_description(folder / WAITING)
+            _verify(folder / WEIGHTS, waiting.weights)
+            return waiting
+        raise
+
+
+def read_description(path: Path) -> SavedRouter:
     """What router.json says, checked against its digest and its schema.
 
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
-    path = folder / DESCRIPTION
     values = read_json(path, "RoutedClassifier.save")
     if not isinstance(values, dict) or values.get("format") not in (3, FORMAT):
         found = values.get("format") if isinstance(values, dict) else type(values).__name__

@@ -23,14 +23,11 @@ from pyro_smat.networks.evaluation_mode import EvaluationMode, UnfitNetwork, fra
 from pyro_smat.networks.memory import chunk_limit, measured_bytes, memory_of, out_of_memory
 from pyro_smat.networks.one_gradient import split_tasks, unflatten
 from pyro_smat.networks.outputs import tensor_of
+from pyro_smat.networks.own_images import OwnImages
 from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.networks.preprocessing import detach_preprocessing
 from pyro_smat.networks.product import compose
-from pyro_smat.networks.running_statistics import (
-    normalises_by_batch,
-    tracks_statistics,
-    with_differentiable_statistics,
-)
+from pyro_smat.networks.running_statistics import normalises_by_batch, with_differentiable_statistics
 from pyro_smat.networks.skeletons import Skeletons, weightless_copy, with_constants
 from pyro_smat.networks.task_layers import with_current_weights, with_task_layers
 from pyro_smat.networks.task_products import recording_a_graph
@@ -67,6 +64,7 @@ class TaskNetwork:
             memory of its activations. Also an attribute, to be switched at any time.
 
     Attributes:
+        by_batch: whether it normalises by the images that it is given together, and has no statistics of its own.
         choice: how to build the network again (:func:`~pyro_smat.networks.describe_network`); None for a module that
             was not made by ``build_network``.
         one_at_a_time: why tasks are run one after another; None while they run together.
@@ -111,10 +109,9 @@ class TaskNetwork:
             self._plain = Skeletons(template)
             self._differentiable = Skeletons(template, with_differentiable_statistics)
             self.batched = Skeletons(template, lambda copy: with_task_layers(with_differentiable_statistics(copy)))
-        with self._differentiable.lend() as copy:
-            self._opaque = [name for name, part in copy.named_modules() if tracks_statistics(part)]
-        self._whole = any(map(normalises_by_batch, template.modules()))
+        self.by_batch = any(map(normalises_by_batch, template.modules()))
         self._compiled = CompiledForward(self) if compile else None
+        self._own = OwnImages()
         self._bytes_per_image: dict[tuple[torch.Size, torch.dtype], int] = {}
         self._constants_at: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
 
@@ -153,7 +150,7 @@ class TaskNetwork:
         theta, x = theta.reshape(tasks, -1), x.to(theta.dtype)
         recompute = self._recomputes(theta, x.unsqueeze(0), tasks * len(x))
         per_image = self._activation_bytes(theta, x.unsqueeze(0))
-        piece = len(x) if self._whole else max(1, self._limits(theta)[1] // max(per_image, 1))
+        piece = len(x) if self.by_batch else max(1, self._limits(theta)[1] // max(per_image, 1))
         outputs = []
         for part in x.split(max(piece, 1)):
             ready = self._prepared(part)
@@ -166,11 +163,8 @@ class TaskNetwork:
 
         Images whose bytes are given are preprocessed already.
         """
-        if self._compiled is not None and self._opaque and torch.is_grad_enabled() and theta.requires_grad:
-            raise ValueError(
-                f"modules {self._opaque} have running statistics and a forward of their own, which has no gradient in "
-                "the statistics when compiled; expected plain BatchNorm or InstanceNorm layers, or compile=False"
-            )
+        if self._compiled is not None and torch.is_grad_enabled() and theta.requires_grad:
+            self._compiled.refuse_opaque_statistics()
         version = None if theta.is_inference() else theta._version
         chunk = 1
         if len(theta) > 1:
@@ -191,10 +185,13 @@ class TaskNetwork:
         try:
             images = x if prepared else self._prepared(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             if recompute:
+                self._activation_bytes(
+                    theta, x
+                )  # a run that is recorded is too late to see what the network overwrites
                 return checkpoint(self._forward, theta, images, use_reentrant=False)
             return self.graphs(self._forward, theta, images) if self.cuda_graphs else self._forward(theta, images)
         except RuntimeError as error:
-            divisible = len(theta) > 1 or (x.shape[1] > 1 and not self._whole)
+            divisible = len(theta) > 1 or (x.shape[1] > 1 and not self.by_batch)
             if not out_of_memory(error) or not divisible:
                 raise
         # Out of the except clause, so that what its traceback holds is freed.
@@ -212,7 +209,7 @@ class TaskNetwork:
     def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
         if len(theta) > 1 and self.one_at_a_time is None:
             try:
-                return self._together(theta, x)
+                return self._own.run(lambda images: self._together(theta, images), x)
             except (UnfitNetwork, _StopRecomputationError):  # the latter ends a chunk's second run, as it should
                 raise
             except Exception as error:
@@ -220,11 +217,14 @@ class TaskNetwork:
                 if self._compiled is not None or memory or recording_a_graph(theta):
                     raise
                 reason = f"{error.__notes__[0]} ({str(error).split('. ')[0] or type(error).__name__})"
-            result = self._one_by_one(theta, x)  # an error of the network's own comes again, as the network has it
+            result = self._singly(theta, x)  # an error of the network's own comes again, as the network has it
             self.one_at_a_time = reason
             _log.warning("tasks run one at a time, which is slow, because vmap cannot run %s", reason)
             return result
-        return self._one_by_one(theta, x)
+        return self._singly(theta, x)
+
+    def _singly(self, theta: Tensor, x: Tensor) -> Tensor:
+        return self._own.run(lambda images: self._one_by_one(theta, images), x)
 
     def _together(self, theta: Tensor, x: Tensor) -> Tensor:
         if self._compiled is not None:
@@ -292,7 +292,8 @@ class TaskNetwork:
 
                 def run(images: Tensor) -> Any:
                     tensors = (weights, self._constants(theta))
-                    return functional_call(network, tensors, (self._prepared(images),), strict=True)
+                    ready = self._prepared(images)
+                    return self._own.run(lambda own: functional_call(network, tensors, (own,), strict=True), ready)
 
                 self._bytes_per_image[key] = measured_bytes(network, run, x[0])
         return self._bytes_per_image.get(key, 1)

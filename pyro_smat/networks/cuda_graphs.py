@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyro_smat.networks.expanded import expanded_dims, stored_part
+
 _log = logging.getLogger(__name__)
 
 Run = Callable[[Tensor, Tensor], Tensor]
@@ -38,7 +40,7 @@ class Recording:
         self._device = theta.device
         with torch.cuda.device(self._device), torch.inference_mode(False), torch.set_grad_enabled(wants_gradient):
             self._theta = torch.empty_like(theta, requires_grad=False).copy_(theta.detach())
-            self._images = torch.empty_like(_stored(x), requires_grad=False).copy_(_stored(x).detach())
+            self._images = torch.empty_like(stored_part(x), requires_grad=False).copy_(stored_part(x).detach())
             self._theta.requires_grad_(wants_gradient)
             images = self._images.expand(x.shape)
             side = torch.cuda.Stream()
@@ -66,7 +68,7 @@ class Recording:
         with torch.cuda.device(self._device), torch.no_grad():
             self._wait()
             self._theta.detach().copy_(theta)
-            self._images.copy_(_stored(x))
+            self._images.copy_(stored_part(x))
             self._forward.replay()
             result = self._out.clone()
             self._done.record()
@@ -138,7 +140,7 @@ class CudaGraphs:
 
     def _lease(self, run: Run, theta: Tensor, x: Tensor, gradient: bool) -> _Lease | str | None:
         """A recording for this call alone; None for the first call of its shape; or why there is none."""
-        key = (theta.shape, x.shape, _broadcast(x), theta.dtype, x.dtype, theta.device, gradient, _switches())
+        key = (theta.shape, x.shape, expanded_dims(x), theta.dtype, x.dtype, theta.device, gradient, _switches())
         with self._lock:
             shelf = self._shelves.get(key)
             if shelf is None:
@@ -252,18 +254,6 @@ class _Replay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return ctx.lease.backward(gradients[0]), None, None
-
-
-def _broadcast(x: Tensor) -> tuple[bool, ...]:
-    """Which dims of ``x`` are one entry that was expanded."""
-    return tuple(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
-
-
-def _stored(x: Tensor) -> Tensor:
-    """``x`` without what was expanded."""
-    for dim, broadcast in enumerate(_broadcast(x)):
-        x = x.narrow(dim, 0, 1) if broadcast else x
-    return x
 
 
 def _switches() -> tuple[object, ...]:

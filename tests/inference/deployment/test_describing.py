@@ -158,6 +158,19 @@ def test_every_guide_and_prior_is_described(
     assert again.source_names == NAMES
 
 
+def test_a_classifier_stays_as_it_was_when_the_pair_is_trained_further() -> None:
+    model, guide = pair(lambda: CatalogGuide(PAIRS, 3), CatalogPrior(PAIRS, learn=True))
+    classifier = RoutedClassifier.from_trained(model, guide, image_shape=SHAPE)
+    images = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
+    before = classifier.adapt(images, [0, 1] * 3).predict_proba(images)
+    with torch.no_grad():
+        for parameter in (*model.parameters(), *guide.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    fresh = RoutedClassifier(classifier.router, classifier.deployment)  # without the tasks that are kept
+    assert torch.equal(fresh.adapt(images, [0, 1] * 3).predict_proba(images), before)
+    assert classifier.router.model.source_basis is model.source_basis  # the sources are not copied
+
+
 @pytest.mark.parametrize("gates", ["shared", "separate"])
 def test_blocks_and_options_of_the_model_are_described(gates: str, tmp_path: Path) -> None:
     model, guide = pair(

@@ -112,3 +112,23 @@ def test_other_heads_are_deployed_and_saved_as_evaluated(tmp_path: Path, transdu
             torch.testing.assert_close(found, expected[b], rtol=0.05, atol=0.02)
             alone = torch.as_tensor(task.predict_proba(episode.query.images[:1]))
             assert torch.allclose(alone[0], found[0], atol=1e-5) == (transduction == 0)
+
+
+def test_a_tolerance_that_is_asked_for_is_kept_with_validation_and_without() -> None:
+    validation = sampler()
+    chosen = classifier(validation=validation).deployment.reliability
+    assert chosen is not None
+    for tolerance in (0.01, 0.9):
+        for options in ({}, {"validation": sampler()}):
+            reliability = classifier(tolerance=tolerance, **options).deployment.reliability
+            assert reliability is not None
+            assert reliability.tolerance == tolerance
+            assert reliability.predictor.name == ("learned" if options else "support_error")
+
+
+def test_networks_that_normalise_by_their_batch_are_named() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 6), torch.nn.BatchNorm1d(6, track_running_stats=False)
+    )
+    with pytest.warns(UserWarning, match="answers to a query depend on which others it is asked with"):
+        RoutedClassifier.from_sources({"a": network, "b": network}, network=network, image_shape=(1, 8, 8))

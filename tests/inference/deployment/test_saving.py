@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,54 @@ def test_tables_of_integers_are_saved(tmp_path: Path) -> None:
     again = RoutedClassifier.load(tmp_path, network=fresh)
     found, expected = (made.adapt(images, [0, 1] * 3).predict_proba(images) for made in (again, classifier))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("killed_at", ["router.json.new", "router.safetensors", "router.json"])
+@pytest.mark.parametrize("first", [True, False])
+def test_saving_that_is_killed_leaves_the_old_router_or_the_new_one(
+    killed_at: str, first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tiny_classifier("guide.kind=catalog"), tiny_classifier("guide.kind=point")
+    if not first:
+        old.save(tmp_path)
+    rename = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        rename(source, target)
+        if Path(target).name == killed_at:
+            raise KeyboardInterrupt  # nothing that comes later is done
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        new.save(tmp_path)
+    monkeypatch.setattr(os, "replace", rename)
+    if killed_at == "router.json.new":
+        if first:
+            with pytest.raises(ValueError, match=r"router\.json: no such file"):
+                RoutedClassifier.load(tmp_path, network=old.router.network)
+        else:
+            assert torch.equal(
+                predictions(RoutedClassifier.load(tmp_path, network=old.router.network)), predictions(old)
+            )
+    else:
+        assert torch.equal(predictions(RoutedClassifier.load(tmp_path, network=old.router.network)), predictions(new))
+    old.save(tmp_path)  # over what was left
+    assert torch.equal(predictions(RoutedClassifier.load(tmp_path, network=old.router.network)), predictions(old))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["router.json", "router.safetensors"]
+
+
+def test_a_disk_that_is_full_leaves_the_old_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tiny_classifier("guide.kind=catalog")
+    old.save(tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path, content: bytes) -> None:
+        raise ValueError(f"{path.parent}: {path.name} cannot be written (No space left on device)")
+
+    monkeypatch.setattr("pyro_smat.inference.deployment.saving.write_atomically", full)
+    with pytest.raises(ValueError, match="No space left"):
+        tiny_classifier("guide.kind=point").save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
