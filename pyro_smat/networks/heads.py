@@ -8,6 +8,7 @@ Shapes: ``*b`` are any leading dims (particles, episodes), S support shots, Q qu
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -179,15 +180,16 @@ def leave_one_out_logits(
 
 
 class LeaveOneOut:
-    """:func:`leave_one_out_logits` for weights that change, from S x S inner products of shots in place of features.
+    """:func:`leave_one_out_logits` for weights that change.
+
+    Where there are fewer shots than features, S x S inner products of shots take the place of features; else time and
+    memory grow as S does.
 
     Args:
         features, labels, mask, class_mask, metric: of the support, as there; or broadcastable.
 
     Attributes:
         shots: ``(*b, S, f)``, features as :func:`compared`, scaled to length one where the metric takes no length.
-        products: ``(*b, S, S)`` inner products of these.
-        pairs, same: ``(*b, S, S)`` bool, pairs of two shots, and those of one class.
         alone: ``(*b, S)`` bool, which shots have a class of their own.
     """
 
@@ -196,17 +198,14 @@ class LeaveOneOut:
         if metric != "euclidean":
             lengths = torch.linalg.vector_norm(self.shots, dim=-1, keepdim=True)
             self.shots = self.shots / lengths.clamp(min=SMALLEST**0.5)
-        self.products = self.shots @ self.shots.mT
-        self.squares = None if lengths is not None else self.products.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+        self.squares = None if lengths is not None else self.shots.square().sum(-1, keepdim=True)
         labels_of, self.absent = labels.unsqueeze(-1), ~class_mask.unsqueeze(-2)
         self.labels = labels_of.expand(*features.shape[:-1], 1)
         way = torch.arange(class_mask.shape[-1] + 1, device=labels.device)
-        one = torch.eye(labels.shape[-1], dtype=torch.bool, device=labels.device)
-        self.pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~one
-        self.same = self.pairs & (labels_of == labels.unsqueeze(-2))
-        has_others = self.same.any(-1, keepdim=True)
-        self.alone = ~has_others.squeeze(-1)
         own = labels_of == way[:-1]  # (*b, S, W)
+        real = own & mask.unsqueeze(-1)
+        has_others = (real & (real.sum(-2, keepdim=True) > 1)).any(-1, keepdim=True)
+        self.alone, self._labels, self._mask = ~has_others.squeeze(-1), labels, mask
         chosen = torch.where(own & ~has_others, way[-1], way[:-1])  # the centre for each class: its own, or that of all
         self.chosen = chosen.expand(*features.shape[:-1], -1)
         centres = F.pad(own.to(features.dtype), (0, 1), value=1.0)  # (*b, S, W + 1), the last one of all shots
@@ -215,11 +214,28 @@ class LeaveOneOut:
         leaving = centres[..., :-1] * has_others
         self.members = torch.cat([centres, leaving], -1)  # (*b, S, 2 W + 1), then what each shot leaves
 
+    @cached_property
+    def products(self) -> Tensor:
+        """``(*b, S, S)`` inner products of the shots."""
+        return self.shots @ self.shots.mT
+
+    @cached_property
+    def pairs(self) -> Tensor:
+        """``(*b, S, S)`` bool, pairs of two shots."""
+        one = torch.eye(self._labels.shape[-1], dtype=torch.bool, device=self._labels.device)
+        return self._mask.unsqueeze(-1) & self._mask.unsqueeze(-2) & ~one
+
+    @cached_property
+    def same(self) -> Tensor:
+        """``(*b, S, S)`` bool, those of one class."""
+        return self.pairs & (self._labels.unsqueeze(-1) == self._labels.unsqueeze(-2))
+
     def logits(self, weights: Tensor, scale: Tensor | float) -> Tensor:
         """``(*b, S, W)``, of centres of shots that weigh ``(*b, S)``, 0 where masked."""
         way = self.chosen.shape[-1]
         members, leaving = (self.members * weights.unsqueeze(-1)).split([way + 1, way], -1)
-        products = self.products @ members  # (*b, S, W + 1)
+        few = members.shape[-2] <= self.shots.shape[-1]
+        products = self.products @ members if few else self.shots @ (self.shots.mT @ members)  # (*b, S, W + 1)
 
         def chosen(values: Tensor) -> Tensor:
             return values.expand_as(products).gather(-1, self.chosen)

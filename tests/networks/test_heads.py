@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_smat.networks.heads import (
     METRICS,
+    LeaveOneOut,
     Metric,
     class_sums,
     leave_one_out_logits,
@@ -100,6 +101,18 @@ def test_leave_one_out_equals_removing_each_shot(metric: Metric) -> None:
             total -= row[labels[b, i]] - math.log(sum(math.exp(v) for v in row))
         assert (logits[b, :, way:] == -1e4).all()
         assert losses[b].item() == pytest.approx(total / len(real), rel=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_shots_need_no_products_of_pairs(metric: Metric) -> None:
+    """Seven shots of five features, and of twenty, fifteen of which are zero."""
+    features, *rest = support()
+    weights = torch.rand(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * rest[1]
+    found = [LeaveOneOut(f, *rest, metric) for f in (features, torch.nn.functional.pad(features, (0, 15)))]
+    logits, wide = (one.logits(weights, SCALE) for one in found)
+    assert "products" not in found[0].__dict__
+    factor = 4 if metric == "euclidean" else 1  # a mean over features
+    torch.testing.assert_close(logits, torch.where(wide == -1e4, wide, factor * wide))
 
 
 @pytest.mark.parametrize("metric", METRICS)
