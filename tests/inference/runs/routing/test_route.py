@@ -353,6 +353,18 @@ def support_of(task: int) -> tuple[np.ndarray, list[str]]:
     return np.stack([one[3] for one in found])[:, None], [one[1] for one in found]
 
 
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_shots_that_are_repeated_count_once(memory: int, catalog: RoutedClassifier, tmp_path: Path) -> None:
+    lines = index(tmp_path)
+    lines.to_csv(tmp_path / "once.csv", index=False)
+    copies = lines[lines.role == "support"].assign(path=lambda rows: rows.path)
+    pd.concat([lines, copies, copies]).sort_values("task", kind="stable").to_csv(tmp_path / "often.csv", index=False)
+    once, often = (
+        routed(catalog, tmp_path / f"{name}.csv", tmp_path / name, memory=memory) for name in ("once", "often")
+    )
+    assert often == once
+
+
 def test_a_restart_embeds_nothing_again(
     catalog: RoutedClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
