@@ -357,7 +357,7 @@ def support_of(task: int) -> tuple[np.ndarray, list[str]]:
 def test_shots_that_are_repeated_count_once(memory: int, catalog: RoutedClassifier, tmp_path: Path) -> None:
     lines = index(tmp_path)
     lines.to_csv(tmp_path / "once.csv", index=False)
-    copies = lines[lines.role == "support"].assign(path=lambda rows: rows.path)
+    copies = lines[lines.role == "support"]
     pd.concat([lines, copies, copies]).sort_values("task", kind="stable").to_csv(tmp_path / "often.csv", index=False)
     once, often = (
         routed(catalog, tmp_path / f"{name}.csv", tmp_path / name, memory=memory) for name in ("once", "often")
