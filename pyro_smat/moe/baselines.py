@@ -58,7 +58,7 @@ def dropout_routing(rate: float = 0.05, generator: torch.Generator | int = 0) ->
                 torch.Generator(device=device).manual_seed(generator) if isinstance(generator, int) else generator
             )
         kept = torch.rand(call.hidden.shape, device=call.hidden.device, generator=state["generator"]) >= rate
-        return call.logits_of(call.hidden * kept.to(call.hidden.dtype) / (1 - rate)).reshape(call.logits.shape)
+        return call.logits_of(call.hidden * kept.to(call.hidden.dtype) / (1 - rate))
 
     return function
 
@@ -106,7 +106,6 @@ class RouterLaplace:
         variance = F.linear(
             call.hidden.to(call.logits.dtype).square(), self.variances[call.router.name].to(call.logits)
         )
-        variance = variance.reshape(call.logits.shape)
         return dist.Normal(call.logits, variance.sqrt().clamp(min=1e-12), validate_args=False).to_event(1)
 
     def member(self, seed: int) -> RoutingFunction:
@@ -116,8 +115,7 @@ class RouterLaplace:
             variance = self.variances[call.router.name].to(call.logits)
             generator = torch.Generator(device=variance.device).manual_seed(seed * 100_003 + call.router.index)
             noise = torch.randn(variance.shape, generator=generator, device=variance.device, dtype=variance.dtype)
-            shift = F.linear(call.hidden.to(call.logits.dtype), noise * variance.sqrt())
-            return call.logits + shift.reshape(call.logits.shape)
+            return call.logits + F.linear(call.hidden.to(call.logits.dtype), noise * variance.sqrt())
 
         return function
 

@@ -42,7 +42,8 @@ class RouterCall:
 
     Attributes:
         router: which.
-        hidden: ``(..., H)`` what the router was given.
+        hidden: ``(..., H)`` what the router was given, in the leading shape of the logits, also where it was given
+            another (DeepSeek's flatten ``(B, L, H)`` themselves).
         logits: ``(..., E)`` its own logits, in float32 (float64 if they are).
         logits_of: ``(..., H) -> (..., E)``: the logits of other hidden states, for noise and dropout.
         weighting: how chosen experts are weighed; a function, since it costs one more call of the rule.

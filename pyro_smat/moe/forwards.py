@@ -23,17 +23,16 @@ def forward_logits(
 ) -> Tensor:
     router: Router = vars(module)[ENTRY]
 
-    @_under_present_autocast(hidden.device.type)
-    def logits_of(states: Tensor) -> Tensor:
-        return _float(original(module, states, *args, **kwargs))
+    def own(states: Tensor) -> Tensor:
+        return original(module, states, *args, **kwargs)
 
     def weighting() -> Weighting:
         raise NotImplementedError(
             f"router {router.name!r} ({router.contract.kind} contract) weighs its experts where it cannot be seen"
         )
 
-    logits = original(module, hidden, *args, **kwargs)
-    call = RouterCall(router, hidden, _float(logits), logits_of, weighting, router.contract.scoring)
+    logits = own(hidden)
+    call = _call(router, hidden, logits, own, weighting, router.contract.scoring)
     result = _in_full_precision(function, call)
     if isinstance(result, Chosen):
         if not router.contract.renormalises or result.factor is not None:
@@ -71,9 +70,8 @@ def forward_identity(
     if not isinstance(logits, Tensor) or logits.shape[-1] != router.num_experts:
         raise UnknownRouter(f"router {router.name!r}: output {contract.logits_index} is not its logits (..., E)")
 
-    @_under_present_autocast(hidden.device.type)
-    def logits_of(states: Tensor) -> Tensor:
-        return _float(original(quiet, states, *args, **kwargs)[contract.logits_index])
+    def own(states: Tensor) -> Tensor:
+        return original(quiet, states, *args, **kwargs)[contract.logits_index]
 
     def rule(values: Tensor) -> tuple:
         flat = values.reshape(-1, values.shape[-1])
@@ -91,13 +89,37 @@ def forward_identity(
             vars(module)["_weighting"] = cached
         return cached
 
-    call = RouterCall(router, hidden, _float(logits), logits_of, weighting, _scoring(contract, weighting))
+    call = _call(router, hidden, logits, own, weighting, _scoring(contract, weighting))
     result = _in_full_precision(function, call)
     if isinstance(result, Chosen):
         outputs = _weigh(result, call, contract, rule)
     else:
         outputs = rule(_checked(result, logits, router))
     return tuple(o.to(r.dtype) if isinstance(o, Tensor) else o for o, r in zip(outputs, reference, strict=True))
+
+
+def _call(
+    router: Router,
+    hidden: Tensor,
+    logits: Tensor,
+    own: Callable[[Tensor], Tensor],
+    weighting: Callable[[], Weighting],
+    scoring: Scoring,
+) -> RouterCall:
+    """A call with hidden states in the leading shape of the logits, whichever shape the router was given them in."""
+    given, leading = hidden.shape, logits.shape[:-1]
+    if given[:-1].numel() != leading.numel():
+        raise UnknownRouter(
+            f"router {router.name!r} was given hidden states {tuple(given)} and made logits {tuple(logits.shape)}; "
+            f"expected logits for every token. Leave it out with leave=({router.name!r},)"
+        )
+
+    @_under_present_autocast(hidden.device.type)
+    def logits_of(states: Tensor) -> Tensor:
+        tokens = states.shape[:-1]
+        return _float(own(states.reshape(given) if tokens == leading else states)).reshape(*tokens, -1)
+
+    return RouterCall(router, hidden.reshape(*leading, given[-1]), _float(logits), logits_of, weighting, scoring)
 
 
 def _scoring(contract: Contract, weighting: Callable[[], Weighting]) -> Scoring:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,7 @@ def recording(
     def routed(call: RouterCall) -> Tensor | Chosen:
         if noise is not None:
             hidden = call.hidden + noise(call)
-            logits = call.logits_of(hidden).reshape(call.logits.shape)
-            call = RouterCall(call.router, hidden, logits, call.logits_of, call.weighting, call.scoring)
+            call = replace(call, hidden=hidden, logits=call.logits_of(hidden))
         result = call.logits if function is None else function(call)
         logits = result.logits if isinstance(result, Chosen) else result
         if call.router.top_k is None:
