@@ -45,19 +45,14 @@ def dropout_routing(rate: float = 0.05, generator: torch.Generator | int = 0) ->
 
     Args:
         rate: share of the hidden units that are dropped.
-        generator: of the masks, or a seed.
+        generator: of the masks: a seed, from which every run starts anew, or a generator, which goes on.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate is {rate}; expected in [0, 1)")
-    state: dict[str, torch.Generator] = {}
 
     def function(call: RouterCall) -> Tensor:
-        if "generator" not in state:
-            device = call.hidden.device
-            state["generator"] = (
-                torch.Generator(device=device).manual_seed(generator) if isinstance(generator, int) else generator
-            )
-        kept = torch.rand(call.hidden.shape, device=call.hidden.device, generator=state["generator"]) >= rate
+        draws = call.generator(function, generator)
+        kept = torch.rand(call.hidden.shape, device=call.hidden.device, generator=draws) >= rate
         return call.logits_of(call.hidden * kept.to(call.hidden.dtype) / (1 - rate))
 
     return function

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_smat.moe.contracts import Contract, Scoring
 from pyro_smat.moe.weighting import Weighting
 
 ENTRY = "_router"  # of an attached module's __dict__: no parameter, buffer or child, so not in the state dict
+
+Memory = dict[object, Any]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class RouterCall:
         logits_of: ``(..., H) -> (..., E)``: the logits of other hidden states, for noise and dropout.
         weighting: how chosen experts are weighed; a function, since it costs one more call of the rule.
         scoring: what the scores of experts are made with.
+        memory: empty when a run starts (``attachment.routing`` is opened), and the same for all calls of that run: what
+            a routing function keeps from router to router and from token to token belongs here, not in the function.
     """
 
     router: Router
@@ -56,6 +62,22 @@ class RouterCall:
     logits_of: Callable[[Tensor], Tensor]
     weighting: Callable[[], Weighting]
     scoring: Scoring
+    memory: Memory = field(default_factory=dict)
+
+    def generator(self, key: object, seed: torch.Generator | int) -> torch.Generator:
+        """The generator of this run: every run starts from the seed anew and goes on from call to call.
+
+        Args:
+            key: whose it is, e.g. the routing function.
+            seed: a seed; a generator is the caller's own, and is returned as it is.
+        """
+        if isinstance(seed, torch.Generator):
+            return seed
+        device = self.logits.device
+        found: torch.Generator | None = self.memory.get((key, device))
+        if found is None:
+            found = self.memory[key, device] = torch.Generator(device=device).manual_seed(seed)
+        return found
 
 
 @dataclass(frozen=True)

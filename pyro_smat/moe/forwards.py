@@ -13,13 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.moe.calls import ENTRY, Chosen, Router, RouterCall, RoutingFunction
+from pyro_smat.moe.calls import ENTRY, Chosen, Memory, Router, RouterCall, RoutingFunction
 from pyro_smat.moe.contracts import Contract, Scoring, UnknownRouter
 from pyro_smat.moe.weighting import Weighting, weighting_of
 
 
 def forward_logits(
-    module: nn.Module, original: Callable, function: RoutingFunction, hidden: Tensor, args: tuple, kwargs: Mapping
+    module: nn.Module,
+    original: Callable,
+    function: RoutingFunction,
+    memory: Memory,
+    hidden: Tensor,
+    args: tuple,
+    kwargs: Mapping,
 ) -> Tensor:
     router: Router = vars(module)[ENTRY]
 
@@ -32,7 +38,7 @@ def forward_logits(
         )
 
     logits = own(hidden)
-    call = _call(router, hidden, logits, own, weighting, router.contract.scoring)
+    call = _call(router, hidden, logits, own, weighting, router.contract.scoring, memory)
     result = _in_full_precision(function, call)
     if isinstance(result, Chosen):
         if not router.contract.renormalises or result.factor is not None:
@@ -60,7 +66,13 @@ def _checked(result: Tensor, logits: Tensor, router: Router) -> Tensor:
 
 
 def forward_identity(
-    module: nn.Module, original: Callable, function: RoutingFunction, hidden: Tensor, args: tuple, kwargs: Mapping
+    module: nn.Module,
+    original: Callable,
+    function: RoutingFunction,
+    memory: Memory,
+    hidden: Tensor,
+    args: tuple,
+    kwargs: Mapping,
 ) -> tuple:
     router: Router = vars(module)[ENTRY]
     contract = router.contract
@@ -89,7 +101,7 @@ def forward_identity(
             vars(module)["_weighting"] = cached
         return cached
 
-    call = _call(router, hidden, logits, own, weighting, _scoring(contract, weighting))
+    call = _call(router, hidden, logits, own, weighting, _scoring(contract, weighting), memory)
     result = _in_full_precision(function, call)
     if isinstance(result, Chosen):
         outputs = _weigh(result, call, contract, rule)
@@ -105,6 +117,7 @@ def _call(
     own: Callable[[Tensor], Tensor],
     weighting: Callable[[], Weighting],
     scoring: Scoring,
+    memory: Memory,
 ) -> RouterCall:
     """A call with hidden states in the leading shape of the logits, whichever shape the router was given them in."""
     given, leading = hidden.shape, logits.shape[:-1]
@@ -119,7 +132,9 @@ def _call(
         tokens = states.shape[:-1]
         return _float(own(states.reshape(given) if tokens == leading else states)).reshape(*tokens, -1)
 
-    return RouterCall(router, hidden.reshape(*leading, given[-1]), _float(logits), logits_of, weighting, scoring)
+    return RouterCall(
+        router, hidden.reshape(*leading, given[-1]), _float(logits), logits_of, weighting, scoring, memory
+    )
 
 
 def _scoring(contract: Contract, weighting: Callable[[], Weighting]) -> Scoring:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_smat.moe.calls import RoutingFunction
+from pyro_smat.moe.calls import Memory, RoutingFunction
 from pyro_smat.moe.surgery import Attachment
 
 
@@ -84,10 +84,9 @@ def trajectories(
         logits: as in :func:`predict`.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: when there are none, or one twice: each draws from its seed anew, so it would only count double.
     """
-    if not functions:
-        raise ValueError("no routing functions; expected at least one")
+    _check_functions(functions)
     components = []
     for function in functions:
         with attachment.routing(function):
@@ -107,7 +106,7 @@ def generate(
     seed: int = 0,
     eos_token_id: int | None = None,
 ) -> Tensor:
-    """Continue prompts with a key-value cache, the same tokens for the same seeds.
+    """Continue prompts with a key-value cache: the same tokens for the same seeds, also with functions used before.
 
     With several functions (trajectories) each has a cache of its own, and the next token is chosen from the average of
     their probabilities.
@@ -125,19 +124,19 @@ def generate(
     Returns:
         Prompts and continuations ``(B, L + new)``.
     """
-    if not functions:
-        raise ValueError("no routing functions; expected at least one (None for the network's own routing)")
+    _check_functions(functions)
     model = attachment.model
     cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     generator = torch.Generator(device=input_ids.device).manual_seed(seed)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     caches: list[Any] = [None] * len(functions)
+    memories: list[Memory] = [{} for _ in functions]  # of one run each, from the first token to the last
     done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     ids, fresh = input_ids, input_ids
     for _ in range(max_new_tokens):
         probabilities = torch.zeros((), device=input_ids.device)
         for i, function in enumerate(functions):
-            with attachment.routing(function):
+            with attachment.routing(function, memories[i]):
                 output = model(input_ids=fresh, attention_mask=mask, use_cache=True, **{cache: caches[i]})
             caches[i] = getattr(output, cache)
             probabilities = probabilities + output.logits[:, -1].float().softmax(-1) / len(functions)
@@ -154,3 +153,15 @@ def generate(
         if bool(done.all()):
             break
     return ids
+
+
+def _check_functions(functions: Sequence[RoutingFunction | None]) -> None:
+    if not functions:
+        raise ValueError("no routing functions; expected at least one (None for the network's own routing)")
+    first: dict[int, int] = {}
+    for i, function in enumerate(functions):
+        if (j := first.setdefault(id(function), i)) != i and function is not None:
+            raise ValueError(
+                f"function {i} is function {j} again, and would draw the same; expected functions with seeds of their "
+                "own, e.g. [sampled_routing(guide, seed) for seed in range(20)]"
+            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,8 @@ import torch
 from families import run, tiny, tokens
 from torch import Tensor
 
-from pyro_smat.moe import RouterCall, attach
-from pyro_smat.moe.baselines import PriorRouting
+from pyro_smat.moe import RouterCall, RoutingFunction, attach
+from pyro_smat.moe.baselines import PriorRouting, dropout_routing
 from pyro_smat.moe.measures import jaccard, recording
 from pyro_smat.moe.modes import expected_routing, mean_routing, sampled_routing, samples
 from pyro_smat.moe.prediction import generate, mixture, predict, trajectories
@@ -35,6 +37,14 @@ class Spread:
             return dist.MultivariateNormal(loc, scale_tril=self.scale * torch.eye(loc.shape[-1]).expand(*loc.shape, -1))
         factor = torch.zeros(*loc.shape, 2)
         return dist.LowRankMultivariateNormal(loc, factor, torch.full_like(loc, self.scale**2))
+
+
+RANDOM: list[Callable[[int], RoutingFunction]] = [
+    lambda seed: sampled_routing(Spread(1.0), seed),
+    lambda seed: sampled_routing(Spread(1.0), seed, selection="sample"),
+    lambda seed: expected_routing(Spread(1.0), 2, common=False, seed=10 * seed),
+    lambda seed: dropout_routing(0.3, seed),
+]
 
 
 @torch.no_grad()
@@ -79,8 +89,7 @@ def test_common_random_numbers_route_equal_states_alike() -> None:
     function = expected_routing(posterior)
     first, second = used(model, attachment, function), used(model, attachment, function)
     assert torch.equal(first[1], second[1])
-    independent = expected_routing(posterior, common=False)
-    first, second = used(model, attachment, independent), used(model, attachment, independent)
+    first, second = (used(model, attachment, expected_routing(posterior, common=False, seed=s)) for s in (0, 10))
     assert not torch.equal(first[0], second[0])
     # Independent draws alone change which experts are chosen: the self-Jaccard that a stability figure must state.
     assert jaccard(first[0].topk(2, -1).indices, second[0].topk(2, -1).indices).double().mean() < 1
@@ -94,6 +103,80 @@ def test_sampled_routing_is_reproducible_by_seed(selection: str) -> None:
     runs = [used(model, attachment, sampled_routing(posterior, seed, selection=selection)) for seed in (1, 1, 2)]
     assert torch.equal(runs[0][1], runs[1][1])
     assert not torch.equal(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize("make", RANDOM)
+@torch.no_grad()
+def test_functions_that_draw_answer_alike_however_often_they_are_used(make: Callable[[int], RoutingFunction]) -> None:
+    """In trajectories, then in generate, then in trajectories: as functions made anew; wrapped ones too."""
+    model = tiny("mixtral", output_router_logits=False)
+    attachment = attach(model)
+    prompt = tokens(2, 5)["input_ids"]
+    functions = [make(seed) for seed in range(3)]
+
+    def components(those: list[RoutingFunction]) -> Tensor:
+        return trajectories(attachment, those, lambda: run(model).logits[:, -1]).components
+
+    def continued(those: list[RoutingFunction]) -> Tensor:
+        return generate(attachment, prompt, those, max_new_tokens=8)
+
+    first = components(functions)
+    assert not torch.allclose(first[0], first[1])
+    ids = continued(functions)
+    assert torch.equal(continued(functions), ids)
+    assert torch.equal(components(functions), first)
+    assert torch.equal(components([lambda call, f=f: f(call) for f in functions]), first)
+    assert torch.equal(continued([make(seed) for seed in range(3)]), ids)
+    recorded = [used(model, attachment, functions[0])[1] for _ in range(2)]
+    assert torch.equal(*recorded)
+
+
+@torch.no_grad()
+def test_draws_of_a_run_go_on_from_token_to_token_and_from_router_to_router() -> None:
+    """Not the same noise for every layer or new token; a generator of the caller's goes on from run to run."""
+    model = tiny("mixtral", output_router_logits=False)
+    attachment = attach(model)
+    noise: list[Tensor] = []
+
+    def watched(call: RouterCall) -> Tensor:
+        drawn = own(call)
+        noise.append((drawn - call.logits)[-1])
+        return drawn
+
+    own = sampled_routing(Spread(1.0), 3)
+    generate(attachment, tokens(1, 5)["input_ids"], [watched], max_new_tokens=4)
+    assert len(noise) == 8
+    assert len({tuple(n.tolist()) for n in noise}) == 8
+    mine = sampled_routing(Spread(1.0), torch.Generator().manual_seed(3))
+    first, second = used(model, attachment, mine)[0], used(model, attachment, mine)[0]
+    assert torch.equal(first, used(model, attachment, own)[0])
+    assert not torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_one_function_draws_apart_in_two_threads() -> None:
+    model = tiny("mixtral")
+    attachment = attach(model)
+    function = sampled_routing(Spread(1.0), 5)
+    alone = used(model, attachment, function)[1]
+    found: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: found.append(used(model, attachment, function)[1])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(torch.equal(value, alone) for value in found)
+
+
+def test_a_function_twice_is_refused() -> None:
+    model = tiny("mixtral", output_router_logits=False)
+    attachment = attach(model)
+    functions = [sampled_routing(Spread(1.0))] * 2
+    with pytest.raises(ValueError, match="function 1 is function 0 again"):
+        trajectories(attachment, functions, lambda: run(model).logits)
+    with pytest.raises(ValueError, match="function 1 is function 0 again"):
+        generate(attachment, tokens()["input_ids"], functions, max_new_tokens=1)
 
 
 def test_draws_have_the_covariance_and_do_not_copy_it() -> None:
