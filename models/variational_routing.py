@@ -124,6 +124,11 @@ class TokenStates:
     logits: Tensor
 
 
+def attention_mask(router: Router, batch: Batch) -> Tensor | None:
+    """The batch's ``attention_mask (B, L)``, if it has one: which tokens are real, to every router."""
+    return batch.get("attention_mask")
+
+
 class VariationalRouting(LocalModule):
     """The joint density of latent routing and answers, of one batch of sequences.
 
@@ -140,8 +145,8 @@ class VariationalRouting(LocalModule):
             probabilities softmax(logits); only for routers that say how they weigh experts.
         gradient: of the sampled choice: "pathwise" (of the weights only), "straight_through" (biased), or "score": the
             experts are a site ``route.i.experts`` and the ELBO uses its score function.
-        mask: ``(router, batch) -> (B, L) bool or None``, the real tokens that a router sees; default: the batch's
-            ``attention_mask``.
+        mask: ``(router, batch) -> (B, L) bool or None``, the real tokens that a router sees; default:
+            :func:`attention_mask`. A function of a module, where the model is to be pickled.
 
     Raises:
         ValueError: for options out of range, or when a router's number of experts to choose is not known.
@@ -181,7 +186,7 @@ class VariationalRouting(LocalModule):
         self.prior: RouterPrior = GaussianPrior() if prior is None else prior
         self.beta, self.kl_reduction = beta, kl_reduction
         self.selection, self.gradient = selection, gradient
-        self.token_mask = mask or (lambda router, batch: batch.get("attention_mask"))
+        self.token_mask = mask or attention_mask
 
     @property
     def network(self) -> nn.Module:
