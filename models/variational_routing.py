@@ -207,8 +207,10 @@ class VariationalRouting(LocalModule):
             batch: what the network takes by name, ``attention_mask (B, L)`` (1 for real tokens) and the targets.
 
         Raises:
+            ValueError: when the batch lacks a target, or holds nothing for the network.
             RuntimeError: when an attached router did not ask for its logits.
         """
+        self._check_batch(batch)
         inputs = {name: value for name, value in batch.items() if name not in self.likelihood.targets}
         size = len(next(iter(batch.values())))
         called: set[int] = set()
@@ -220,6 +222,15 @@ class VariationalRouting(LocalModule):
                 raise RuntimeError(f"routers {silent} ran without asking for their logits; attach(..., leave=...) them")
             self.likelihood(output, batch)
         return output
+
+    def _check_batch(self, batch: Batch) -> None:
+        missing = [name for name in self.likelihood.targets if name not in batch]
+        if missing or set(batch) <= set(self.likelihood.targets):
+            raise ValueError(
+                f"the batch has {sorted(batch)}; expected inputs of the network and {list(self.likelihood.targets)} "
+                f"for {type(self.likelihood).__name__}, the answers to learn from (for CausalLM the input_ids, with -100 "
+                "where nothing is to be learned). To predict, run the network itself under attachment.routing"
+            )
 
     def _route(self, call: RouterCall, batch: Batch, size: int, called: set[int]) -> Tensor | Chosen:
         router = call.router

@@ -96,3 +96,30 @@ class Chosen:
 
 
 RoutingFunction = Callable[[RouterCall], "Tensor | Chosen"]
+
+
+def checked(result: object, call: RouterCall) -> Tensor | Chosen:
+    """What a routing function returned for a call.
+
+    Raises:
+        TypeError: when it is neither logits nor :class:`Chosen`.
+        ValueError: when its shapes are not those of the call.
+    """
+    expected = f"logits {tuple(call.logits.shape)}, or Chosen with such logits and an index (..., k) of integers"
+    if not isinstance(result, Tensor | Chosen):
+        raise TypeError(
+            f"the routing function returned {type(result).__name__} for router {call.router.name!r}; expected "
+            f"{expected} (is a `return` missing?)"
+        )
+    logits, index = (result.logits, result.index) if isinstance(result, Chosen) else (result, None)
+    if logits.shape != call.logits.shape:
+        raise ValueError(
+            f"the routing function returned shape {tuple(logits.shape)} for router {call.router.name!r}; expected "
+            f"{expected}"
+        )
+    if index is not None and (index.is_floating_point() or index.shape[:-1] != logits.shape[:-1]):
+        raise ValueError(
+            f"the routing function chose experts {tuple(index.shape)} {index.dtype} for router {call.router.name!r}; "
+            f"expected {expected}"
+        )
+    return result

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.moe.calls import ENTRY, Chosen, Memory, Router, RouterCall, RoutingFunction
+from pyro_smat.moe.calls import ENTRY, Chosen, Memory, Router, RouterCall, RoutingFunction, checked
 from pyro_smat.moe.contracts import Contract, Scoring, UnknownRouter
 from pyro_smat.moe.weighting import Weighting, weighting_of
 
@@ -47,22 +47,13 @@ def forward_logits(
                 "logits; experts can be chosen for it only by its own rule: return logits"
             )
         result = _only(result)
-    return _checked(result, logits, router).to(logits.dtype)
+    return result.to(logits.dtype)
 
 
 def _only(chosen: Chosen) -> Tensor:
     """Logits of which the chosen are by far the largest; finite, since an identity gate multiplies them by zero."""
     kept = torch.zeros_like(chosen.logits, dtype=torch.bool).scatter(-1, chosen.index, True)
     return chosen.logits.masked_fill(~kept, torch.finfo(torch.bfloat16).min / 4)
-
-
-def _checked(result: Tensor, logits: Tensor, router: Router) -> Tensor:
-    if result.shape != logits.shape:
-        raise ValueError(
-            f"the routing function returned shape {tuple(result.shape)} for router {router.name!r}; "
-            f"expected logits {tuple(logits.shape)}"
-        )
-    return result
 
 
 def forward_identity(
@@ -103,10 +94,7 @@ def forward_identity(
 
     call = _call(router, hidden, logits, own, weighting, _scoring(contract, weighting), memory)
     result = _in_full_precision(function, call)
-    if isinstance(result, Chosen):
-        outputs = _weigh(result, call, contract, rule)
-    else:
-        outputs = rule(_checked(result, logits, router))
+    outputs = _weigh(result, call, contract, rule) if isinstance(result, Chosen) else rule(result)
     return tuple(o.to(r.dtype) if isinstance(o, Tensor) else o for o, r in zip(outputs, reference, strict=True))
 
 
@@ -198,7 +186,7 @@ _NEUTRAL: Mapping[str, Any] = {"router_logit_softcapping": 0.0, "input_jitter_no
 def _in_full_precision(function: RoutingFunction, call: RouterCall) -> Tensor | Chosen:
     """Call a routing function without autocast, which would multiply covariances in half precision."""
     with _no_autocast(call.hidden.device.type):
-        return function(call)
+        return checked(function(call), call)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:

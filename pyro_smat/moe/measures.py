@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.moe.calls import Chosen, RouterCall, RoutingFunction
+from pyro_smat.moe.calls import Chosen, RouterCall, RoutingFunction, checked
 from pyro_smat.moe.surgery import Attachment
 
 
@@ -53,7 +53,7 @@ def recording(
         if noise is not None:
             hidden = call.hidden + noise(call)
             call = replace(call, hidden=hidden, logits=call.logits_of(hidden))
-        result = call.logits if function is None else function(call)
+        result = call.logits if function is None else checked(function(call), call)
         logits = result.logits if isinstance(result, Chosen) else result
         if call.router.top_k is None:
             raise ValueError(f"router {call.router.name!r}: how many experts a token gets is not known")

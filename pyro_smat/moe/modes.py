@@ -32,8 +32,18 @@ class RoutingPosterior(Protocol):
     def distribution(self, call: RouterCall) -> Any: ...
 
 
+def check_posterior(posterior: object) -> None:
+    """Raise TypeError for what has no ``distribution(call)``."""
+    if not callable(getattr(posterior, "distribution", None)):
+        raise TypeError(
+            f"{type(posterior).__name__} is no posterior of routing; expected a TokenRoutingGuide, or something else "
+            "with distribution(call): of a prior, baselines.PriorRouting(prior)"
+        )
+
+
 def mean_routing(posterior: RoutingPosterior) -> RoutingFunction:
     """Route by the posterior mean of the logits; of temperatures by the median T = exp(E[log T])."""
+    check_posterior(posterior)
 
     def function(call: RouterCall) -> Tensor:
         distribution = posterior.distribution(call)
@@ -55,10 +65,11 @@ def expected_routing(
             has its own.
 
     Raises:
-        ValueError: when S < 1.
+        ValueError: when S is no integer of at least 1.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; expected at least 1")
+    check_posterior(posterior)
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; expected an integer of at least 1")
 
     def function(call: RouterCall) -> Tensor:
         distribution = posterior.distribution(call)
@@ -91,6 +102,7 @@ def sampled_routing(
         generator: a seed, from which every run starts anew; or a generator on the network's device, which goes on.
         selection: "top_k" of the drawn logits, or "sample": without replacement from their softmax.
     """
+    check_posterior(posterior)
     if selection not in ("top_k", "sample"):
         raise ValueError(f"selection is {selection!r}; expected 'top_k' or 'sample'")
 

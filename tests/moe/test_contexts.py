@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from pyro_smat.guides.moe_routing import TokenRoutingGuide
 from pyro_smat.models.variational_routing import CausalLM, VariationalRouting
 from pyro_smat.moe import (
+    Chosen,
     RouterCall,
+    RoutingFunction,
     attach,
     attachment_of,
     detach,
@@ -24,6 +26,7 @@ from pyro_smat.moe import (
     sampled_routing,
     trajectories,
 )
+from pyro_smat.moe.measures import recording
 
 HIDDEN = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(3))
 
@@ -125,3 +128,23 @@ def test_memory_lives_as_long_as_its_context() -> None:
         with attachment.routing(counting, memory):
             run(model)
     assert memory == {0: 0, 1: 1, 2: 0, 3: 1}
+
+
+@pytest.mark.parametrize("kind", ["identity", "linear"])
+def test_what_a_routing_function_returns_is_looked_at(kind: str) -> None:
+    """Of routers of both kinds, also where it is recorded."""
+    model = tiny("mixtral" if kind == "identity" else "hunyuan_v1_moe")
+    attachment = attach(model)
+    name = attachment.routers[0].name
+    wrong: list[tuple[RoutingFunction, str]] = [
+        (lambda call: None, f"returned NoneType for router '{name}'; expected logits .14, 8.*is a `return` missing"),
+        (lambda call: (call.logits, 1), "returned tuple"),
+        (lambda call: call.logits[..., :3], r"returned shape \(14, 3\).*expected logits \(14, 8\)"),
+        (lambda call: Chosen(call.logits[:3], call.logits.topk(2).indices), r"returned shape \(3, 8\)"),
+        (lambda call: Chosen(call.logits, call.logits.topk(2).values), r"chose experts \(14, 2\) torch.float32"),
+        (lambda call: Chosen(call.logits, call.logits.topk(2).indices[:5]), r"chose experts \(5, 2\)"),
+    ]
+    for function, message in wrong:
+        for context in (attachment.routing, lambda f: recording(attachment, f)):
+            with pytest.raises((TypeError, ValueError), match=message), context(function):
+                run(model)

@@ -4,40 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
 import pytest
 import torch
 from families import run, tiny, tokens
+from spread import Spread
 from torch import Tensor
 
 from pyro_smat.moe import RouterCall, RoutingFunction, attach
 from pyro_smat.moe.baselines import PriorRouting, dropout_routing
+from pyro_smat.moe.generation import generate
 from pyro_smat.moe.measures import jaccard, recording
 from pyro_smat.moe.modes import expected_routing, mean_routing, sampled_routing, samples
-from pyro_smat.moe.prediction import generate, mixture, predict, trajectories
+from pyro_smat.moe.prediction import mixture, predict, trajectories
 from pyro_smat.moe.priors import GaussianPrior
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A posterior N(l + shift, scale^2) of a given shape."""
-
-    scale: float
-    shift: float = 0.0
-    family: str = "normal"
-
-    def distribution(self, call: RouterCall) -> Any:
-        loc = call.logits + self.shift * torch.linspace(-1, 1, call.logits.shape[-1])
-        if self.family == "normal":
-            return dist.Normal(loc, self.scale).to_event(1)
-        if self.family == "full":
-            return dist.MultivariateNormal(loc, scale_tril=self.scale * torch.eye(loc.shape[-1]).expand(*loc.shape, -1))
-        factor = torch.zeros(*loc.shape, 2)
-        return dist.LowRankMultivariateNormal(loc, factor, torch.full_like(loc, self.scale**2))
-
 
 RANDOM: list[Callable[[int], RoutingFunction]] = [
     lambda seed: sampled_routing(Spread(1.0), seed),
@@ -215,42 +197,9 @@ def test_trajectories_take_the_entropy_apart() -> None:
     assert float(mixture(torch.eye(2).unsqueeze(1)).mutual_information) == pytest.approx(0.6931, abs=1e-3)
 
 
-@torch.no_grad()
-def test_generation_with_caches_is_generation_without() -> None:
-    """Greedy tokens against full passes without a cache, routed by the mean and by expected routing; seeds repeat."""
-    model = tiny("mixtral", output_router_logits=False)
-    attachment = attach(model)
-    prompt = tokens(2, 5)["input_ids"]
-    posterior = Spread(0.7, 0.3)
-    for function in (None, mean_routing(posterior), expected_routing(posterior, 8)):
-        ids = prompt
-        for _ in range(4):
-            with attachment.routing(function):
-                ids = torch.cat([ids, model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
-        assert torch.equal(generate(attachment, prompt, [function], max_new_tokens=4), ids)
-    assert torch.equal(
-        generate(attachment, prompt, [None], max_new_tokens=4),
-        model.generate(prompt, max_new_tokens=4, do_sample=False),
-    )
-
-    def several(seed: int) -> Tensor:
-        functions = [sampled_routing(posterior, 10 * seed + s) for s in range(3)]
-        return generate(attachment, prompt, functions, max_new_tokens=6, temperature=1.0, seed=seed)
-
-    assert torch.equal(several(0), several(0))
-    assert not torch.equal(several(0), several(1))
-
-
-@torch.no_grad()
-def test_generation_skips_padding_and_ends() -> None:
-    model = tiny("mixtral", output_router_logits=False)
-    attachment = attach(model)
-    prompt = tokens(1, 5)["input_ids"]
-    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), prompt], 1)
-    mask = (torch.arange(8) >= 3).long().unsqueeze(0)
-    plain = generate(attachment, prompt, [None], max_new_tokens=3)
-    reference = model.generate(padded, attention_mask=mask, max_new_tokens=3, do_sample=False)
-    found = generate(attachment, padded, [None], attention_mask=mask, max_new_tokens=3)
-    assert torch.equal(found[:, : reference.shape[1]], reference)
-    ended = generate(attachment, prompt, [None], max_new_tokens=5, eos_token_id=int(plain[0, 5]))
-    assert ended.shape[1] == 6
+def test_what_is_no_posterior_is_refused_at_once() -> None:
+    for make in (mean_routing, expected_routing, sampled_routing):
+        with pytest.raises(TypeError, match=r"GaussianPrior is no posterior.*PriorRouting"):
+            make(GaussianPrior())  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"num_samples is 2\.5"):
+        expected_routing(Spread(1.0), 2.5)  # type: ignore[arg-type]
