@@ -228,7 +228,7 @@ class VariationalRouting(LocalModule):
         if missing or set(batch) <= set(self.likelihood.targets):
             raise ValueError(
                 f"the batch has {sorted(batch)}; expected inputs of the network and {list(self.likelihood.targets)} "
-                f"for {type(self.likelihood).__name__}, the answers to learn from (for CausalLM the input_ids, with -100 "
+                f"for {type(self.likelihood).__name__}, the answers to learn from (for CausalLM the input_ids, -100 "
                 "where nothing is to be learned). To predict, run the network itself under attachment.routing"
             )
 
