@@ -176,11 +176,7 @@ class VariationalRouting(LocalModule):
             raise ValueError(f"gradient is {gradient!r}; expected pathwise, straight_through or score")
         if selection == "sample" and (unknown := [r.name for r in attachment.routers if r.top_k is None]):
             raise ValueError(f"selection 'sample' needs to know how many experts a token gets; not known of {unknown}")
-        if any(getattr(module, "gradient_checkpointing", False) is True for module in attachment.model.modules()):
-            raise ValueError(
-                "gradient checkpointing runs layers again outside the model, without its latents; "
-                "call gradient_checkpointing_disable() on the network"
-            )
+        _refuse_checkpointing(attachment.model)
         self.attachment = attachment
         self.likelihood = likelihood
         self.prior: RouterPrior = GaussianPrior() if prior is None else prior
@@ -207,10 +203,11 @@ class VariationalRouting(LocalModule):
             batch: what the network takes by name, ``attention_mask (B, L)`` (1 for real tokens) and the targets.
 
         Raises:
-            ValueError: when the batch lacks a target, or holds nothing for the network.
+            ValueError: when the batch lacks a target or holds nothing for the network, or the network checkpoints.
             RuntimeError: when an attached router did not ask for its logits.
         """
         self._check_batch(batch)
+        _refuse_checkpointing(self.network)
         inputs = {name: value for name, value in batch.items() if name not in self.likelihood.targets}
         size = len(next(iter(batch.values())))
         called: set[int] = set()
@@ -286,6 +283,14 @@ class VariationalRouting(LocalModule):
         if self.kl_reduction == "sum":
             return self.beta
         return self.beta / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _refuse_checkpointing(network: nn.Module) -> None:
+    if any(getattr(module, "gradient_checkpointing", False) is True for module in network.modules()):
+        raise ValueError(
+            "gradient checkpointing runs layers again outside the model, without its latents; "
+            "call gradient_checkpointing_disable() on the network"
+        )
 
 
 def _logits(output: Any) -> Tensor:

@@ -326,6 +326,15 @@ def test_a_batch_without_answers_is_refused() -> None:
         other(batch())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_gradient_checkpointing_is_refused_also_when_it_is_switched_on_later() -> None:
+    model, guide = pair()
+    model.network.gradient_checkpointing_enable()
+    for attempt in (lambda: guide(batch()), lambda: VariationalRouting(model.attachment, CausalLM())):
+        with pytest.raises(ValueError, match="gradient checkpointing runs layers again"):
+            attempt()
+
+
 def test_the_papers_penalty_warns_and_equals_minus_log_temperature() -> None:
     with pytest.warns(UserWarning, match="exploded"):
         prior = PaperTemperaturePrior()
