@@ -229,7 +229,7 @@ class TokenRoutingGuide(GuideMessenger, nn.Module):
         return GuideMessenger.__call__(self, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("trace", "args_kwargs", "_states")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("trace", "args_kwargs", "_infer")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)

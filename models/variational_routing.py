@@ -124,6 +124,11 @@ class TokenStates:
     logits: Tensor
 
 
+def attention_mask(router: Router, batch: Batch) -> Tensor | None:
+    """The batch's ``attention_mask (B, L)``, if it has one: which tokens are real, to every router."""
+    return batch.get("attention_mask")
+
+
 class VariationalRouting(LocalModule):
     """The joint density of latent routing and answers, of one batch of sequences.
 
@@ -140,8 +145,8 @@ class VariationalRouting(LocalModule):
             probabilities softmax(logits); only for routers that say how they weigh experts.
         gradient: of the sampled choice: "pathwise" (of the weights only), "straight_through" (biased), or "score": the
             experts are a site ``route.i.experts`` and the ELBO uses its score function.
-        mask: ``(router, batch) -> (B, L) bool or None``, the real tokens that a router sees; default: the batch's
-            ``attention_mask``.
+        mask: ``(router, batch) -> (B, L) bool or None``, the real tokens that a router sees; default:
+            :func:`attention_mask`. A function of a module, where the model is to be pickled.
 
     Raises:
         ValueError: for options out of range, or when a router's number of experts to choose is not known.
@@ -171,17 +176,13 @@ class VariationalRouting(LocalModule):
             raise ValueError(f"gradient is {gradient!r}; expected pathwise, straight_through or score")
         if selection == "sample" and (unknown := [r.name for r in attachment.routers if r.top_k is None]):
             raise ValueError(f"selection 'sample' needs to know how many experts a token gets; not known of {unknown}")
-        if any(getattr(module, "gradient_checkpointing", False) is True for module in attachment.model.modules()):
-            raise ValueError(
-                "gradient checkpointing runs layers again outside the model, without its latents; "
-                "call gradient_checkpointing_disable() on the network"
-            )
+        _refuse_checkpointing(attachment.model)
         self.attachment = attachment
         self.likelihood = likelihood
         self.prior: RouterPrior = GaussianPrior() if prior is None else prior
         self.beta, self.kl_reduction = beta, kl_reduction
         self.selection, self.gradient = selection, gradient
-        self.token_mask = mask or (lambda router, batch: batch.get("attention_mask"))
+        self.token_mask = mask or attention_mask
 
     @property
     def network(self) -> nn.Module:
@@ -202,8 +203,11 @@ class VariationalRouting(LocalModule):
             batch: what the network takes by name, ``attention_mask (B, L)`` (1 for real tokens) and the targets.
 
         Raises:
+            ValueError: when the batch lacks a target or holds nothing for the network, or the network checkpoints.
             RuntimeError: when an attached router did not ask for its logits.
         """
+        self._check_batch(batch)
+        _refuse_checkpointing(self.network)
         inputs = {name: value for name, value in batch.items() if name not in self.likelihood.targets}
         size = len(next(iter(batch.values())))
         called: set[int] = set()
@@ -215,6 +219,15 @@ class VariationalRouting(LocalModule):
                 raise RuntimeError(f"routers {silent} ran without asking for their logits; attach(..., leave=...) them")
             self.likelihood(output, batch)
         return output
+
+    def _check_batch(self, batch: Batch) -> None:
+        missing = [name for name in self.likelihood.targets if name not in batch]
+        if missing or set(batch) <= set(self.likelihood.targets):
+            raise ValueError(
+                f"the batch has {sorted(batch)}; expected inputs of the network and {list(self.likelihood.targets)} "
+                f"for {type(self.likelihood).__name__}, the answers to learn from (for CausalLM the input_ids, -100 "
+                "where nothing is to be learned). To predict, run the network itself under attachment.routing"
+            )
 
     def _route(self, call: RouterCall, batch: Batch, size: int, called: set[int]) -> Tensor | Chosen:
         router = call.router
@@ -270,6 +283,14 @@ class VariationalRouting(LocalModule):
         if self.kl_reduction == "sum":
             return self.beta
         return self.beta / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _refuse_checkpointing(network: nn.Module) -> None:
+    if any(getattr(module, "gradient_checkpointing", False) is True for module in network.modules()):
+        raise ValueError(
+            "gradient checkpointing runs layers again outside the model, without its latents; "
+            "call gradient_checkpointing_disable() on the network"
+        )
 
 
 def _logits(output: Any) -> Tensor:

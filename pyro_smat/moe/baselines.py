@@ -45,20 +45,15 @@ def dropout_routing(rate: float = 0.05, generator: torch.Generator | int = 0) ->
 
     Args:
         rate: share of the hidden units that are dropped.
-        generator: of the masks, or a seed.
+        generator: of the masks: a seed, from which every run starts anew, or a generator, which goes on.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate is {rate}; expected in [0, 1)")
-    state: dict[str, torch.Generator] = {}
 
     def function(call: RouterCall) -> Tensor:
-        if "generator" not in state:
-            device = call.hidden.device
-            state["generator"] = (
-                torch.Generator(device=device).manual_seed(generator) if isinstance(generator, int) else generator
-            )
-        kept = torch.rand(call.hidden.shape, device=call.hidden.device, generator=state["generator"]) >= rate
-        return call.logits_of(call.hidden * kept.to(call.hidden.dtype) / (1 - rate)).reshape(call.logits.shape)
+        draws = call.generator(function, generator)
+        kept = torch.rand(call.hidden.shape, device=call.hidden.device, generator=draws) >= rate
+        return call.logits_of(call.hidden * kept.to(call.hidden.dtype) / (1 - rate))
 
     return function
 
@@ -106,7 +101,6 @@ class RouterLaplace:
         variance = F.linear(
             call.hidden.to(call.logits.dtype).square(), self.variances[call.router.name].to(call.logits)
         )
-        variance = variance.reshape(call.logits.shape)
         return dist.Normal(call.logits, variance.sqrt().clamp(min=1e-12), validate_args=False).to_event(1)
 
     def member(self, seed: int) -> RoutingFunction:
@@ -116,8 +110,7 @@ class RouterLaplace:
             variance = self.variances[call.router.name].to(call.logits)
             generator = torch.Generator(device=variance.device).manual_seed(seed * 100_003 + call.router.index)
             noise = torch.randn(variance.shape, generator=generator, device=variance.device, dtype=variance.dtype)
-            shift = F.linear(call.hidden.to(call.logits.dtype), noise * variance.sqrt())
-            return call.logits + shift.reshape(call.logits.shape)
+            return call.logits + F.linear(call.hidden.to(call.logits.dtype), noise * variance.sqrt())
 
         return function
 

@@ -13,27 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.moe.calls import ENTRY, Chosen, Router, RouterCall, RoutingFunction
+from pyro_smat.moe.calls import ENTRY, Chosen, Memory, Router, RouterCall, RoutingFunction, checked
 from pyro_smat.moe.contracts import Contract, Scoring, UnknownRouter
 from pyro_smat.moe.weighting import Weighting, weighting_of
 
 
 def forward_logits(
-    module: nn.Module, original: Callable, function: RoutingFunction, hidden: Tensor, args: tuple, kwargs: Mapping
+    module: nn.Module,
+    original: Callable,
+    function: RoutingFunction,
+    memory: Memory,
+    hidden: Tensor,
+    args: tuple,
+    kwargs: Mapping,
 ) -> Tensor:
     router: Router = vars(module)[ENTRY]
 
-    @_under_present_autocast(hidden.device.type)
-    def logits_of(states: Tensor) -> Tensor:
-        return _float(original(module, states, *args, **kwargs))
+    def own(states: Tensor) -> Tensor:
+        return original(module, states, *args, **kwargs)
 
     def weighting() -> Weighting:
         raise NotImplementedError(
             f"router {router.name!r} ({router.contract.kind} contract) weighs its experts where it cannot be seen"
         )
 
-    logits = original(module, hidden, *args, **kwargs)
-    call = RouterCall(router, hidden, _float(logits), logits_of, weighting, router.contract.scoring)
+    logits = own(hidden)
+    call = _call(router, hidden, logits, own, weighting, router.contract.scoring, memory)
     result = _in_full_precision(function, call)
     if isinstance(result, Chosen):
         if not router.contract.renormalises or result.factor is not None:
@@ -42,7 +47,7 @@ def forward_logits(
                 "logits; experts can be chosen for it only by its own rule: return logits"
             )
         result = _only(result)
-    return _checked(result, logits, router).to(logits.dtype)
+    return result.to(logits.dtype)
 
 
 def _only(chosen: Chosen) -> Tensor:
@@ -51,17 +56,14 @@ def _only(chosen: Chosen) -> Tensor:
     return chosen.logits.masked_fill(~kept, torch.finfo(torch.bfloat16).min / 4)
 
 
-def _checked(result: Tensor, logits: Tensor, router: Router) -> Tensor:
-    if result.shape != logits.shape:
-        raise ValueError(
-            f"the routing function returned shape {tuple(result.shape)} for router {router.name!r}; "
-            f"expected logits {tuple(logits.shape)}"
-        )
-    return result
-
-
 def forward_identity(
-    module: nn.Module, original: Callable, function: RoutingFunction, hidden: Tensor, args: tuple, kwargs: Mapping
+    module: nn.Module,
+    original: Callable,
+    function: RoutingFunction,
+    memory: Memory,
+    hidden: Tensor,
+    args: tuple,
+    kwargs: Mapping,
 ) -> tuple:
     router: Router = vars(module)[ENTRY]
     contract = router.contract
@@ -71,9 +73,8 @@ def forward_identity(
     if not isinstance(logits, Tensor) or logits.shape[-1] != router.num_experts:
         raise UnknownRouter(f"router {router.name!r}: output {contract.logits_index} is not its logits (..., E)")
 
-    @_under_present_autocast(hidden.device.type)
-    def logits_of(states: Tensor) -> Tensor:
-        return _float(original(quiet, states, *args, **kwargs)[contract.logits_index])
+    def own(states: Tensor) -> Tensor:
+        return original(quiet, states, *args, **kwargs)[contract.logits_index]
 
     def rule(values: Tensor) -> tuple:
         flat = values.reshape(-1, values.shape[-1])
@@ -91,13 +92,37 @@ def forward_identity(
             vars(module)["_weighting"] = cached
         return cached
 
-    call = RouterCall(router, hidden, _float(logits), logits_of, weighting, _scoring(contract, weighting))
+    call = _call(router, hidden, logits, own, weighting, _scoring(contract, weighting), memory)
     result = _in_full_precision(function, call)
-    if isinstance(result, Chosen):
-        outputs = _weigh(result, call, contract, rule)
-    else:
-        outputs = rule(_checked(result, logits, router))
+    outputs = _weigh(result, call, contract, rule) if isinstance(result, Chosen) else rule(result)
     return tuple(o.to(r.dtype) if isinstance(o, Tensor) else o for o, r in zip(outputs, reference, strict=True))
+
+
+def _call(
+    router: Router,
+    hidden: Tensor,
+    logits: Tensor,
+    own: Callable[[Tensor], Tensor],
+    weighting: Callable[[], Weighting],
+    scoring: Scoring,
+    memory: Memory,
+) -> RouterCall:
+    """A call with hidden states in the leading shape of the logits, whichever shape the router was given them in."""
+    given, leading = hidden.shape, logits.shape[:-1]
+    if given[:-1].numel() != leading.numel():
+        raise UnknownRouter(
+            f"router {router.name!r} was given hidden states {tuple(given)} and made logits {tuple(logits.shape)}; "
+            f"expected logits for every token. Leave it out with leave=({router.name!r},)"
+        )
+
+    @_under_present_autocast(hidden.device.type)
+    def logits_of(states: Tensor) -> Tensor:
+        tokens = states.shape[:-1]
+        return _float(own(states.reshape(given) if tokens == leading else states)).reshape(*tokens, -1)
+
+    return RouterCall(
+        router, hidden.reshape(*leading, given[-1]), _float(logits), logits_of, weighting, scoring, memory
+    )
 
 
 def _scoring(contract: Contract, weighting: Callable[[], Weighting]) -> Scoring:
@@ -161,7 +186,7 @@ _NEUTRAL: Mapping[str, Any] = {"router_logit_softcapping": 0.0, "input_jitter_no
 def _in_full_precision(function: RoutingFunction, call: RouterCall) -> Tensor | Chosen:
     """Call a routing function without autocast, which would multiply covariances in half precision."""
     with _no_autocast(call.hidden.device.type):
-        return function(call)
+        return checked(function(call), call)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:

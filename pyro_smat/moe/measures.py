@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.moe.calls import Chosen, RouterCall, RoutingFunction
+from pyro_smat.moe.calls import Chosen, RouterCall, RoutingFunction, checked
 from pyro_smat.moe.surgery import Attachment
 
 
@@ -52,9 +52,8 @@ def recording(
     def routed(call: RouterCall) -> Tensor | Chosen:
         if noise is not None:
             hidden = call.hidden + noise(call)
-            logits = call.logits_of(hidden).reshape(call.logits.shape)
-            call = RouterCall(call.router, hidden, logits, call.logits_of, call.weighting, call.scoring)
-        result = call.logits if function is None else function(call)
+            call = replace(call, hidden=hidden, logits=call.logits_of(hidden))
+        result = call.logits if function is None else checked(function(call), call)
         logits = result.logits if isinstance(result, Chosen) else result
         if call.router.top_k is None:
             raise ValueError(f"router {call.router.name!r}: how many experts a token gets is not known")

@@ -7,6 +7,9 @@ posterior (anything with ``distribution(call)``) -> routing function -> ``with a
   for sigmoid routers the logit of the mean score. With common random numbers (the default) the S draws are the same
   standard normals for every token, so that the same hidden state is always routed alike.
 * :func:`sampled_routing`: one draw a token; S such passes are trajectories (``prediction``).
+
+What draws keeps nothing between runs: whenever a routing is opened its draws start from the seed anew, so that the same
+functions give the same answers, however often they are used. Pass a ``torch.Generator`` for draws that go on.
 """
 
 from __future__ import annotations
@@ -29,8 +32,18 @@ class RoutingPosterior(Protocol):
     def distribution(self, call: RouterCall) -> Any: ...
 
 
+def check_posterior(posterior: object) -> None:
+    """Raise TypeError for what has no ``distribution(call)``."""
+    if not callable(getattr(posterior, "distribution", None)):
+        raise TypeError(
+            f"{type(posterior).__name__} is no posterior of routing; expected a TokenRoutingGuide, or something else "
+            "with distribution(call): of a prior, baselines.PriorRouting(prior)"
+        )
+
+
 def mean_routing(posterior: RoutingPosterior) -> RoutingFunction:
     """Route by the posterior mean of the logits; of temperatures by the median T = exp(E[log T])."""
+    check_posterior(posterior)
 
     def function(call: RouterCall) -> Tensor:
         distribution = posterior.distribution(call)
@@ -49,21 +62,23 @@ def expected_routing(
         num_samples: S.
         seed: of the draws, with the layer's number added.
         common: the same S standard normals (in pairs of opposite sign) for every token and call; otherwise each token
-            has its own, which go on from call to call.
+            has its own.
 
     Raises:
-        ValueError: when S < 1.
+        ValueError: when S is no integer of at least 1.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; expected at least 1")
-    generators: dict[int, torch.Generator] = {}
+    check_posterior(posterior)
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; expected an integer of at least 1")
 
     def function(call: RouterCall) -> Tensor:
         distribution = posterior.distribution(call)
         layer = call.router.index
-        if common or layer not in generators:
-            generators[layer] = _generator(call.logits.device, seed + layer)
-        noise = _noise(distribution, num_samples, generators[layer], common)
+        if common:
+            generator = torch.Generator(device=call.logits.device).manual_seed(seed + layer)
+        else:
+            generator = call.generator((function, layer), seed + layer)
+        noise = _noise(distribution, num_samples, generator, common)
         total: Tensor | None = None
         sigmoid = call.scoring == "sigmoid"
         for s in range(num_samples):  # one at a time: S x tokens x experts never stand in memory together
@@ -84,25 +99,23 @@ def sampled_routing(
 
     Args:
         posterior: of the logits or log temperatures.
-        generator: of all draws, or a seed for one on the network's device.
+        generator: a seed, from which every run starts anew; or a generator on the network's device, which goes on.
         selection: "top_k" of the drawn logits, or "sample": without replacement from their softmax.
     """
+    check_posterior(posterior)
     if selection not in ("top_k", "sample"):
         raise ValueError(f"selection is {selection!r}; expected 'top_k' or 'sample'")
-    state: dict[str, torch.Generator] = {}
 
     def function(call: RouterCall) -> Tensor | Chosen:
-        if "generator" not in state:
-            device = call.logits.device
-            state["generator"] = _generator(device, generator) if isinstance(generator, int) else generator
+        draws = call.generator(function, generator)
         distribution = posterior.distribution(call)
-        noise = _noise(distribution, 1, state["generator"], common=False)
+        noise = _noise(distribution, 1, draws, common=False)
         logits = logits_of_latent(_draw(distribution, [eps[0] for eps in noise]), call)
         if selection == "top_k":
             return logits
         if call.router.top_k is None:
             raise ValueError(f"router {call.router.name!r}: how many experts a token gets is not known")
-        return Chosen(logits, sample_without_replacement(logits, call.router.top_k, generator=state["generator"]))
+        return Chosen(logits, sample_without_replacement(logits, call.router.top_k, generator=draws))
 
     return function
 
@@ -121,10 +134,6 @@ def samples(distribution: Any, num_samples: int, *, generator: torch.Generator) 
     if isinstance(distribution, MultivariateNormal):
         return distribution.loc + torch.einsum("...ef,s...f->s...e", distribution.scale_tril, noise[0])
     return torch.stack([_draw(distribution, [eps[s] for eps in noise]) for s in range(num_samples)])
-
-
-def _generator(device: torch.device, seed: int) -> torch.Generator:
-    return torch.Generator(device=device).manual_seed(seed)
 
 
 def _noise(distribution: Any, num_samples: int, generator: torch.Generator, common: bool) -> list[Tensor]:

@@ -9,10 +9,8 @@ probabilities are averaged:
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,10 +82,9 @@ def trajectories(
         logits: as in :func:`predict`.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: when there are none, or one twice: each draws from its seed anew, so it would only count double.
     """
-    if not functions:
-        raise ValueError("no routing functions; expected at least one")
+    check_functions(functions)
     components = []
     for function in functions:
         with attachment.routing(function):
@@ -95,62 +92,14 @@ def trajectories(
     return mixture(torch.stack(components))
 
 
-@torch.no_grad()
-def generate(
-    attachment: Attachment,
-    input_ids: Tensor,
-    functions: Sequence[RoutingFunction | None],
-    *,
-    max_new_tokens: int,
-    attention_mask: Tensor | None = None,
-    temperature: float = 0.0,
-    seed: int = 0,
-    eos_token_id: int | None = None,
-) -> Tensor:
-    """Continue prompts with a key-value cache, the same tokens for the same seeds.
-
-    With several functions (trajectories) each has a cache of its own, and the next token is chosen from the average of
-    their probabilities.
-
-    Args:
-        attachment: of a causal language model of transformers.
-        input_ids: ``(B, L)`` prompts, padded on the left.
-        functions: how to route; one for "mean" and "expected".
-        max_new_tokens: at most so many.
-        attention_mask: ``(B, L)``, 1 for real tokens.
-        temperature: 0 takes the most probable token; otherwise tokens are drawn.
-        seed: of drawn tokens; routing functions have their own.
-        eos_token_id: ends a sequence, which is filled with it.
-
-    Returns:
-        Prompts and continuations ``(B, L + new)``.
-    """
+def check_functions(functions: Sequence[RoutingFunction | None]) -> None:
+    """Raise ValueError where there are none, or one twice."""
     if not functions:
         raise ValueError("no routing functions; expected at least one (None for the network's own routing)")
-    model = attachment.model
-    cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    generator = torch.Generator(device=input_ids.device).manual_seed(seed)
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    caches: list[Any] = [None] * len(functions)
-    done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-    ids, fresh = input_ids, input_ids
-    for _ in range(max_new_tokens):
-        probabilities = torch.zeros((), device=input_ids.device)
-        for i, function in enumerate(functions):
-            with attachment.routing(function):
-                output = model(input_ids=fresh, attention_mask=mask, use_cache=True, **{cache: caches[i]})
-            caches[i] = getattr(output, cache)
-            probabilities = probabilities + output.logits[:, -1].float().softmax(-1) / len(functions)
-        if temperature > 0:
-            weights = (probabilities.log() / temperature).softmax(-1)
-            token = torch.multinomial(weights, 1, generator=generator)
-        else:
-            token = probabilities.argmax(-1, keepdim=True)
-        if eos_token_id is not None:
-            token = token.masked_fill(done.unsqueeze(1), eos_token_id)
-            done = done | (token.squeeze(1) == eos_token_id)
-        ids, fresh = torch.cat([ids, token], 1), token
-        mask = torch.cat([mask, torch.ones_like(token)], 1)
-        if bool(done.all()):
-            break
-    return ids
+    first: dict[int, int] = {}
+    for i, function in enumerate(functions):
+        if (j := first.setdefault(id(function), i)) != i and function is not None:
+            raise ValueError(
+                f"function {i} is function {j} again, and would draw the same; expected functions with seeds of their "
+                "own, e.g. [sampled_routing(guide, seed) for seed in range(20)]"
+            )

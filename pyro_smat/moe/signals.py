@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal
 
 from pyro_smat.moe.calls import Chosen, RouterCall, RoutingFunction
-from pyro_smat.moe.modes import RoutingPosterior, logits_of_latent, samples
+from pyro_smat.moe.modes import RoutingPosterior, check_posterior, logits_of_latent, samples
 from pyro_smat.moe.prediction import entropy
 from pyro_smat.moe.surgery import Attachment
 
@@ -74,6 +74,8 @@ def watching(
     Yields:
         Name -> one ``(tokens,)`` tensor a layer, in order.
     """
+    if posterior is not None:
+        check_posterior(posterior)
     found: dict[str, list[Tensor]] = {name: [] for name in signals}
 
     def routed(call: RouterCall) -> Tensor | Chosen:

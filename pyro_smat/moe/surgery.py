@@ -20,11 +20,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_smat.moe.calls import ENTRY, Router, RoutingFunction
+from pyro_smat.moe.calls import ENTRY, Memory, Router, RoutingFunction
 from pyro_smat.moe.contracts import Contract, contract_of, router_candidates
 from pyro_smat.moe.forwards import forward_identity, forward_logits
 
-_active: ContextVar[tuple[tuple[object, RoutingFunction], ...]] = ContextVar("routing functions", default=())
+
+@dataclass
+class _Run:
+    """An open context: whose, what it routes by, and whether a router has asked."""
+
+    key: object
+    function: RoutingFunction
+    memory: Memory
+    asked: bool = False
+
+
+_active: ContextVar[tuple[_Run, ...]] = ContextVar("routing functions", default=())
 
 
 @dataclass(frozen=True)
@@ -40,21 +51,46 @@ class Attachment:
     routers: tuple[Router, ...]
 
     @contextmanager
-    def routing(self, function: RoutingFunction | None) -> Iterator[None]:
+    def routing(self, function: RoutingFunction | None, memory: Memory | None = None) -> Iterator[None]:
         """While it is open, and in this thread, ``function`` says the logits (or experts) of every attached router.
 
         Args:
             function: of a :class:`RouterCall`; returns logits ``(..., E)``, to which the router's own rule is applied,
                 or :class:`Chosen` experts. None leaves the router as it is.
+            memory: of a run to go on with; by default a run starts, with an empty one (``RouterCall.memory``).
+
+        Raises:
+            RuntimeError: when the network was detached in the meantime; on closing, when no attached router ran.
         """
         if function is None:
             yield
             return
-        token = _active.set((*_active.get(), (self.routers[0].key, function)))
+        self._check_attached()
+        run = _Run(self.routers[0].key, function, {} if memory is None else memory)
+        token = _active.set((*_active.get(), run))
         try:
             yield
         finally:
             _active.reset(token)
+        if not run.asked:
+            raise RuntimeError(
+                f"none of the {len(self.routers)} attached routers of {type(self.model).__name__} ran while routing "
+                "was open, so it did nothing; expected a run of attachment.model in the thread that opened it. A copy "
+                "of the network is routed by its own attachment, attachment_of(copy)"
+            )
+
+    def _check_attached(self) -> None:
+        for router in self.routers:
+            try:
+                entry = vars(_target(self.model, router)).get(ENTRY)
+            except AttributeError:
+                entry = None
+            if entry is None or entry.key is not router.key:
+                raise RuntimeError(
+                    f"router {router.name!r} of {type(self.model).__name__} is no longer attached by this attachment "
+                    "(detached, attached again, or replaced), so routing it would do nothing; call attach(network), or "
+                    "attachment_of(network) if it is attached, and use what it returns, in VariationalRouting too"
+                )
 
 
 def find_routers(model: nn.Module, leave: Sequence[str] = ()) -> tuple[Router, ...]:
@@ -175,9 +211,13 @@ def _hidden_size(module: nn.Module, contract: Contract) -> int | None:
     return weight.shape[1] if isinstance(weight, Tensor) and weight.dim() == 2 else None
 
 
-def _current(module: nn.Module) -> RoutingFunction | None:
+def _current(module: nn.Module) -> _Run | None:
+    """The innermost run of the module's attachment."""
     key = vars(module)[ENTRY].key
-    return next((function for owner, function in reversed(_active.get()) if owner is key), None)
+    runs = [run for run in _active.get() if run.key is key]
+    for run in runs:
+        run.asked = True
+    return runs[-1] if runs else None
 
 
 def _rebuild(base: type, kind: str, method: str) -> nn.Module:
@@ -187,14 +227,14 @@ def _rebuild(base: type, kind: str, method: str) -> nn.Module:
 
 @functools.cache
 def _routed_class(base: type, kind: str, method: str) -> type:
-    run = forward_identity if kind == "identity" else forward_logits
+    forward: Any = forward_identity if kind == "identity" else forward_logits
 
     def routed(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        function = _current(self)
+        run = _current(self)
         original = getattr(base, method)
-        if function is None:
+        if run is None:
             return original(self, hidden, *args, **kwargs)
-        return run(self, original, function, hidden, args, kwargs)
+        return forward(self, original, run.function, run.memory, hidden, args, kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple:
         return _rebuild, (base, kind, method), self.__dict__

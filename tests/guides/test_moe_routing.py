@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import pickle
 from typing import Any
 
 import pyro
@@ -17,7 +18,7 @@ from torch.distributions import kl_divergence
 
 from pyro_smat.guides.moe_routing import RoutingHeads, TokenRoutingGuide
 from pyro_smat.models.variational_routing import Classification, VariationalRouting
-from pyro_smat.moe import Router, attach
+from pyro_smat.moe import Router, attach, expected_routing
 from pyro_smat.moe.contracts import Contract
 from pyro_smat.moe.priors import GaussianPrior, LogTemperaturePrior
 
@@ -119,17 +120,17 @@ class Block(nn.Module):
         return (tokens * attention_mask.unsqueeze(-1)).sum(1)
 
 
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.block(**inputs)
+
+
 def pair() -> tuple[VariationalRouting, TokenRoutingGuide, dict[str, Tensor]]:
     torch.manual_seed(0)
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block = Block()
-
-        def forward(self, **inputs: Tensor) -> Tensor:
-            return self.block(**inputs)
-
     model = VariationalRouting(attach(Network()), Classification(), beta=0.1)
     batch = {"x": HIDDEN, "attention_mask": torch.ones(3, 4), "labels": torch.tensor([0, 1, 2])}
     return model, TokenRoutingGuide(model, "full", trunk=4), batch
@@ -155,6 +156,35 @@ def test_guides_are_copied_and_saved_without_their_trace() -> None:
     buffer.seek(0)
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert loss(other) == before
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_guide_is_pickled_with_its_model_and_network(used: bool) -> None:
+    """Loss, routing and parameters come back, with a network of its own; after use and a failed step too."""
+    model, guide, batch = pair()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+
+    @torch.no_grad()
+    def results(g: TokenRoutingGuide) -> tuple[float, Tensor]:
+        pyro.set_rng_seed(0)
+        loss = TraceMeanField_ELBO().loss(g.routing_model, g, batch)
+        with g.routing_model.attachment.routing(expected_routing(g, 4)):
+            return loss, g.routing_model.network(**inputs)
+
+    if used:
+        results(guide)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            guide({**batch, "x": HIDDEN[..., :7]})
+    buffer = io.BytesIO()
+    torch.save(guide, buffer)
+    buffer.seek(0)
+    for other in (pickle.loads(pickle.dumps(guide)), torch.load(buffer, weights_only=False)):
+        loss, routed = results(other)
+        assert (loss, routed.tolist()) == (results(guide)[0], results(guide)[1].tolist())
+        assert other.routing_model.network is not model.network
+        with torch.no_grad():
+            next(other.parameters()).add_(1.0)
+        assert results(other)[0] != loss == results(guide)[0]
 
 
 def test_elbo_modules_see_the_heads_and_particles_are_not_vectorised() -> None:

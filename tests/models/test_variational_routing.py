@@ -312,6 +312,29 @@ def test_missing_mask_shape_and_bad_options() -> None:
         TokenRoutingGuide(model, "temperature")
 
 
+def test_a_batch_without_answers_is_refused() -> None:
+    model, guide = pair()
+    data = batch()
+    del data["labels"]
+    for routed in (model, guide):
+        with pytest.raises(ValueError, match=r"has \['attention_mask', 'input_ids'\].*\['labels'\] for CausalLM"):
+            routed(data)
+    with pytest.raises(ValueError, match=r"has \['labels'\]; expected inputs of the network"):
+        model({"labels": torch.zeros(3, 5)})
+    other = VariationalRouting(model.attachment, Classification("answer"))
+    with pytest.raises(ValueError, match=r"\['answer'\] for Classification"):
+        other(batch())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_gradient_checkpointing_is_refused_also_when_it_is_switched_on_later() -> None:
+    model, guide = pair()
+    model.network.gradient_checkpointing_enable()
+    for attempt in (lambda: guide(batch()), lambda: VariationalRouting(model.attachment, CausalLM())):
+        with pytest.raises(ValueError, match="gradient checkpointing runs layers again"):
+            attempt()
+
+
 def test_the_papers_penalty_warns_and_equals_minus_log_temperature() -> None:
     with pytest.warns(UserWarning, match="exploded"):
         prior = PaperTemperaturePrior()

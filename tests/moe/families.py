@@ -113,6 +113,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 SEQUENCE_TO_SEQUENCE = ("nllb-moe", "switch_transformers")
 FAMILIES = [
     "afmoe",
+    "aria_text",
     "axk1",
     "axk2",
     "bailing_hybrid",
@@ -121,6 +122,7 @@ FAMILIES = [
     "deepseek_v3",
     "deepseek_v32",
     "dots1",
+    "dots3_note_text",
     "ernie4_5_moe",
     "exaone_moe",
     "flex_olmo",
@@ -137,6 +139,7 @@ FAMILIES = [
     "hunyuan_v1_moe",
     "hy_v3",
     "hy_v4",
+    "inkling2_text",
     "jamba",
     "jetmoe",
     "kolibri1",
@@ -149,6 +152,7 @@ FAMILIES = [
     "mimo_v2_flash",
     "minimax",
     "minimax_m2",
+    "minimax_m3_vl_text",
     "mixtral",
     "nemotron_h",
     "nllb-moe",

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
 import pytest
 import torch
 from families import run, tiny, tokens
+from spread import Spread
 from torch import Tensor
 
-from pyro_smat.moe import RouterCall, attach
-from pyro_smat.moe.baselines import PriorRouting
+from pyro_smat.moe import RouterCall, RoutingFunction, attach
+from pyro_smat.moe.baselines import PriorRouting, dropout_routing
+from pyro_smat.moe.generation import generate
 from pyro_smat.moe.measures import jaccard, recording
 from pyro_smat.moe.modes import expected_routing, mean_routing, sampled_routing, samples
-from pyro_smat.moe.prediction import generate, mixture, predict, trajectories
+from pyro_smat.moe.prediction import mixture, predict, trajectories
 from pyro_smat.moe.priors import GaussianPrior
 
-
-@dataclass(frozen=True)
-class Spread:
-    """A posterior N(l + shift, scale^2) of a given shape."""
-
-    scale: float
-    shift: float = 0.0
-    family: str = "normal"
-
-    def distribution(self, call: RouterCall) -> Any:
-        loc = call.logits + self.shift * torch.linspace(-1, 1, call.logits.shape[-1])
-        if self.family == "normal":
-            return dist.Normal(loc, self.scale).to_event(1)
-        if self.family == "full":
-            return dist.MultivariateNormal(loc, scale_tril=self.scale * torch.eye(loc.shape[-1]).expand(*loc.shape, -1))
-        factor = torch.zeros(*loc.shape, 2)
-        return dist.LowRankMultivariateNormal(loc, factor, torch.full_like(loc, self.scale**2))
+RANDOM: list[Callable[[int], RoutingFunction]] = [
+    lambda seed: sampled_routing(Spread(1.0), seed),
+    lambda seed: sampled_routing(Spread(1.0), seed, selection="sample"),
+    lambda seed: expected_routing(Spread(1.0), 2, common=False, seed=10 * seed),
+    lambda seed: dropout_routing(0.3, seed),
+]
 
 
 @torch.no_grad()
@@ -79,8 +71,7 @@ def test_common_random_numbers_route_equal_states_alike() -> None:
     function = expected_routing(posterior)
     first, second = used(model, attachment, function), used(model, attachment, function)
     assert torch.equal(first[1], second[1])
-    independent = expected_routing(posterior, common=False)
-    first, second = used(model, attachment, independent), used(model, attachment, independent)
+    first, second = (used(model, attachment, expected_routing(posterior, common=False, seed=s)) for s in (0, 10))
     assert not torch.equal(first[0], second[0])
     # Independent draws alone change which experts are chosen: the self-Jaccard that a stability figure must state.
     assert jaccard(first[0].topk(2, -1).indices, second[0].topk(2, -1).indices).double().mean() < 1
@@ -94,6 +85,80 @@ def test_sampled_routing_is_reproducible_by_seed(selection: str) -> None:
     runs = [used(model, attachment, sampled_routing(posterior, seed, selection=selection)) for seed in (1, 1, 2)]
     assert torch.equal(runs[0][1], runs[1][1])
     assert not torch.equal(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize("make", RANDOM)
+@torch.no_grad()
+def test_functions_that_draw_answer_alike_however_often_they_are_used(make: Callable[[int], RoutingFunction]) -> None:
+    """In trajectories, then in generate, then in trajectories: as functions made anew; wrapped ones too."""
+    model = tiny("mixtral", output_router_logits=False)
+    attachment = attach(model)
+    prompt = tokens(2, 5)["input_ids"]
+    functions = [make(seed) for seed in range(3)]
+
+    def components(those: list[RoutingFunction]) -> Tensor:
+        return trajectories(attachment, those, lambda: run(model).logits[:, -1]).components
+
+    def continued(those: list[RoutingFunction]) -> Tensor:
+        return generate(attachment, prompt, those, max_new_tokens=8)
+
+    first = components(functions)
+    assert not torch.allclose(first[0], first[1])
+    ids = continued(functions)
+    assert torch.equal(continued(functions), ids)
+    assert torch.equal(components(functions), first)
+    assert torch.equal(components([lambda call, f=f: f(call) for f in functions]), first)
+    assert torch.equal(continued([make(seed) for seed in range(3)]), ids)
+    recorded = [used(model, attachment, functions[0])[1] for _ in range(2)]
+    assert torch.equal(*recorded)
+
+
+@torch.no_grad()
+def test_draws_of_a_run_go_on_from_token_to_token_and_from_router_to_router() -> None:
+    """Not the same noise for every layer or new token; a generator of the caller's goes on from run to run."""
+    model = tiny("mixtral", output_router_logits=False)
+    attachment = attach(model)
+    noise: list[Tensor] = []
+
+    def watched(call: RouterCall) -> Tensor:
+        drawn = own(call)
+        noise.append((drawn - call.logits)[-1])
+        return drawn
+
+    own = sampled_routing(Spread(1.0), 3)
+    generate(attachment, tokens(1, 5)["input_ids"], [watched], max_new_tokens=4)
+    assert len(noise) == 8
+    assert len({tuple(n.tolist()) for n in noise}) == 8
+    mine = sampled_routing(Spread(1.0), torch.Generator().manual_seed(3))
+    first, second = used(model, attachment, mine)[0], used(model, attachment, mine)[0]
+    assert torch.equal(first, used(model, attachment, own)[0])
+    assert not torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_one_function_draws_apart_in_two_threads() -> None:
+    model = tiny("mixtral")
+    attachment = attach(model)
+    function = sampled_routing(Spread(1.0), 5)
+    alone = used(model, attachment, function)[1]
+    found: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: found.append(used(model, attachment, function)[1])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(torch.equal(value, alone) for value in found)
+
+
+def test_a_function_twice_is_refused() -> None:
+    model = tiny("mixtral", output_router_logits=False)
+    attachment = attach(model)
+    functions = [sampled_routing(Spread(1.0))] * 2
+    with pytest.raises(ValueError, match="function 1 is function 0 again"):
+        trajectories(attachment, functions, lambda: run(model).logits)
+    with pytest.raises(ValueError, match="function 1 is function 0 again"):
+        generate(attachment, tokens()["input_ids"], functions, max_new_tokens=1)
 
 
 def test_draws_have_the_covariance_and_do_not_copy_it() -> None:
@@ -132,42 +197,9 @@ def test_trajectories_take_the_entropy_apart() -> None:
     assert float(mixture(torch.eye(2).unsqueeze(1)).mutual_information) == pytest.approx(0.6931, abs=1e-3)
 
 
-@torch.no_grad()
-def test_generation_with_caches_is_generation_without() -> None:
-    """Greedy tokens against full passes without a cache, routed by the mean and by expected routing; seeds repeat."""
-    model = tiny("mixtral", output_router_logits=False)
-    attachment = attach(model)
-    prompt = tokens(2, 5)["input_ids"]
-    posterior = Spread(0.7, 0.3)
-    for function in (None, mean_routing(posterior), expected_routing(posterior, 8)):
-        ids = prompt
-        for _ in range(4):
-            with attachment.routing(function):
-                ids = torch.cat([ids, model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
-        assert torch.equal(generate(attachment, prompt, [function], max_new_tokens=4), ids)
-    assert torch.equal(
-        generate(attachment, prompt, [None], max_new_tokens=4),
-        model.generate(prompt, max_new_tokens=4, do_sample=False),
-    )
-
-    def several(seed: int) -> Tensor:
-        functions = [sampled_routing(posterior, 10 * seed + s) for s in range(3)]
-        return generate(attachment, prompt, functions, max_new_tokens=6, temperature=1.0, seed=seed)
-
-    assert torch.equal(several(0), several(0))
-    assert not torch.equal(several(0), several(1))
-
-
-@torch.no_grad()
-def test_generation_skips_padding_and_ends() -> None:
-    model = tiny("mixtral", output_router_logits=False)
-    attachment = attach(model)
-    prompt = tokens(1, 5)["input_ids"]
-    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), prompt], 1)
-    mask = (torch.arange(8) >= 3).long().unsqueeze(0)
-    plain = generate(attachment, prompt, [None], max_new_tokens=3)
-    reference = model.generate(padded, attention_mask=mask, max_new_tokens=3, do_sample=False)
-    found = generate(attachment, padded, [None], attention_mask=mask, max_new_tokens=3)
-    assert torch.equal(found[:, : reference.shape[1]], reference)
-    ended = generate(attachment, prompt, [None], max_new_tokens=5, eos_token_id=int(plain[0, 5]))
-    assert ended.shape[1] == 6
+def test_what_is_no_posterior_is_refused_at_once() -> None:
+    for make in (mean_routing, expected_routing, sampled_routing):
+        with pytest.raises(TypeError, match=r"GaussianPrior is no posterior.*PriorRouting"):
+            make(GaussianPrior())  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"num_samples is 2\.5"):
+        expected_routing(Spread(1.0), 2.5)  # type: ignore[arg-type]

@@ -243,8 +243,13 @@ class StrangeRouter(nn.Module):
 def test_refusals_name_the_router_and_what_is_missing() -> None:
     with pytest.raises(UnknownRouter, match=r"'0.router' \(StrangeRouter\).*expert_logits"):
         attach(block(StrangeRouter))
-    with pytest.raises(UnknownRouter, match="looked up by token id"):
-        attach(tiny("deepseek_v4"))
+    for family, options, reason in (
+        ("deepseek_v4", {}, "looked up by token id"),
+        ("inkling_text", {}, "shared experts"),
+        ("zaya", {"num_experts_per_tok": 1}, "the states of the router before"),
+    ):
+        with pytest.raises(UnknownRouter, match=rf"{reason}.*leave it out with leave="):
+            attach(tiny(family, **options))
     with pytest.raises(ValueError, match="no router of experts"):
         attach(nn.Linear(3, 3))
     hooked = block(PlainBlock)
