@@ -24,6 +24,7 @@ from pyro_smat.sources.issues import (
 from pyro_smat.sources.layout import columns, readable_bytes
 from pyro_smat.sources.opening import Source, open_checkpoint
 from pyro_smat.sources.template import Template, matches
+from pyro_smat.sources.transformers_names import TransformersNames
 
 _SHOWN = 3  # tensors of one kind of issue that a table names
 
@@ -149,20 +150,29 @@ def check_compatibility(
         'does not fit'
     """
     template = Template.from_module(module, ignore)
-    opened = open_all(checkpoints, base)
+    opened = open_all(checkpoints, base, naming=template.naming)
     refuse_idle_patterns(template, opened)
     return examine(template, opened, values)
 
 
-def open_all(checkpoints: Mapping[str, Source], base: Source | None = None) -> dict[str, Checkpoint]:
-    """Open sources by name; the first is the base of those that store differences, unless there is another."""
+def open_all(
+    checkpoints: Mapping[str, Source], base: Source | None = None, *, naming: TransformersNames | None = None
+) -> dict[str, Checkpoint]:
+    """Open sources by name; the first is the base of those that store differences, unless there is another.
+
+    Args:
+        checkpoints: name -> source.
+        base: of files that store differences.
+        naming: of a network of transformers, whose files may have other names than the network.
+    """
     if not checkpoints:
         raise ValueError("got no sources; expected at least one checkpoint")
     reference = None if base is None else open_checkpoint(base)
     opened: dict[str, Checkpoint] = {}
     for name, source in checkpoints.items():
-        opened[name] = open_checkpoint(source, reference)
-        reference = reference or opened[name]
+        stored = open_checkpoint(source, reference)
+        reference = reference or stored
+        opened[name] = stored if naming is None else naming.opened(stored)
     return opened
 
 

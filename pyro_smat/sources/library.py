@@ -17,10 +17,11 @@ from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources.checkpoint import Checkpoint, TensorsInMemory
 from pyro_smat.sources.comparison import compare
 from pyro_smat.sources.compatibility import examine, open_all, refuse_idle_patterns
-from pyro_smat.sources.opening import Source, open_checkpoint
+from pyro_smat.sources.opening import Source
 from pyro_smat.sources.streaming import composed, mapped_basis, rows_of
 from pyro_smat.sources.subspace import FeatureSubspace, load_subspace
 from pyro_smat.sources.template import Template, space_without
+from pyro_smat.sources.transformers_names import as_stored
 
 
 class SourceLibrary:
@@ -104,7 +105,7 @@ class SourceLibrary:
         """
         template = Template.from_module(module, head)
         space = space_without(module, blocks, template.left_out)
-        checkpoints = open_all(files, base)
+        checkpoints = open_all(files, base, naming=template.naming)
         refuse_idle_patterns(template, checkpoints)
         return cls(tuple(checkpoints), tuple(checkpoints.values()), space, template)
 
@@ -244,9 +245,9 @@ class SourceLibrary:
         """
         if name in self.names:
             raise ValueError(f"source {name!r} is there already; expected a name other than {self.names}")
-        reference = self.checkpoints[self.names[0]] if base is None else open_checkpoint(base)
-        opened = open_checkpoint(source, reference)
-        return self._over({**self.checkpoints, name: opened})
+        reference = as_stored(self.checkpoints[self.names[0]]) if base is None else base
+        opened = open_all({name: source}, reference, naming=self._template.naming)
+        return self._over(self.checkpoints | opened)
 
     def without(self, name: str, *, fallback: str | None = None) -> SourceLibrary:
         """A library without a source; the order of the others stays.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_smat.networks.parameters import ParameterSpace
+from pyro_smat.sources.transformers_names import TransformersNames
 
 _HEAD = "(head)"
 
@@ -37,6 +38,7 @@ class Template:
         embeddings: names of the weights of nn.Embedding.
         head: patterns of the names that are left out.
         fixed: persistent floating-point buffers that hold infinite values, with the network's values.
+        naming: how files of a network of transformers are read; None for any other network.
     """
 
     title: str
@@ -46,6 +48,7 @@ class Template:
     embeddings: frozenset[str] = frozenset()
     head: tuple[str, ...] = ()
     fixed: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    naming: TransformersNames | None = field(default=None, repr=False, compare=False)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -82,6 +85,7 @@ class Template:
             frozenset(embeddings),
             head,
             fixed,
+            TransformersNames.of(module),
         )
 
     @classmethod

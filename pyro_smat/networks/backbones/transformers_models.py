@@ -12,17 +12,21 @@ from torch import nn
 from pyro_smat.networks.preprocessing import Interpolation, Preprocessing
 from pyro_smat.registry import register
 
+_HEADS = ("classifier", "cls_classifier", "distillation_classifier", "classifier_distill", "head", "dist_head", "fc")
 _INTERPOLATIONS: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
 @register("network", "transformers")
 def transformers_network(name: str, *, arguments: Mapping[str, bool | int | float | str] | None = None) -> nn.Module:
-    """An image encoder of transformers, without a head; names are those of its checkpoints.
+    """An image encoder of transformers, without a head; names are those that transformers has in memory.
 
-    A folder whose ``config.json`` says ``"architectures": ["...ForImageClassification"]`` gives that class with its
-    classifier replaced by the identity, so that names have its prefix ("vit.encoder..."); any other gives the plain
-    encoder ("encoder..."). Size, mean, standard deviation and rescaling are those of ``preprocessor_config.json``
-    beside it, else the defaults of the type's image processor. Nothing is downloaded, and no code of a folder is run.
+    Files that ``save_pretrained`` wrote fit, though their names are others for some types: sources are opened as
+    transformers opens them (:mod:`pyro_smat.sources.transformers_names`); leave their head out, ``head=
+    ("classifier.*",)``. A folder whose ``config.json`` says ``"architectures": ["...ForImageClassification"]`` gives
+    that class with its classifier replaced by the identity, so that names have its prefix ("vit.layers..."); any other
+    gives the plain encoder ("layers..."). Size, mean, standard deviation and rescaling are those of
+    ``preprocessor_config.json`` beside it, else the defaults of the type's image processor. Nothing is downloaded, and
+    no code of a folder is run.
 
     Args:
         name: a folder with ``config.json``, a type of transformers' configurations ("vit", "dinov2", "convnext"), or a
@@ -42,7 +46,7 @@ def transformers_network(name: str, *, arguments: Mapping[str, bool | int | floa
     config = _configuration(name, dict(arguments or {}))
     config._attn_implementation = "sdpa" if _takes_sdpa(config) else "eager"
     architecture = next(iter(config.architectures or ()), "")
-    cls = getattr(transformers, architecture, None) if architecture.endswith("ForImageClassification") else None
+    cls = getattr(transformers, architecture, None) if "ForImageClassification" in architecture else None
     try:
         network = transformers.AutoModel.from_config(config) if cls is None else cls(config)
     except ValueError as error:
@@ -52,8 +56,8 @@ def transformers_network(name: str, *, arguments: Mapping[str, bool | int | floa
             f"transformers:{name} is {type(network).__name__}, which takes {network.main_input_name}; expected an "
             "encoder of images (pixel_values)"
         )
-    for head in ("classifier", "cls_classifier", "distillation_classifier"):
-        if cls is not None and hasattr(network, head):
+    for head, part in list(network.named_children()) if cls is not None else ():
+        if head in _HEADS and any(True for _ in part.parameters()):
             setattr(network, head, nn.Identity())
     return _preprocessing(name, config).attach(network)
 
