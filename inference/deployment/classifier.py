@@ -175,6 +175,9 @@ class RoutedClassifier(TaskRouter):
     def save(self, folder: str | Path) -> Path:
         """Write router.safetensors and router.json; returns the folder.
 
+        A network "transformers:..." has its configuration beside them, in network.json: loading needs neither its
+        folder nor a cache.
+
         Raises:
             ValueError: when the folder cannot be written to.
         """

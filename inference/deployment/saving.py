@@ -1,7 +1,8 @@
-"""Saving: a router as a folder of two files, router.safetensors and router.json; nothing in it is run or unpickled.
+"""Saving: a router as a folder of files, router.safetensors and router.json; nothing in it is run or unpickled.
 
-Classes come from the registry by name, or are passed by the caller. The JSON holds a SHA-256 digest of the weights and
-of itself, and one schema says what it must hold.
+A network that was built from a configuration elsewhere (a folder of transformers) has that in network.json. Classes
+come from the registry by name, or are passed by the caller. The JSON holds SHA-256 digests of the other files and of
+itself, and one schema says what it must hold.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from pyro_smat.inference.assembly.config import RunConfig, build_config
 from pyro_smat.inference.assembly.router import Router, build_router
 from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.deployment.format_3 import from_format_3
+from pyro_smat.inference.deployment.saved_network import CONFIGURATION, configuration_file, saved_network, verify
 from pyro_smat.inference.training.settings import Precision
-from pyro_smat.networks.build import build_network, describe_network
-from pyro_smat.registry import Choice, choose
+from pyro_smat.networks.build import describe_network
+from pyro_smat.registry import Choice
 from pyro_smat.registry.entries import Factory, how_to_pass, is_file
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import FeatureSubspace, SourceLibrary, load_weights
@@ -44,6 +46,8 @@ class SavedRouter(BaseModel):
         format: 4.
         weights: SHA-256 digest of router.safetensors.
         network: what builds the template of the networks; None for one that has to be passed.
+        configuration: SHA-256 digest of network.json, what the network was built from
+            (:mod:`pyro_smat.networks.configuration`); None where there is none.
         source_names: of the R sources.
         catalog: names of the routings of a guide over a catalog.
         config: that the router was built from.
@@ -61,10 +65,11 @@ class SavedRouter(BaseModel):
     config: dict[str, Any]
     deployment: dict[str, Any]
     pixels: PixelStatistics | None = None
+    configuration: str | None = None
 
 
 def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
-    """Write router.safetensors and router.json.
+    """Write router.safetensors, router.json and, where the network has a configuration, network.json.
 
     Raises:
         ValueError: when the folder cannot be written to.
@@ -83,6 +88,7 @@ def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
     tensors["sources"] = router.library.basis
     content = to_safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     network = describe_network(router.network)
+    configuration = None if network is None else configuration_file(router.network)
     saved = SavedRouter(
         format=FORMAT,
         weights=hashlib.sha256(content).hexdigest(),
@@ -92,8 +98,11 @@ def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
         config=router.config.model_dump(mode="json"),
         deployment=deployment.to_dict(),
         pixels=router.pixels,
+        configuration=None if configuration is None else hashlib.sha256(configuration).hexdigest(),
     )
     values = saved.model_dump(mode="json")
+    if configuration is not None:
+        write_atomically(folder / CONFIGURATION, configuration)
     write_atomically(folder / WEIGHTS, content)
     write_record(folder / DESCRIPTION, values)
 
@@ -140,7 +149,7 @@ def _load(
     precision: Precision | None,
 ) -> tuple[Router, Deployment]:
     saved = read_description(folder)
-    _verify(folder / WEIGHTS, saved.weights)
+    verify(folder / WEIGHTS, saved.weights)
     tensors = load_weights(folder / WEIGHTS)
     try:
         config = build_config(saved.config, own=own)
@@ -149,7 +158,7 @@ def _load(
     _refuse_missing(folder, config, own)
     if precision is not None:
         config = config.replaced(training={"precision": precision})
-    module = _network(folder, saved, network, own)
+    module = saved_network(folder, saved.network, saved.configuration, given=network, own=own)
     head = _head_of(module, config)
     if head:
         module = copy.deepcopy(module)
@@ -219,20 +228,6 @@ def read_description(folder: Path) -> SavedRouter:
         raise ValueError(f"{path}: {error}; expected what RoutedClassifier.save wrote") from error
 
 
-def _verify(path: Path, expected: str) -> None:
-    """Refuse weights that are not what was written; format 3 has no digest of them."""
-    if not expected:
-        return
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected the weights that RoutedClassifier.save wrote")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise ValueError(
-            f"{path}: is damaged, or of another router: its SHA-256 digest is {found}, and {expected} was expected"
-        )
-
-
 def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
     """Tensors that the config leaves out of the sources: they are the network's own, and saved with the router."""
     return tuple(name for name in network.state_dict() if matches(name, *config.sources.head))
@@ -249,24 +244,6 @@ def _subspaces(folder: Path, sources: tuple[str, ...], tensors: dict[str, Tensor
             except ValueError as error:
                 raise ValueError(f"{folder / WEIGHTS}: subspace of source {name!r}: {error}") from error
     return found
-
-
-def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Mapping[str, Factory]) -> nn.Module:
-    if given is not None:
-        return given
-    if saved.network is None and "network" in own:
-        made: nn.Module = own["network"]()
-        return made
-    if saved.network is None:
-        raise ValueError(
-            f"{folder}: was made with a network of your own; {how_to_pass('network', 'file.py:build')}, or network= a "
-            "module of that architecture"
-        )
-    unused = torch.Generator().manual_seed(0)  # of initial weights, not to move the caller's random state
-    try:
-        return build_network(choose("network", saved.network, own=own), generator=unused)
-    except ValueError as error:
-        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
 
 
 def _refuse_missing(folder: Path, said: RunConfig | Deployment, own: Mapping[str, Factory]) -> None:
