@@ -96,7 +96,7 @@ class CompatibilityReport:
             if issues:
                 lines += [f"{', '.join(names)}:", *_grouped(issues)]
             if suggestion:
-                lines.append(f"  -> leave out the head: {suggestion}")
+                lines.append(f"  -> to leave out the head: {self._how_to_leave_out(suggestion)}")
         return "\n".join(lines)
 
     def raise_unless_fits(self) -> None:
@@ -117,8 +117,24 @@ class CompatibilityReport:
             )
             lines += _grouped([f for f in source.issues if f.fatal])
             if source.suggestion:
-                lines.append(f"  -> it fits without its head: head={source.suggestion}")
+                lines.append(f"  -> it fits without its head: {self._how_to_leave_out(source.suggestion)}")
         raise ValueError("\n".join(lines))
+
+    def _how_to_leave_out(self, suggestion: tuple[str, ...]) -> str:
+        """A head of the network becomes the identity; patterns are for what sources have."""
+        modules = [
+            pattern.removesuffix(".*")
+            for pattern in suggestion
+            if pattern.endswith(".*") and any(matches(name, pattern) for name in self.template.tensors)
+        ]
+        stored = {name for source in self.sources for name in source.checkpoint.names}
+        head = tuple(
+            pattern
+            for pattern in suggestion
+            if pattern.removesuffix(".*") not in modules or any(matches(name, pattern) for name in stored)
+        )
+        steps = [f"network.set_submodule({module!r}, torch.nn.Identity())" for module in modules]
+        return " and ".join(steps + [f"head={head}"] * bool(head))
 
 
 def check_compatibility(

@@ -38,6 +38,7 @@ class SourceLibrary:
 
     Attributes:
         names, space, dtype: as above.
+        has_checkpoints: whether it was made of checkpoints, and not of a basis.
 
     Raises:
         ValueError: for a basis of another shape, names that repeat, or checkpoints that do not fit.
@@ -63,6 +64,7 @@ class SourceLibrary:
         self.names, self.space = tuple(names), space
         self._template = template or Template.from_space(space)
         self._basis: Tensor | None = None
+        self.has_checkpoints = not isinstance(basis, Tensor)
         self._subspaces = dict(subspaces or {})
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"source names {self.names} repeat; expected distinct names")
@@ -96,7 +98,8 @@ class SourceLibrary:
             files: anything that :func:`~pyro_smat.sources.opening.open_checkpoint` takes.
             blocks: of the parameter space, name -> regular expression.
             head: patterns of names that are left out, such as ``("fc.*",)``: those tensors are constants of the
-                network, they are not in ``space`` and not mixed.
+                network, they are not in ``space`` and not mixed. A head that the network's features pass through keeps
+                the network's values: replace it by ``nn.Identity()`` first.
             base: of files that store differences; default: theta_pre.
 
         Raises:
@@ -143,7 +146,7 @@ class SourceLibrary:
         Raises:
             ValueError: for a damaged file, or a subspace that was fitted under other weights.
         """
-        stored = {} if self._basis is not None and "checkpoints" not in vars(self) else self.checkpoints
+        stored = self.checkpoints if self.has_checkpoints else {}
         read = {name: load_subspace(checkpoint) for name, checkpoint in stored.items() if name not in self._subspaces}
         return self._subspaces | {name: subspace for name, subspace in read.items() if subspace is not None}
 
