@@ -40,8 +40,8 @@ class TransformersNames:
     @classmethod
     def of(cls, module: nn.Module) -> TransformersNames | None:
         """The names of a network of transformers; None for any other."""
-        transformers = sys.modules.get("transformers")  # whoever has such a network has imported it
-        if transformers is None or not isinstance(module, transformers.PreTrainedModel):
+        modeling = sys.modules.get("transformers.modeling_utils")  # whoever has such a network has imported it
+        if modeling is None or not isinstance(module, modeling.PreTrainedModel):
             return None
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter

@@ -61,6 +61,7 @@ def transformers_network(
     cls = getattr(transformers, architecture, None) if "ForImageClassification" in architecture else None
     try:
         kept = {"config": json.loads(config.to_json_string(use_diff=False)), "preprocessor": dict(processor)}
+        _refuse_hubs(kept["config"])
         network = transformers.AutoModel.from_config(config, trust_remote_code=False) if cls is None else cls(config)
     except (ValueError, ImportError) as error:
         raise ValueError(f"transformers:{name} cannot be built: {error}") from error
@@ -101,6 +102,14 @@ def _saved(name: str, values: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]
             f"transformers:{name}: its saved configuration cannot be used ({type(error).__name__}: {error}); expected "
             "what the router was saved with, and a version of transformers that knows it"
         ) from error
+
+
+def _refuse_hubs(values: Any) -> None:
+    """Refuse networks of timm that a configuration names at any depth by where they would be fetched from."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if key in ("architecture", "backbone") and isinstance(value, str) and ":" in value:
+            raise ValueError(f"{key} is {value!r}, of a hub; networks are never downloaded: use 'timm:NAME'")
+        _refuse_hubs(value)
 
 
 def _takes_sdpa(config: Any) -> bool:
@@ -146,5 +155,5 @@ def _processor(name: str, config: Any) -> Mapping[str, Any]:
         options = processors.values() if isinstance(processors, Mapping) else processors
         cls = next((one for one in options if one is not None), None)
         return cls().to_dict() if cls is not None else {}
-    except (KeyError, ImportError, AttributeError):
+    except (KeyError, ImportError, AttributeError, TypeError):
         return {}

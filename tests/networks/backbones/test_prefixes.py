@@ -190,3 +190,10 @@ def test_transformers_refuses_texts_and_never_downloads() -> None:
         build_network("transformers:bert", arguments=VIT)
     with pytest.raises(ValueError, match="networks are never downloaded"):
         build_network("transformers:somebody/never-saw-this")
+    with pytest.raises(
+        ValueError, match="architecture is 'hf-hub:somebody/x', of a hub; networks are never downloaded"
+    ):
+        build_network("transformers:timm_wrapper", arguments={"architecture": "hf-hub:somebody/x"})
+    inside = {"model_type": "detr", "backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:somebody/x"}}
+    with pytest.raises(ValueError, match="backbone is 'hf-hub:somebody/x', of a hub; networks are never downloaded"):
+        build_network("transformers:x", saved_configuration={"config": inside, "preprocessor": {}})
