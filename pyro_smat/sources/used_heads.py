@@ -49,10 +49,11 @@ def warn_of_used_head(module: nn.Module, library: SourceLibrary, image_shape: tu
     fit = [n for n in used if all(n in c.names and c.shape(n) == own[n].shape for c in stored)]
     parts = dict.fromkeys(name.rpartition(".")[0] for name in used if name not in fit)
     steps = [f"network.set_submodule({part!r}, torch.nn.Identity())" for part in parts if part]
-    mends = [f"keep {_some(fit)}, which all sources have, with narrower patterns: {_narrower(module, library)}"] * bool(
-        fit
-    )
-    mends += [f"replace the head by the identity before sources are opened: {', '.join(steps)}"] * bool(steps)
+    mends = []
+    if fit:
+        mends.append(f"keep {_some(fit)}, which all sources have, with narrower patterns: {_narrower(module, library)}")
+    if steps:
+        mends.append(f"replace the head by the identity before sources are opened: {', '.join(steps)}")
     source = other[used[0]]
     theirs = "other values" if used[0] in library.checkpoints[source].names else "none"
     warnings.warn(

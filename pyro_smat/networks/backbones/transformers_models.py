@@ -59,6 +59,7 @@ def transformers_network(
     config._attn_implementation = "sdpa" if _takes_sdpa(config) else "eager"
     architecture = next(iter(config.architectures or ()), "")
     cls = getattr(transformers, architecture, None) if "ForImageClassification" in architecture else None
+    cls = cls if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel) else None
     try:
         kept = {"config": json.loads(config.to_json_string(use_diff=False)), "preprocessor": dict(processor)}
         _refuse_hubs(kept["config"])

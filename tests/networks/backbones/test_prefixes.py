@@ -184,6 +184,14 @@ def test_transformers_refuses_a_configuration_that_is_none(values: dict[str, Any
         build_network("transformers:x", saved_configuration=values)
 
 
+def test_transformers_builds_networks_alone() -> None:
+    """Of what the package has under a name, nothing but a network; the plain encoder otherwise."""
+    pytest.importorskip("transformers")
+    config = {"model_type": "vit", **VIT, "architectures": ["AutoModelForImageClassification"]}
+    network = build_network("transformers:x", saved_configuration={"config": config, "preprocessor": {}})
+    assert type(network).__name__ == "ViTModel"
+
+
 def test_transformers_refuses_texts_and_never_downloads() -> None:
     pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="which takes input_ids; expected an encoder of images"):
