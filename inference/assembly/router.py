@@ -33,6 +33,7 @@ from pyro_smat.registry import Choice, Supply, build, takes
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import SourceLibrary
 from pyro_smat.sources.pretraining import glyph_network, shipped_glyph_sources
+from pyro_smat.sources.used_heads import warn_of_used_head
 
 LARGEST_CATALOG = 4096  # of guides that do not say how many routings they can hold
 FEW = 2  # a pool of more than so many times the images that are asked for is not embedded as a whole
@@ -134,10 +135,15 @@ def source_files(config: RunConfig) -> tuple[nn.Module, Mapping[str, Path]]:
 
 
 def open_library(config: RunConfig) -> tuple[nn.Module, SourceLibrary]:
-    """The network template and the library of the config's sources."""
+    """The network template and the library of the config's sources.
+
+    Warns where the features pass through a head that is left out (:mod:`pyro_smat.sources.used_heads`).
+    """
     network, files = source_files(config)
     blocks, head = config.sources.blocks or None, config.sources.head
-    return network, SourceLibrary.from_files(network, files, blocks, head=head)
+    library = SourceLibrary.from_files(network, files, blocks, head=head)
+    warn_of_used_head(network, library, (config.data.channels, config.data.size, config.data.size))
+    return network, library
 
 
 @own_defaults()

@@ -139,7 +139,9 @@ class RoutedClassifier(TaskRouter):
             sources: checkpoints of one network by name, the fallback first, or an open library.
             network: what they are checkpoints of: a name, a choice with its options, or a module.
             image_shape: ``(C, H, W)`` of the images that it will see.
-            head: patterns of names of tensors that are left out, such as ``("classifier.*",)``.
+            head: patterns of names of tensors that are left out, such as ``("classifier.*",)``. The network keeps its
+                own values of them: replace a last layer of its own by ``nn.Identity()``, or features pass through it
+                (:mod:`pyro_smat.sources.used_heads` warns).
             weights, temperature: see :class:`~pyro_smat.guides.PseudoBMAGuide`.
             label_noise: share of wrong labels that is expected; shots are weighted by how probably theirs is right
                 (:mod:`pyro_smat.networks.shot_trust`). 0 trusts every label.
@@ -167,7 +169,14 @@ class RoutedClassifier(TaskRouter):
         """
         settings = HeadSettings(classifier, metric, label_noise, transduction)
         model, guide = averaging_pair(
-            sources, network, head, weights=weights, temperature=temperature, settings=settings, device=device
+            sources,
+            network,
+            head,
+            image_shape=image_shape,
+            weights=weights,
+            temperature=temperature,
+            settings=settings,
+            device=device,
         )
         if validation is not None:
             fit_temperature_on(model, guide, validation)
@@ -189,6 +198,9 @@ class RoutedClassifier(TaskRouter):
 
     def save(self, folder: str | Path) -> Path:
         """Write router.safetensors and router.json; returns the folder.
+
+        A network "transformers:..." has its configuration beside them, in network.json: loading needs neither its
+        folder nor a cache.
 
         Raises:
             ValueError: when the folder cannot be written to.

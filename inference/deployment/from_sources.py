@@ -25,6 +25,7 @@ from pyro_smat.networks.support_head import HeadSettings
 from pyro_smat.registry import choose
 from pyro_smat.sources import SourceLibrary
 from pyro_smat.sources.opening import Source
+from pyro_smat.sources.used_heads import warn_of_used_head
 
 FITTED, FITTED_AT_ONCE = 8, 16  # batches of so many episodes
 
@@ -34,14 +35,20 @@ def averaging_pair(
     network: str | Mapping[str, Any] | nn.Module,
     head: Sequence[str] = (),
     *,
+    image_shape: tuple[int, int, int] | None = None,
     weights: Weights,
     temperature: float,
     settings: HeadSettings,
     device: torch.device | str = "cpu",
 ) -> tuple[RoutedModel, PseudoBMAGuide]:
-    """Model and guide; ``settings`` of the head, other arguments as of :meth:`RoutedClassifier.from_sources`."""
+    """Model and guide; ``settings`` of the head, other arguments as of :meth:`RoutedClassifier.from_sources`.
+
+    Warns where images of a given shape pass through a head that is left out (:mod:`pyro_smat.sources.used_heads`).
+    """
     module = network if isinstance(network, nn.Module) else build_network(choose("network", network))
     library = sources if isinstance(sources, SourceLibrary) else SourceLibrary.from_files(module, sources, head=head)
+    if image_shape is not None:
+        warn_of_used_head(module, library, image_shape)
     catalog = k_hot_catalog(library.names, num_blocks=len(library.space.block_names))
     prior = CatalogPrior(catalog)
     task_network = TaskNetwork(module, library.space)

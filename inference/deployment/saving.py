@@ -1,17 +1,15 @@
-"""Saving: a router as a folder of two files, router.safetensors and router.json; nothing in it is run or unpickled.
+"""Saving: a router as a folder of files, router.safetensors and router.json; nothing in it is run or unpickled.
 
-Classes come from the registry by name, or are passed by the caller. The JSON holds a SHA-256 digest of the weights and
-of itself, and one schema says what it must hold.
-
-Two files cannot be renamed at once, so the new description waits as router.json.new until the new weights are there:
-whenever a process is killed, the weights are those of one of the two.
+A network that was built from a configuration elsewhere (a folder of transformers) has that in network.json. Classes
+come from the registry by name, or are passed by the caller. The JSON holds SHA-256 digests of the other files and of
+itself, and one schema says what it must hold. The weights decide which files belong together
+(:mod:`pyro_smat.inference.deployment.files_together`).
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -24,22 +22,24 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from pyro_smat.episodes.pixels import PixelStatistics
-from pyro_smat.files import content_digest, read_json, write_atomically, write_record
-from pyro_smat.files.records import first_problem
+from pyro_smat.files import content_digest, read_json
+from pyro_smat.files.records import first_problem, record_content
 from pyro_smat.inference.assembly.config import RunConfig, build_config
 from pyro_smat.inference.assembly.router import Router, build_router
 from pyro_smat.inference.decision.deployment import Deployment
+from pyro_smat.inference.deployment.files_together import verified, waiting, write_together
 from pyro_smat.inference.deployment.format_3 import from_format_3
+from pyro_smat.inference.deployment.saved_network import CONFIGURATION, configuration_file, saved_network
 from pyro_smat.inference.training.settings import Precision
-from pyro_smat.networks.build import build_network, describe_network
-from pyro_smat.registry import Choice, choose
+from pyro_smat.networks.build import describe_network
+from pyro_smat.registry import Choice
 from pyro_smat.registry.entries import Factory, how_to_pass, is_file
 from pyro_smat.routing import Catalog
 from pyro_smat.sources import FeatureSubspace, SourceLibrary, load_weights
 from pyro_smat.sources.template import Template, matches, space_without
 
 FORMAT = 4
-WEIGHTS, DESCRIPTION, WAITING = "router.safetensors", "router.json", "router.json.new"
+WEIGHTS, DESCRIPTION = "router.safetensors", "router.json"
 
 
 class SavedRouter(BaseModel):
@@ -49,6 +49,8 @@ class SavedRouter(BaseModel):
         format: 4.
         weights: SHA-256 digest of router.safetensors.
         network: what builds the template of the networks; None for one that has to be passed.
+        configuration: SHA-256 digest of network.json, what the network was built from
+            (:mod:`pyro_smat.networks.configuration`); None where there is none.
         source_names: of the R sources.
         catalog: names of the routings of a guide over a catalog.
         config: that the router was built from.
@@ -66,10 +68,11 @@ class SavedRouter(BaseModel):
     config: dict[str, Any]
     deployment: dict[str, Any]
     pixels: PixelStatistics | None = None
+    configuration: str | None = None
 
 
 def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
-    """Write router.safetensors and router.json.
+    """Write router.safetensors, router.json and, where the network has a configuration, network.json.
 
     Raises:
         ValueError: when the folder cannot be written to.
@@ -88,6 +91,7 @@ def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
     tensors["sources"] = router.library.basis
     content = to_safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     network = describe_network(router.network)
+    configuration = None if network is None else configuration_file(router.network)
     saved = SavedRouter(
         format=FORMAT,
         weights=hashlib.sha256(content).hexdigest(),
@@ -97,14 +101,11 @@ def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
         config=router.config.model_dump(mode="json"),
         deployment=deployment.to_dict(),
         pixels=router.pixels,
+        configuration=None if configuration is None else hashlib.sha256(configuration).hexdigest(),
     )
-    write_record(folder / WAITING, saved.model_dump(mode="json"))
-    try:
-        write_atomically(folder / WEIGHTS, content)
-    except ValueError:
-        (folder / WAITING).unlink(missing_ok=True)
-        raise
-    os.replace(folder / WAITING, folder / DESCRIPTION)
+    others = {} if configuration is None else {folder / CONFIGURATION: configuration}
+    others[folder / DESCRIPTION] = record_content(saved.model_dump(mode="json"))
+    write_together(folder / WEIGHTS, content, others)
 
 
 def load_router(
@@ -157,7 +158,7 @@ def _load(
     _refuse_missing(folder, config, own)
     if precision is not None:
         config = config.replaced(training={"precision": precision})
-    module = _network(folder, saved, network, own)
+    module = saved_network(folder, saved.network, saved.configuration, given=network, own=own)
     constants = {name: tensors.pop(f"head.{name}", None) for name in _constants_of(module, config)}
     if constants:  # routers from before integers were saved have none of them
         module = copy.deepcopy(module)
@@ -199,19 +200,16 @@ def _load(
 
 
 def _description_of_weights(folder: Path) -> SavedRouter:
-    """The description of the weights that are there, which waits beside an older one where saving was interrupted."""
-    try:
-        saved = read_description(folder / DESCRIPTION)
-        _verify(folder / WEIGHTS, saved.weights)
-        return saved
-    except ValueError:
-        if not (folder / WAITING).is_file():
-            raise
-        with suppress(ValueError):
-            waiting = read_description(folder / WAITING)
-            _verify(folder / WEIGHTS, waiting.weights)
-            return waiting
-        raise
+    """The description of the weights that are there, which may wait beside an older one."""
+    path = folder / DESCRIPTION
+    with suppress(ValueError):
+        if waiting(path).is_file():
+            saved = read_description(waiting(path))
+            verified(folder / WEIGHTS, saved.weights)
+            return saved
+    saved = read_description(path)
+    verified(folder / WEIGHTS, saved.weights)
+    return saved
 
 
 def read_description(path: Path) -> SavedRouter:
@@ -242,20 +240,6 @@ def read_description(path: Path) -> SavedRouter:
         raise ValueError(f"{path}: {error}; expected what RoutedClassifier.save wrote") from error
 
 
-def _verify(path: Path, expected: str) -> None:
-    """Refuse weights that are not what was written; format 3 has no digest of them."""
-    if not expected:
-        return
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected the weights that RoutedClassifier.save wrote")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise ValueError(
-            f"{path}: is damaged, or of another router: its SHA-256 digest is {found}, and {expected} was expected"
-        )
-
-
 def _constants_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
     """Tensors of no source, which are the network's own and saved with the router: its head, its tables of integers."""
     return tuple(
@@ -276,24 +260,6 @@ def _subspaces(folder: Path, sources: tuple[str, ...], tensors: dict[str, Tensor
             except ValueError as error:
                 raise ValueError(f"{folder / WEIGHTS}: subspace of source {name!r}: {error}") from error
     return found
-
-
-def _network(folder: Path, saved: SavedRouter, given: nn.Module | None, own: Mapping[str, Factory]) -> nn.Module:
-    if given is not None:
-        return given
-    if saved.network is None and "network" in own:
-        made: nn.Module = own["network"]()
-        return made
-    if saved.network is None:
-        raise ValueError(
-            f"{folder}: was made with a network of your own; {how_to_pass('network', 'file.py:build')}, or network= a "
-            "module of that architecture"
-        )
-    unused = torch.Generator().manual_seed(0)  # of initial weights, not to move the caller's random state
-    try:
-        return build_network(choose("network", saved.network, own=own), generator=unused)
-    except ValueError as error:
-        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
 
 
 def _refuse_missing(folder: Path, said: RunConfig | Deployment, own: Mapping[str, Factory]) -> None:

@@ -37,7 +37,12 @@ def write_record(path: Path, values: Mapping[str, Any]) -> None:
         >>> read_record(path, TypeAdapter(dict[str, int]), format=1, writer="the example")
         {'steps': 3}
     """
-    write_atomically(path, json.dumps({**values, "digest": content_digest(values)}, indent=2).encode())
+    write_atomically(path, record_content(values))
+
+
+def record_content(values: Mapping[str, Any]) -> bytes:
+    """Plain values with their digest, as :func:`write_record` writes them."""
+    return json.dumps({**values, "digest": content_digest(values)}, indent=2).encode()
 
 
 def read_json(path: Path, writer: str, largest: int = LARGEST_JSON) -> Any:

@@ -23,6 +23,7 @@ def build_network(
     generator: torch.Generator | None = None,
     own: Mapping[str, Callable[..., Any]] | None = None,
     run_files: bool = False,
+    saved_configuration: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """A feature extractor by name, with random initial weights: images ``(n, C, H, W)`` in [0, 1] to ``(n, f)``.
@@ -38,6 +39,8 @@ def build_network(
             from the global generator, as the constructors of ``torch.nn`` do.
         own: ``{"network": function}``, which takes the place of a "file.py:build".
         run_files: whether a "file.py:build" may be run; never what a saved folder names.
+        saved_configuration: what :func:`~pyro_smat.networks.configuration.configuration_of` gave of the same network,
+            in place of what its name stands for now; None looks there.
         options: of the network's constructor.
 
     Raises:
@@ -55,7 +58,7 @@ def build_network(
     else:
         choice = choose("network", {"kind": network, **options}, own=own, run_files=run_files)
     with nullcontext() if generator is None else DrawsFrom(generator):
-        module = build(choice)
+        module = build(choice, {"saved_configuration": saved_configuration})
     if not isinstance(module, nn.Module):
         raise ValueError(f"network {choice.kind!r} makes {type(module).__name__}; expected a torch.nn.Module")
     module.register_forward_hook(_pool)

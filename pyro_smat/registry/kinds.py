@@ -99,7 +99,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 {},
                 "pyro_smat.inference.decision.scores.score:UncertaintyScore",
             ),
-            Kind("network", "pyro_smat.networks.backbones", {}),
+            Kind(
+                "network",
+                "pyro_smat.networks.backbones",
+                {"saved_configuration": "what the network of a saved router was built from (keep_configuration)"},
+            ),
             Kind(
                 "layout",
                 "pyro_smat.episodes.readers.layouts",

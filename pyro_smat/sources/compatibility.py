@@ -24,6 +24,7 @@ from pyro_smat.sources.issues import (
 from pyro_smat.sources.layout import columns, readable_bytes
 from pyro_smat.sources.opening import Source, open_checkpoint
 from pyro_smat.sources.template import Template, matches
+from pyro_smat.sources.transformers_names import TransformersNames
 
 _SHOWN = 3  # tensors of one kind of issue that a table names
 
@@ -95,7 +96,7 @@ class CompatibilityReport:
             if issues:
                 lines += [f"{', '.join(names)}:", *_grouped(issues)]
             if suggestion:
-                lines.append(f"  -> leave out the head: {suggestion}")
+                lines.append(f"  -> to leave out the head: {self._how_to_leave_out(suggestion)}")
         return "\n".join(lines)
 
     def raise_unless_fits(self) -> None:
@@ -116,8 +117,24 @@ class CompatibilityReport:
             )
             lines += _grouped([f for f in source.issues if f.fatal])
             if source.suggestion:
-                lines.append(f"  -> it fits without its head: head={source.suggestion}")
+                lines.append(f"  -> it fits without its head: {self._how_to_leave_out(source.suggestion)}")
         raise ValueError("\n".join(lines))
+
+    def _how_to_leave_out(self, suggestion: tuple[str, ...]) -> str:
+        """A head of the network becomes the identity; patterns are for what sources have."""
+        modules = [
+            pattern.removesuffix(".*")
+            for pattern in suggestion
+            if pattern.endswith(".*") and any(matches(name, pattern) for name in self.template.tensors)
+        ]
+        stored = {name for source in self.sources for name in source.checkpoint.names}
+        head = tuple(
+            pattern
+            for pattern in suggestion
+            if pattern.removesuffix(".*") not in modules or any(matches(name, pattern) for name in stored)
+        )
+        steps = [f"network.set_submodule({module!r}, torch.nn.Identity())" for module in modules]
+        return " and ".join(steps + [f"head={head}"] * bool(head))
 
 
 def check_compatibility(
@@ -149,20 +166,29 @@ def check_compatibility(
         'does not fit'
     """
     template = Template.from_module(module, ignore)
-    opened = open_all(checkpoints, base)
+    opened = open_all(checkpoints, base, naming=template.naming)
     refuse_idle_patterns(template, opened)
     return examine(template, opened, values)
 
 
-def open_all(checkpoints: Mapping[str, Source], base: Source | None = None) -> dict[str, Checkpoint]:
-    """Open sources by name; the first is the base of those that store differences, unless there is another."""
+def open_all(
+    checkpoints: Mapping[str, Source], base: Source | None = None, *, naming: TransformersNames | None = None
+) -> dict[str, Checkpoint]:
+    """Open sources by name; the first is the base of those that store differences, unless there is another.
+
+    Args:
+        checkpoints: name -> source.
+        base: of files that store differences.
+        naming: of a network of transformers, whose files may have other names than the network.
+    """
     if not checkpoints:
         raise ValueError("got no sources; expected at least one checkpoint")
     reference = None if base is None else open_checkpoint(base)
     opened: dict[str, Checkpoint] = {}
     for name, source in checkpoints.items():
-        opened[name] = open_checkpoint(source, reference)
-        reference = reference or opened[name]
+        stored = open_checkpoint(source, reference)
+        reference = reference or stored
+        opened[name] = stored if naming is None else naming.opened(stored)
     return opened
 
 

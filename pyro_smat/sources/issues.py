@@ -148,7 +148,7 @@ def suggested_head(template: Template, checkpoint: Checkpoint, issues: tuple[Iss
     if 2 * _count(template.tensors, left_out) >= _count(template.tensors) or 2 * _count(extra) >= _count(whole):
         return ()
     patterns = {f"{_parent(name)}.*" if _parent(name) else name: None for name in left_out}
-    patterns |= {_outermost(name, template): None for name in extra}
+    patterns |= {outermost_pattern(name, template): None for name in extra}
     return tuple(patterns)
 
 
@@ -194,7 +194,7 @@ def _named_prefix(template: Template, checkpoint: Checkpoint, prefix: str) -> Is
 
 
 def _missing(name: str, shape: torch.Size) -> Issue:
-    remedy = "save the whole state dict of this network, or leave the tensor out (head=) if it belongs to a head"
+    remedy = "save the whole state dict of this network; if it is of a head, replace that by torch.nn.Identity()"
     return Issue("missing", name, f"{tuple(shape)}", remedy)
 
 
@@ -219,7 +219,10 @@ def _shape(name: str, found: torch.Size, template: Template) -> Issue:
             "add or cut the others"
         )
         return Issue("vocabulary", name, detail, remedy)
-    remedy = "if it is a head, leave it out (head=); else open the source with the network that it was saved from"
+    remedy = (
+        "if it is of a head, replace that by torch.nn.Identity() in the network and leave it out of the sources "
+        "(head=); else open the source with the network that it was saved from"
+    )
     return Issue("shape", name, detail, remedy)
 
 
@@ -240,7 +243,7 @@ def _parent(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _outermost(name: str, template: Template) -> str:
+def outermost_pattern(name: str, template: Template) -> str:
     """The pattern of the largest module around a tensor that the network has nothing of."""
     parts = name.split(".")
     for end in range(1, len(parts)):

@@ -17,10 +17,11 @@ from pyro_smat.networks.parameters import ParameterSpace
 from pyro_smat.sources.checkpoint import Checkpoint, TensorsInMemory
 from pyro_smat.sources.comparison import compare
 from pyro_smat.sources.compatibility import examine, open_all, refuse_idle_patterns
-from pyro_smat.sources.opening import Source, open_checkpoint
+from pyro_smat.sources.opening import Source
 from pyro_smat.sources.streaming import composed, mapped_basis, rows_of
 from pyro_smat.sources.subspace import FeatureSubspace, load_subspace
 from pyro_smat.sources.template import Template, space_without
+from pyro_smat.sources.transformers_names import as_stored
 
 
 class SourceLibrary:
@@ -37,6 +38,7 @@ class SourceLibrary:
 
     Attributes:
         names, space, dtype: as above.
+        has_checkpoints: whether it was made of checkpoints, and not of a basis.
 
     Raises:
         ValueError: for a basis of another shape, names that repeat, or checkpoints that do not fit.
@@ -62,6 +64,7 @@ class SourceLibrary:
         self.names, self.space = tuple(names), space
         self._template = template or Template.from_space(space)
         self._basis: Tensor | None = None
+        self.has_checkpoints = not isinstance(basis, Tensor)
         self._subspaces = dict(subspaces or {})
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"source names {self.names} repeat; expected distinct names")
@@ -95,7 +98,8 @@ class SourceLibrary:
             files: anything that :func:`~pyro_smat.sources.opening.open_checkpoint` takes.
             blocks: of the parameter space, name -> regular expression.
             head: patterns of names that are left out, such as ``("fc.*",)``: those tensors are constants of the
-                network, they are not in ``space`` and not mixed.
+                network, they are not in ``space`` and not mixed. A head that the network's features pass through keeps
+                the network's values: replace it by ``nn.Identity()`` first.
             base: of files that store differences; default: theta_pre.
 
         Raises:
@@ -104,7 +108,7 @@ class SourceLibrary:
         """
         template = Template.from_module(module, head)
         space = space_without(module, blocks, template.left_out)
-        checkpoints = open_all(files, base)
+        checkpoints = open_all(files, base, naming=template.naming)
         refuse_idle_patterns(template, checkpoints)
         return cls(tuple(checkpoints), tuple(checkpoints.values()), space, template)
 
@@ -142,7 +146,7 @@ class SourceLibrary:
         Raises:
             ValueError: for a damaged file, or a subspace that was fitted under other weights.
         """
-        stored = {} if self._basis is not None and "checkpoints" not in vars(self) else self.checkpoints
+        stored = self.checkpoints if self.has_checkpoints else {}
         read = {name: load_subspace(checkpoint) for name, checkpoint in stored.items() if name not in self._subspaces}
         return self._subspaces | {name: subspace for name, subspace in read.items() if subspace is not None}
 
@@ -244,9 +248,9 @@ class SourceLibrary:
         """
         if name in self.names:
             raise ValueError(f"source {name!r} is there already; expected a name other than {self.names}")
-        reference = self.checkpoints[self.names[0]] if base is None else open_checkpoint(base)
-        opened = open_checkpoint(source, reference)
-        return self._over({**self.checkpoints, name: opened})
+        reference = as_stored(self.checkpoints[self.names[0]]) if base is None else base
+        opened = open_all({name: source}, reference, naming=self._template.naming)
+        return self._over(self.checkpoints | opened)
 
     def without(self, name: str, *, fallback: str | None = None) -> SourceLibrary:
         """A library without a source; the order of the others stays.

@@ -27,6 +27,7 @@ from torch import Tensor
 from pyro_smat.files import load_state, save_state
 from pyro_smat.sources.checkpoint import Checkpoint, digest
 from pyro_smat.sources.opening import Source, open_checkpoint
+from pyro_smat.sources.transformers_names import as_stored
 
 SUFFIX = ".subspace"
 FORMAT = 1
@@ -184,7 +185,8 @@ def subspace_path(checkpoint: Checkpoint) -> Path:
 
 def weights_digest(checkpoint: Checkpoint) -> str:
     """SHA-256 of all tensors by name, whatever file holds them."""
-    tensors = [(name, digest(checkpoint.read(name))) for name in sorted(checkpoint.names)]
+    stored = as_stored(checkpoint)
+    tensors = [(name, digest(stored.read(name))) for name in sorted(stored.names)]
     return hashlib.sha256(json.dumps(tensors).encode()).hexdigest()
 
 

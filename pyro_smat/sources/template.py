@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_smat.networks.parameters import ParameterSpace
+from pyro_smat.sources.transformers_names import TransformersNames
 
 _HEAD = "(head)"
 
@@ -38,6 +39,7 @@ class Template:
         embeddings: names of the weights of nn.Embedding.
         head: patterns of the names that are left out.
         fixed: persistent buffers that hold infinite values, or several integers or booleans, with the network's values.
+        naming: how files of a network of transformers are read; None for any other network.
     """
 
     title: str
@@ -47,6 +49,7 @@ class Template:
     embeddings: frozenset[str] = frozenset()
     head: tuple[str, ...] = ()
     fixed: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    naming: TransformersNames | None = field(default=None, repr=False, compare=False)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -84,6 +87,7 @@ class Template:
             frozenset(embeddings),
             head,
             fixed,
+            TransformersNames.of(module),
         )
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -124,11 +125,26 @@ def test_another_number_of_classes_fits_without_the_head() -> None:
     assert [source.verdict for source in report.sources] == ["fits", "fits without 3.*"]
     assert fatal(report.sources[1]) == {("shape", "3.weight"), ("shape", "3.bias")}
     assert not report.fits  # until the head is left out
-    with pytest.raises(ValueError, match=r"it fits without its head: head=\('3\.\*',\)"):
+    steps = r"network\.set_submodule\('3', torch\.nn\.Identity\(\)\) and head=\('3\.\*',\)"
+    with pytest.raises(ValueError, match=f"it fits without its head: {steps}"):
         report.raise_unless_fits()
+    assert re.search(f"to leave out the head: {steps}", str(report))
     again = check_compatibility(network(), {"good": weights(0), "more": weights(1, classes=5)}, ignore=("3.*",))
     assert again.fits
     assert [source.verdict for source in again.sources] == ["fits without 3.*"] * 2
+
+
+def test_what_is_said_of_a_head_is_enough() -> None:
+    """Whoever does it has a library, whichever of the network and its sources have the head."""
+    module, state = network(), weights(1)
+    bare = {name: value for name, value in state.items() if not name.startswith("3.")}
+    with pytest.raises(ValueError, match=r"head: network\.set_submodule\('3', torch\.nn\.Identity\(\)\)$"):
+        SourceLibrary.from_files(module, {"bare": bare})
+    module.set_submodule("3", nn.Identity())
+    assert SourceLibrary.from_files(module, {"bare": bare}).names == ("bare",)
+    with pytest.raises(ValueError, match=r"it fits without its head: head=\('3\.\*',\)$"):
+        SourceLibrary.from_files(module, {"bare": bare, "whole": state})
+    assert len(SourceLibrary.from_files(module, {"bare": bare, "whole": state}, head=("3.*",))) == 2
 
 
 def test_a_head_that_only_the_files_have_is_extra_and_can_be_left_out() -> None:

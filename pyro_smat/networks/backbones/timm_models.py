@@ -18,7 +18,8 @@ def timm_network(name: str, *, arguments: Mapping[str, bool | int | float | str]
 
     Mean, standard deviation, interpolation and, for networks of a fixed size, that size come from its configuration.
     Nothing is downloaded. A timm checkpoint's keys fit as they are, but for the classifier, which a library leaves
-    out with ``head=("fc.*",)``, or "head.*", "classifier.*": ``network.default_cfg["classifier"]`` says which.
+    out: ``head=("fc.*",)``, or "head.*", "head.fc.*", "classifier.*". The pattern is
+    ``network.default_cfg["classifier"] + ".*"``, and no wider one: the "head" of a ConvNeXt has its last normalisation.
 
     Args:
         name: as ``timm.create_model`` takes it, such as "vit_tiny_patch16_224"; what follows a dot names weights and

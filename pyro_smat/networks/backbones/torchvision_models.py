@@ -25,7 +25,8 @@ def torchvision_network(name: str, *, arguments: Mapping[str, bool | int | float
     The last layer with weights of its head becomes the identity, so that what comes before it stays (the hidden layers
     of VGG's and MobileNetV3's classifier, ConvNeXt's last normalisation). Mean, standard deviation, interpolation and,
     for networks of a fixed size, that size are those of its default weights, none of which is downloaded. Load a
-    checkpoint into a library with ``head=("fc.*",)`` (or "classifier.*", "heads.*", "head.*") left out.
+    checkpoint into a library with ``head=("fc.*",)`` left out, or "heads.head.*", "classifier.6.*", ...: the last layer
+    alone ("classifier.*" would leave out the hidden layers of VGG). A library without ``head`` names the pattern.
 
     Args:
         name: of ``torchvision.models``, such as "resnet50".

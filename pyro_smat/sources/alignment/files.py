@@ -22,6 +22,7 @@ from pyro_smat.sources.alignment.trace import example_input, find_groups
 from pyro_smat.sources.alignment.verify import check_groups
 from pyro_smat.sources.alignment.weights import align_weights
 from pyro_smat.sources.compatibility import open_all
+from pyro_smat.sources.transformers_names import TransformersNames
 
 POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -76,7 +77,8 @@ def align_files(
         if any(Path(path).resolve() == target.resolve() for target in targets.values()):
             raise ValueError(f"{path} would be overwritten; choose another output folder than {output}")
     states: dict[str, State] = {
-        name: {key: opened.read(key) for key in opened.names} for name, opened in open_all(files).items()
+        name: {key: opened.read(key) for key in opened.names}
+        for name, opened in open_all(files, naming=TransformersNames.of(module)).items()
     }
     space = ParameterSpace.from_module(module)
     if problems := [f"{name}: {line}" for name, state in states.items() for line in space.differences(state)]:

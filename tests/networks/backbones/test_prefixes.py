@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pyro_smat.networks import ParameterSpace, TaskNetwork, build_network, describe_network, feature_dim
+from pyro_smat.networks.configuration import configuration_of
 from pyro_smat.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, detach_preprocessing
 from pyro_smat.registry import choose
 
@@ -142,9 +143,65 @@ def test_transformers_by_folder(architecture: str, tmp_path: Path) -> None:
     assert found.value_range == pytest.approx((-1.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("vit", {**VIT, "image_size": 16, "patch_size": 8, "hidden_act": "relu", "layer_norm_eps": 0.5}),
+        ("clip", {"vision_config": {**VIT, "image_size": 16, "patch_size": 8}}),
+        ("dinov2", {**VIT, "image_size": 16, "patch_size": 8, "use_swiglu_ffn": True}),
+        ("swin", {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "image_size": 16, "window_size": 2}),
+        ("resnet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
+    ],
+)
+def test_transformers_by_what_a_folder_held(kind: str, values: dict[str, Any], tmp_path: Path) -> None:
+    """The same network from its configuration, through JSON, whatever its name stands for since."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CONFIG_MAPPING[kind](**values)
+    with torch.device("meta"):
+        config.architectures = [type(transformers.AutoModelForImageClassification.from_config(config)).__name__]
+    config.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1] * 3, "image_std": [0.7] * 3}))
+    first = build_network(f"transformers:{tmp_path}", generator=torch.Generator().manual_seed(0)).eval()
+    kept = json.loads(json.dumps(configuration_of(first)))
+    (tmp_path / "config.json").unlink()
+    again = build_network(f"transformers:{tmp_path}", saved_configuration=kept).eval()
+    again.load_state_dict(first.state_dict())
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again(x), first(x))
+    assert configuration_of(again) == kept
+    (found,) = detach_preprocessing(again)
+    assert found.mean == (0.1, 0.1, 0.1)
+    assert found.size == (None if kind == "resnet" else (16, 16))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"config": [], "preprocessor": {}}, {"config": {"model_type": "none"}, "preprocessor": {}}, {"config": {}}],
+)
+def test_transformers_refuses_a_configuration_that_is_none(values: dict[str, Any]) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="transformers:x: its saved configuration cannot be used"):
+        build_network("transformers:x", saved_configuration=values)
+
+
+def test_transformers_builds_networks_alone() -> None:
+    """Of what the package has under a name, nothing but a network; the plain encoder otherwise."""
+    pytest.importorskip("transformers")
+    config = {"model_type": "vit", **VIT, "architectures": ["AutoModelForImageClassification"]}
+    network = build_network("transformers:x", saved_configuration={"config": config, "preprocessor": {}})
+    assert type(network).__name__ == "ViTModel"
+
+
 def test_transformers_refuses_texts_and_never_downloads() -> None:
     pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="which takes input_ids; expected an encoder of images"):
         build_network("transformers:bert", arguments=VIT)
     with pytest.raises(ValueError, match="networks are never downloaded"):
         build_network("transformers:somebody/never-saw-this")
+    with pytest.raises(
+        ValueError, match="architecture is 'hf-hub:somebody/x', of a hub; networks are never downloaded"
+    ):
+        build_network("transformers:timm_wrapper", arguments={"architecture": "hf-hub:somebody/x"})
+    inside = {"model_type": "detr", "backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:somebody/x"}}
+    with pytest.raises(ValueError, match="backbone is 'hf-hub:somebody/x', of a hub; networks are never downloaded"):
+        build_network("transformers:x", saved_configuration={"config": inside, "preprocessor": {}})
