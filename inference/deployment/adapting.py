@@ -64,8 +64,8 @@ class TaskRouter:
     @property
     def image_form(self) -> ImageForm:
         """What the router's images are like."""
-        data, network = self.router.config.data, self.router.model.network
-        return ImageForm(data.channels, data.size, getattr(network, "resizes", False), self.router.pixels)
+        data = self.router.config.data
+        return ImageForm(data.channels, data.size, self.router.pixels)
 
     @property
     @torch.no_grad()
@@ -188,17 +188,14 @@ class TaskRouter:
         return answers_of(list(tasks), list(queries))
 
     def _route_pairs(self, supports: Sequence[Support], seed: int) -> list[AdaptedTask]:
-        """Supports with images of one size together."""
-        sizes: dict[torch.Size, list[tuple[int, Episode, tuple[Hashable, ...]]]] = {}
-        for index, (images, labels) in enumerate(supports):
+        if not supports:
+            return []
+        episodes, named = [], []
+        for images, labels in supports:
             checked, values, classes = self._checked(images, labels)
-            sizes.setdefault(checked.shape[1:], []).append((index, _episode(checked, values, classes), classes))
-        made: dict[int, AdaptedTask] = {}
-        for alike in sizes.values():
-            batch = EpisodeBatch.collate([episode for _, episode, _ in alike])
-            tasks = self._route(batch, seed, classes=[classes for _, _, classes in alike])
-            made.update(zip((index for index, _, _ in alike), tasks, strict=True))
-        return [made[index] for index in range(len(supports))]
+            episodes.append(_episode(checked, values, classes))
+            named.append(classes)
+        return self._route(EpisodeBatch.collate(episodes), seed, classes=named)
 
     @own_defaults()
     @torch.no_grad()
