@@ -21,6 +21,7 @@ from pyro_smat.inference.decision.rules import Map
 from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.answering import TaskAnswer, answers_of
 from pyro_smat.inference.deployment.inputs import ImageForm, read_images
+from pyro_smat.inference.deployment.network_check import unfit_images
 from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refinement
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
 from pyro_smat.inference.deployment.routed_tasks import RoutedTasks
@@ -29,6 +30,7 @@ from pyro_smat.inference.deployment.support_labels import read_labels
 from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.network_features import NetworkFeatures
+from pyro_smat.networks.preprocessing import preprocessing_of
 
 CACHED_TASKS = 8
 Support = tuple[Any, Any]  # images and labels, as adapt takes them
@@ -64,8 +66,9 @@ class TaskRouter:
     @property
     def image_form(self) -> ImageForm:
         """What the router's images are like."""
-        data = self.router.config.data
-        return ImageForm(data.channels, data.size, self.router.pixels)
+        data, steps = self.router.config.data, preprocessing_of(self.router.network)
+        normalises = any(step.mean is not None or step.std is not None for step in steps)
+        return ImageForm(data.channels, data.size, self.router.pixels, normalises)
 
     @property
     @torch.no_grad()
@@ -248,12 +251,10 @@ class TaskRouter:
     def _attached(self, batch: EpisodeBatch, features: SourceFeatures | None = None) -> EpisodeBatch:
         try:
             return (features or self.router.features()).attach(batch)
-        except RuntimeError as error:  # of layers that these images are too small for
-            shape = tuple(batch.support.images.shape[2:])
-            raise ValueError(
-                f"images are {shape}, on which the network cannot run ({error}); expected "
-                f"{self.router.config.data.size} x {self.router.config.data.size} pixels, as in training"
-            ) from error
+        except RuntimeError as error:  # of layers that these images are too small for, or what else the network has
+            channels, height, width = batch.support.images.shape[2:]
+            model = self.router.model
+            raise unfit_images(model.network, model.source_basis[0], (channels, height, width), error) from error
 
     def cache_info(self) -> CacheInfo:
         """How often :meth:`adapt` found its task among the kept ones, and how many are kept."""

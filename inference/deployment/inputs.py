@@ -44,11 +44,13 @@ class ImageForm:
         channels: 1 (grey) or 3 (RGB).
         size: side of the training images in pixels, which all images are brought to.
         pixels: of the training images; None where unknown.
+        normalises: whether the network has a :class:`~pyro_smat.networks.Preprocessing` that normalises its images.
     """
 
     channels: int
     size: int
     pixels: PixelStatistics | None = None
+    normalises: bool = False
 
 
 def read_images(images: Any, form: ImageForm, *, like: tuple[int, int] | None = None) -> Tensor:
@@ -84,7 +86,7 @@ def read_images(images: Any, form: ImageForm, *, like: tuple[int, int] | None = 
     whose = "router was trained on" if like is None else "support has"
     if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.dtype != object):
         pixels = _channels(_batch(_values(images, "images"), isinstance(images, Tensor)), form.channels)
-        _check_values(pixels, "images")
+        _check_values(pixels, "images", form)
         _warn_of_size("images are", pixels.shape[-2:], known, whose)
         pixels = _fitted(pixels.clamp(0.0, 1.0), known)
     else:
@@ -112,7 +114,7 @@ def _from_list(images: Sequence[Any], form: ImageForm, known: tuple[int, int], w
     for i, image in enumerate(images):
         name, photo = f"images[{i}]", isinstance(image, Image.Image)
         pixels = _decoded(image, name, form, known) if photo else _one(image, name, form)
-        _check_values(pixels, name)
+        _check_values(pixels, name, form)
         extent = (image.height, image.width) if photo else pixels.shape[-2:]
         warned = warned or _warn_of_size(f"{name} is", extent, known, whose, may_be_larger=photo)
         fitted.append(_fitted(pixels.clamp(0.0, 1.0), known))
@@ -239,14 +241,19 @@ def _fitted(images: Tensor, size: tuple[int, int]) -> Tensor:
     return images if inner == size else F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def _check_values(images: Tensor, name: str) -> None:
+def _check_values(images: Tensor, name: str, form: ImageForm) -> None:
     bad = ~torch.isfinite(images).flatten(1).all(1)
     if bad.any():
         rows = f" {bad.nonzero().flatten().tolist()[:8]}" if name == "images" else ""
         raise ValueError(f"{name}{rows} hold NaN or infinite values; expected finite pixels in [0, 1]")
     low, high = (float(end) for end in images.aminmax())
     if low < -OVERSHOOT:
-        hint = "they look normalised already: undo it, the network does that itself"
+        hint = "they look normalised already: undo it, " + (
+            "the network does that itself"
+            if form.normalises
+            else "and where the network was trained on normalised images, have it do that itself: "
+            "Preprocessing(mean, std).attach(network) before the router is made"
+        )
     elif high > 2.0:
         hint = "divide by 255, or pass uint8"
     else:
