@@ -22,7 +22,7 @@ from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.prediction import as_rule
 from pyro_smat.inference.decision.rules import DecisionRule
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
-from pyro_smat.inference.deployment.answering import read_queries
+from pyro_smat.inference.deployment.answering import finite, read_queries
 from pyro_smat.inference.deployment.explanation import Explanation, explanation_of
 from pyro_smat.inference.deployment.monitoring import routing_scores
 from pyro_smat.inference.deployment.refinement import Refinement
@@ -184,11 +184,11 @@ class AdaptedTask:
                 queries), else :attr:`rule`.
 
         Raises:
-            ValueError: for images that are not usable, an unknown rule, or rule "refined" of a task that was not
-                refined.
+            ValueError: for images that are not usable or on which the networks are not finite, an unknown rule, or rule
+                "refined" of a task that was not refined.
         """
         asked = self._queries(images)
-        return self.alone.probabilities(asked, None if rule is None else self._named(rule))[0]
+        return finite(self.alone.probabilities(asked, None if rule is None else self._named(rule))[0])
 
     @own_defaults()
     def predict_sets(self, images: Any, threshold: float) -> list[tuple[Hashable, ...]]:
@@ -204,7 +204,8 @@ class AdaptedTask:
         asked = self._queries(images)
         if not self.alone.reliable(asked)[0]:
             return [self.classes] * len(asked)
-        kept = 1.0 - in_float64(self.alone.probabilities(asked, self.alone.accepted_rule)[0]) <= threshold
+        probabilities = finite(self.alone.probabilities(asked, self.alone.accepted_rule)[0])
+        kept = 1.0 - in_float64(probabilities) <= threshold
         return [tuple(c for c, inside in zip(self.classes, row, strict=True) if inside) for row in kept.tolist()]
 
     def _queries(self, images: Any) -> Labelled:

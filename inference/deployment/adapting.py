@@ -20,10 +20,12 @@ from pyro_smat.inference.decision.deployment import Deployment
 from pyro_smat.inference.decision.rules import Map
 from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.answering import TaskAnswer, answers_of
+from pyro_smat.inference.deployment.broken_features import refuse_broken_features
 from pyro_smat.inference.deployment.inputs import ImageForm, read_images
 from pyro_smat.inference.deployment.network_check import unfit_images
 from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refinement
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
+from pyro_smat.inference.deployment.repeated_shots import without_repeats
 from pyro_smat.inference.deployment.routed_tasks import RoutedTasks
 from pyro_smat.inference.deployment.shapes import by_shape, unpadded
 from pyro_smat.inference.deployment.support_labels import read_labels
@@ -110,6 +112,7 @@ class TaskRouter:
 
         Warns:
             InputWarning: of images that are unlike those that the router was trained on.
+            DuplicateWarning: of shots that repeat others, pixel for pixel with the same label; each counts once.
         """
         pixels, values, classes = self._checked(images, labels)
         seed = _seed(seed)
@@ -246,15 +249,18 @@ class TaskRouter:
     def _checked(self, images: Any, labels: Any) -> tuple[Tensor, list[Hashable], tuple[Hashable, ...]]:
         """Images, labels and classes of a support that can be used."""
         pixels = read_images(images, self.image_form)
-        return pixels, *read_labels(labels, len(pixels))
+        values, classes = read_labels(labels, len(pixels))
+        return *without_repeats(pixels, values, stacklevel=4), classes
 
     def _attached(self, batch: EpisodeBatch, features: SourceFeatures | None = None) -> EpisodeBatch:
         try:
-            return (features or self.router.features()).attach(batch)
+            attached = (features or self.router.features()).attach(batch)
         except RuntimeError as error:  # of layers that these images are too small for, or what else the network has
             channels, height, width = batch.support.images.shape[2:]
             model = self.router.model
             raise unfit_images(model.network, model.source_basis[0], (channels, height, width), error) from error
+        refuse_broken_features(attached, self.router.library)
+        return attached
 
     def cache_info(self) -> CacheInfo:
         """How often :meth:`adapt` found its task among the kept ones, and how many are kept."""

@@ -45,8 +45,27 @@ class TaskAnswer:
 
     @property
     def predictions(self) -> list[Any]:
-        """The label of every query."""
-        return [self.classes[k] for k in self.probabilities.argmax(-1).tolist()]
+        """The label of every query.
+
+        Raises:
+            ValueError: where probabilities are not finite.
+        """
+        return [self.classes[k] for k in finite(self.probabilities).argmax(-1).tolist()]
+
+
+def finite(probabilities: Tensor) -> Tensor:
+    """Class probabilities ``(n, W)``, as they are.
+
+    Raises:
+        ValueError: where they are not finite, as the largest of them would be no answer.
+    """
+    broken = (~torch.isfinite(probabilities).all(-1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"probabilities of images {broken[:8]} are NaN or infinite; expected finite features under every network: "
+            "leave these images out, look at the sources for extreme weights, or set precision to float32"
+        )
+    return probabilities
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def save_router(folder: Path, router: Router, deployment: Deployment) -> None:
     if router.descriptors is not None:
         tensors["descriptors"] = router.descriptors
     weights = router.network.state_dict()
-    tensors |= {f"head.{name}": weights[name] for name in _head_of(router.network, router.config)}
+    tensors |= {f"head.{name}": weights[name] for name in _constants_of(router.network, router.config)}
     for name, subspace in router.library.subspaces.items():
         tensors |= {f"subspace.{key}.{name}": value for key, value in subspace.tensors().items()}
     tensors = {k: v.clone() for k, v in tensors.items()}  # the format refuses memory that priors and catalog share
@@ -150,10 +150,10 @@ def _load(
     if precision is not None:
         config = config.replaced(training={"precision": precision})
     module = _network(folder, saved, network, own)
-    head = _head_of(module, config)
-    if head:
+    constants = {name: tensors.pop(f"head.{name}", None) for name in _constants_of(module, config)}
+    if constants:  # routers from before integers were saved have none of them
         module = copy.deepcopy(module)
-        module.load_state_dict({name: tensors.pop(f"head.{name}") for name in head}, strict=False)
+        module.load_state_dict({k: v for k, v in constants.items() if v is not None}, strict=False)
     space = space_without(module, config.sources.blocks or None, config.sources.head)
     if "sources" not in tensors or tensors["sources"].shape != (len(saved.source_names), space.dim):
         found = tuple(tensors["sources"].shape) if "sources" in tensors else "missing"
@@ -233,9 +233,13 @@ def _verify(path: Path, expected: str) -> None:
         )
 
 
-def _head_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
-    """Tensors that the config leaves out of the sources: they are the network's own, and saved with the router."""
-    return tuple(name for name in network.state_dict() if matches(name, *config.sources.head))
+def _constants_of(network: nn.Module, config: RunConfig) -> tuple[str, ...]:
+    """Tensors of no source, which are the network's own and saved with the router: its head, its tables of integers."""
+    return tuple(
+        name
+        for name, value in network.state_dict().items()
+        if matches(name, *config.sources.head) or (not value.is_floating_point() and value.numel() > 1)
+    )
 
 
 def _subspaces(folder: Path, sources: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, FeatureSubspace]:

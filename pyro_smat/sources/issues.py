@@ -97,7 +97,7 @@ def source_issues(template: Template, checkpoint: Checkpoint) -> tuple[Issue, ..
 
 
 def constant_issues(template: Template, checkpoint: Checkpoint) -> Iterator[Issue]:
-    """Infinite buffers of the network of which a checkpoint has other values; reads these alone."""
+    """Buffers of the network that are not mixed and of which a checkpoint has other values; reads these alone."""
     for name, own in template.fixed.items():
         if name not in checkpoint.names:
             continue
@@ -105,10 +105,13 @@ def constant_issues(template: Template, checkpoint: Checkpoint) -> Iterator[Issu
         if shape != own.shape:
             detail = f"is {tuple(shape)}, that of the network is {tuple(own.shape)}"
         elif not torch.equal(checkpoint.read(name).to(own.dtype), own.cpu()):
-            detail = "has other values than the network, where it is a constant: it holds infinite values"
+            why = "it holds infinite values" if own.is_floating_point() else f"{_plain(own.dtype)} is not mixed"
+            detail = f"has other values than the network, where it is a constant: {why}"
         else:
             continue
-        yield Issue("constant", name, detail, "build the network as the source was, or leave the buffer out (head=)")
+        baked = "" if own.is_floating_point() else ", put a mask into the weights that it masks"
+        remedy = f"build the network as the source was{baked}, or leave the buffer out (head=)"
+        yield Issue("constant", name, detail, remedy)
 
 
 def value_issues(template: Template, checkpoint: Checkpoint) -> Iterator[Issue]:

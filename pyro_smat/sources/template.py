@@ -5,7 +5,8 @@ and buffers that are not persistent are constants of the network. A **head** is 
 network whose name matches one is a constant too, it is not in the parameter space and keeps the network's own values;
 a tensor of a checkpoint whose name matches one is not looked at. A buffer of the network that holds infinite values
 (the mask of an attention, -inf above the diagonal) is a constant as well: a mixture of infinities is NaN. Sources must
-agree with it.
+agree with it, and with persistent integer and boolean buffers of more than one value (a mask of pruned weights, an
+order of channels): what is not mixed would otherwise be replaced by the network's own.
 
 Patterns are those of file names: ``"fc.*"`` is every name that begins with ``fc.``.
 """
@@ -36,7 +37,7 @@ class Template:
         tied: pairs of names that are one tensor.
         embeddings: names of the weights of nn.Embedding.
         head: patterns of the names that are left out.
-        fixed: persistent floating-point buffers that hold infinite values, with the network's values.
+        fixed: persistent buffers that hold infinite values, or several integers or booleans, with the network's values.
     """
 
     title: str
@@ -50,7 +51,7 @@ class Template:
     @property
     def left_out(self) -> tuple[str, ...]:
         """Patterns of everything in the network that is not mixed though it is floating point."""
-        return (*self.head, *map(glob.escape, self.fixed))
+        return (*self.head, *(glob.escape(name) for name, value in self.fixed.items() if value.is_floating_point()))
 
     @classmethod
     def from_module(cls, module: nn.Module, head: Sequence[str] = ()) -> Template:
@@ -67,7 +68,8 @@ class Template:
         persistent: Mapping[str, Tensor] = module.state_dict(keep_vars=True)
         floating = {k: v for k, v in persistent.items() if k in parameters or (k in buffers and v.is_floating_point())}
         kept = {name: tensor for name, tensor in floating.items() if not matches(name, *head)}
-        fixed = {name: kept[name].detach().clone() for name in kept if name in buffers and _is_infinite(kept[name])}
+        own = {k: v for k, v in persistent.items() if k in buffers and not matches(k, *head)}
+        fixed = {k: v.detach().clone() for k, v in own.items() if (_is_infinite if k in kept else _is_table)(v)}
         mixed = {name: tensor.shape for name, tensor in kept.items() if name not in fixed}
         if not any(name in parameters for name in mixed):
             raise ValueError(f"{type(module).__name__} has no parameters outside {head}; expected weights to mix")
@@ -121,6 +123,11 @@ def space_without(module: nn.Module, blocks: Mapping[str, str] | None, head: Seq
 def _is_infinite(buffer: Tensor) -> bool:
     """Whether a buffer holds infinite values and no NaN; on the meta device nobody knows."""
     return not buffer.is_meta and bool(buffer.isinf().any()) and not bool(buffer.isnan().any())
+
+
+def _is_table(buffer: Tensor) -> bool:
+    """Whether it is more than a counter; on the meta device nobody knows the values."""
+    return not buffer.is_meta and buffer.numel() > 1
 
 
 def _tied(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:

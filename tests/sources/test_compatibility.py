@@ -56,6 +56,30 @@ def test_a_checkpoint_of_the_network_fits_and_nothing_is_read() -> None:
     report.raise_unless_fits()
 
 
+class Masked(nn.Module):
+    """A layer whose outputs are pruned, and a counter."""
+
+    def __init__(self, *kept: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, len(kept))
+        self.register_buffer("kept", torch.tensor(kept))
+        self.register_buffer("steps", torch.tensor(len(kept) + sum(kept)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.kept
+
+
+def test_tables_of_integers_that_differ_are_refused_and_counters_are_not() -> None:
+    network = Masked(True, False, True)
+    assert only(network, Masked(True, False, True).state_dict()).fits
+    other = only(network, Masked(True, True, True).state_dict())
+    assert fatal(other) == {("constant", "kept")}
+    with pytest.raises(ValueError, match="kept has other values than the network, where it is a constant: bool is not"):
+        SourceLibrary.from_files(network, {"a": network, "b": Masked(True, True, True)})
+    assert only(network, Masked(True, True, True).state_dict(), ignore=("kept",)).fits
+    assert only(network.to("meta"), Masked(True, True, True).state_dict()).fits  # nobody knows its values
+
+
 def test_integer_buffers_are_constants_whether_the_file_has_them_or_not() -> None:
     state = weights(1)
     del state["1.num_batches_tracked"]

@@ -27,7 +27,6 @@ from pyro_smat.inference.runs.routing.frozen import FrozenImages
 from pyro_smat.inference.runs.routing.tasks import ListedImage, ListedTask, TaskSource
 from pyro_smat.metrics.scoring import brier_scores, negative_log_likelihoods
 
-NOT_FINITE = "the network's probabilities are NaN or infinite; the images or a source are at fault"
 Row = dict[str, Any]
 
 
@@ -116,6 +115,12 @@ class Answers:
             return _failed(task.name, str(error))
         seen = set(pictures[:count])
         repeated = sum(one in seen for one in pictures[count:])
+        shots: dict[tuple[int, str | None], int] = {}
+        kept = [i for i in range(count) if shots.setdefault((pictures[i], listed[i].label), i) == i]  # no copies
+        if len(kept) < count:
+            count, kept = len(kept), [*kept, *range(count, len(listed))]
+            rows, images = rows[kept], None if images is None else images[kept]
+            listed = tuple(listed[i] for i in kept)
         return _Ready(task.name, rows, images, tuple(image.label for image in listed), count, repeated)
 
     def _decoded(self, listed: Sequence[ListedImage]) -> Tensor:
@@ -145,12 +150,8 @@ class Answers:
             for own, one in zip(pixels, ready, strict=True)
         ]
         answers = self._classifier.answer_many(tasks, queries)
-        finite = torch.cat([torch.isfinite(answer.probabilities).all().view(1) for answer in answers]).tolist()
-        rows_of = [self._row(*pair) for pair in zip(answers, ready, strict=True)]
-        whole = [i for i, good in enumerate(finite) if good]
-        for i, losses in zip(whole, _losses([answers[i] for i in whole], [ready[i] for i in whole]), strict=True):
-            rows_of[i] |= losses
-        return [row if good else _failed(row["task"], NOT_FINITE) for row, good in zip(rows_of, finite, strict=True)]
+        rows = [self._row(*pair) for pair in zip(answers, ready, strict=True)]
+        return [row | losses for row, losses in zip(rows, _losses(answers, ready), strict=True)]
 
     def _decoded_tasks(self, ready: Sequence[_Ready]) -> tuple[list[AdaptedTask], list[Tensor]]:
         """The tasks and the images of their queries."""

@@ -59,6 +59,33 @@ def test_every_guide_is_saved_and_predicts_the_same_bits(guide: str, blocks: lis
     assert str(again.adapt(images, ["a", "b"] * 3).explain()) == str(classifier.adapt(images, ["a", "b"] * 3).explain())
 
 
+class Permuted(torch.nn.Module):
+    """Features in an order that is drawn when the network is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 6))
+        self.register_buffer("order", torch.randperm(6))
+        self.register_buffer("scale", torch.arange(1.0, 7.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)[:, self.order] * self.scale
+
+
+def test_tables_of_integers_are_saved(tmp_path: Path) -> None:
+    first, second = Permuted().eval(), Permuted().eval()
+    second.order.copy_(first.order)
+    sources = {"pre": first, "other": second}
+    classifier = RoutedClassifier.from_sources(sources, network=first, image_shape=(1, 8, 8))
+    classifier.save(tmp_path)
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    fresh = Permuted()
+    fresh.order.copy_(first.order.roll(1))
+    again = RoutedClassifier.load(tmp_path, network=fresh)
+    found, expected = (made.adapt(images, [0, 1] * 3).predict_proba(images) for made in (again, classifier))
+    assert torch.equal(found, expected)
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"router\.json: no such file; expected what RoutedClassifier.save"):
         RoutedClassifier.load(tmp_path)

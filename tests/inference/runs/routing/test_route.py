@@ -342,7 +342,7 @@ def test_a_task_whose_answers_are_no_numbers_fails_alone(
     ruined_too = [task for task in range(TASKS) if task % 6 == 4]  # of the same images
     for task, (row, good) in enumerate(zip(rows, whole, strict=True)):
         if task in ruined_too:
-            assert "probabilities are NaN or infinite" in row["failure"]
+            assert "probabilities of images [0, 1] are NaN or infinite" in row["failure"]
             assert row["predictions"] is None
         else:
             assert row == good
