@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
+from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.router import Router
 from pyro_smat.inference.decision.choosing import initial_deployment
@@ -29,13 +29,13 @@ from pyro_smat.inference.deployment.repeated_shots import without_repeats
 from pyro_smat.inference.deployment.routed_tasks import RoutedTasks
 from pyro_smat.inference.deployment.shapes import by_shape, unpadded
 from pyro_smat.inference.deployment.support_labels import read_labels
+from pyro_smat.inference.deployment.supports import Support, as_episode, as_pair
 from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.network_features import NetworkFeatures
 from pyro_smat.networks.preprocessing import preprocessing_of
 
 CACHED_TASKS = 8
-Support = tuple[Any, Any]  # images and labels, as adapt takes them
 
 
 class TaskRouter:
@@ -148,7 +148,8 @@ class TaskRouter:
             at_once: supports a chunk, at least 1.
 
         Raises:
-            ValueError: for a support that is not usable, or ``at_once`` below 1.
+            ValueError: for a support that is not usable, with its number from 0 where there are others, anything but
+                pairs and batches, or ``at_once`` below 1.
 
         Example:
             >>> from pyro_smat import EpisodeSampler, RoutedClassifier, glyph_pool
@@ -162,16 +163,19 @@ class TaskRouter:
         """
         if at_once < 1:
             raise ValueError(f"at_once is {at_once}; expected at least 1 support")
-        seed = _seed(seed)
-        waiting: list[Support] = []
+        if isinstance(supports, Mapping):
+            raise ValueError("supports are a mapping; expected pairs (images, labels): adapt_many(supports.values())")
+        seed, count = _seed(seed), 0
+        waiting: list[tuple[int, Support]] = []
         for one in supports:
             if isinstance(one, EpisodeBatch):
                 yield from self._route_pairs(waiting, seed)
-                waiting = []
+                waiting, count = [], count + len(one)
                 for start in range(0, len(one), at_once):
                     yield from self._route(one[start : start + at_once], seed, features=features, shared=shared)
             else:
-                waiting.append(one)
+                waiting.append((count, as_pair(one, count)))
+                count += 1
                 if len(waiting) == at_once:
                     yield from self._route_pairs(waiting, seed)
                     waiting = []
@@ -193,13 +197,19 @@ class TaskRouter:
         """
         return answers_of(list(tasks), list(queries))
 
-    def _route_pairs(self, supports: Sequence[Support], seed: int) -> list[AdaptedTask]:
+    def _route_pairs(self, supports: Sequence[tuple[int, Support]], seed: int) -> list[AdaptedTask]:
+        """Numbered supports as one batch."""
         if not supports:
             return []
         episodes, named = [], []
-        for images, labels in supports:
-            checked, values, classes = self._checked(images, labels)
-            episodes.append(_episode(checked, values, classes))
+        for number, (images, labels) in supports:
+            try:
+                checked, values, classes = self._checked(images, labels)
+            except ValueError as error:
+                if supports[-1][0] == 0:
+                    raise
+                raise ValueError(f"support {number}: {error}") from error
+            episodes.append(as_episode(checked, values, classes))
             named.append(classes)
         return self._route(EpisodeBatch.collate(episodes), seed, classes=named)
 
@@ -236,7 +246,7 @@ class TaskRouter:
         seed: int,
         mode: RefinementMode | None,
     ) -> AdaptedTask:
-        batch = EpisodeBatch.collate([_episode(images, values, classes)]).to(self.router.device)
+        batch = EpisodeBatch.collate([as_episode(images, values, classes)]).to(self.router.device)
         (task,) = self._route(batch, seed, classes=[classes])
         if mode is None:
             return task
@@ -271,9 +281,3 @@ def _seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is {seed!r:.60}; expected an integer of 64 bits")
     return seed
-
-
-def _episode(images: Tensor, values: Sequence[Hashable], classes: Sequence[Hashable]) -> Episode:
-    index = {value: k for k, value in enumerate(classes)}
-    target = torch.tensor([index[value] for value in values])
-    return Episode(Labelled(images, target), class_names=tuple(str(c) for c in classes))

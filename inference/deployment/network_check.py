@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from pyro_smat.networks.composition import TaskNetwork
 from pyro_smat.networks.memory import out_of_memory
 from pyro_smat.networks.outputs import checked_features
+from pyro_smat.networks.parameters import refuse_lazy
 
 Shape = tuple[int, int, int]  # (C, H, W)
 _SIZES = (32, 64, 128, 224)  # that a network is tried on which cannot run on smaller images
@@ -61,18 +61,14 @@ def checked_module(network: Any) -> nn.Module:
             f"network is a {type(network).__name__}, which spreads one network over devices and cannot be run with "
             "other weights; expected the network inside: network.module (and of sources, source.module)"
         )
-    lazy = [name for name, tensor in _tensors(network) if is_lazy(tensor)]
-    if lazy:
-        raise ValueError(
-            f"network has lazy layers without shapes yet ({lazy[:3]}); expected a network that has seen an image: run "
-            "network(images) once, before the sources are made of it"
-        )
+    refuse_lazy(network, "network")
     return network
 
 
 def check_constants(network: nn.Module, composed: Sequence[str]) -> None:
     """Refuse a network without values for what is not composed, on the meta device."""
-    empty = sorted({name for name, tensor in _tensors(network) if tensor.is_meta} - {*composed})
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    empty = sorted({name for name, tensor in tensors if tensor.is_meta} - {*composed})
     if empty:
         raise ValueError(
             f"network is on the meta device, so {empty[:3]} have no values, and no source gives them; expected a "
@@ -124,7 +120,3 @@ def _runs(network: TaskNetwork, theta: Tensor, shape: Shape) -> bool:
     except Exception:  # of a network of a person's own
         return False
     return True
-
-
-def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*network.named_parameters(), *network.named_buffers()]

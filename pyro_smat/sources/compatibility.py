@@ -156,6 +156,11 @@ def check_compatibility(
 
 def open_all(checkpoints: Mapping[str, Source], base: Source | None = None) -> dict[str, Checkpoint]:
     """Open sources by name; the first is the base of those that store differences, unless there is another."""
+    if not isinstance(checkpoints, Mapping):
+        raise ValueError(
+            f"sources are a {type(checkpoints).__name__}; expected a mapping of names to checkpoints, the fallback "
+            'first: {"first": ..., "second": ...}'
+        )
     if not checkpoints:
         raise ValueError("got no sources; expected at least one checkpoint")
     reference = None if base is None else open_checkpoint(base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +115,11 @@ def test_who_normalises_is_said_by_the_network() -> None:
     with pytest.raises(ValueError, match="undo it, the network does that itself"):
         mended.adapt(normalised, LABELS)
     assert mended.adapt(IMAGES, LABELS).classes == ("x", "y")
+
+
+def test_load_takes_an_instance(tmp_path: Path) -> None:
+    network = Net()
+    made(network).save(tmp_path)
+    with pytest.raises(ValueError, match=r"network is the class Net; expected an instance: Net\(\.\.\.\)"):
+        RoutedClassifier.load(tmp_path, network=Net)  # type: ignore[arg-type]
+    assert RoutedClassifier.load(tmp_path, network=Net()).source_names == ("a", "b")
