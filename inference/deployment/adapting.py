@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_smat.episodes import Episode, EpisodeBatch, Labelled
+from pyro_smat.episodes import EpisodeBatch
 from pyro_smat.inference.assembly.defaults import own_defaults
 from pyro_smat.inference.assembly.router import Router
 from pyro_smat.inference.decision.choosing import initial_deployment
@@ -23,18 +23,20 @@ from pyro_smat.inference.deployment.adapted_task import AdaptedTask
 from pyro_smat.inference.deployment.answering import TaskAnswer, answers_of
 from pyro_smat.inference.deployment.broken_features import refuse_broken_features
 from pyro_smat.inference.deployment.inputs import ImageForm, read_images
+from pyro_smat.inference.deployment.network_check import unfit_images
 from pyro_smat.inference.deployment.refinement import RefinementMode, parse_refinement
 from pyro_smat.inference.deployment.refinement.cache import CacheInfo, TaskCache, support_digest
 from pyro_smat.inference.deployment.repeated_shots import without_repeats
 from pyro_smat.inference.deployment.routed_tasks import RoutedTasks
 from pyro_smat.inference.deployment.shapes import by_shape, unpadded
 from pyro_smat.inference.deployment.support_labels import read_labels
+from pyro_smat.inference.deployment.supports import Support, as_episode, as_pair
 from pyro_smat.networks.basis import Basis
 from pyro_smat.networks.features import SourceFeatures
 from pyro_smat.networks.network_features import NetworkFeatures
+from pyro_smat.networks.preprocessing import preprocessing_of
 
 CACHED_TASKS = 8
-Support = tuple[Any, Any]  # images and labels, as adapt takes them
 
 
 class TaskRouter:
@@ -75,8 +77,9 @@ class TaskRouter:
     @property
     def image_form(self) -> ImageForm:
         """What the router's images are like."""
-        data, network = self.router.config.data, self.router.model.network
-        return ImageForm(data.channels, data.size, getattr(network, "resizes", False), self.router.pixels)
+        data, steps = self.router.config.data, preprocessing_of(self.router.network)
+        normalises = any(step.mean is not None or step.std is not None for step in steps)
+        return ImageForm(data.channels, data.size, self.router.pixels, normalises)
 
     @property
     @torch.no_grad()
@@ -154,7 +157,8 @@ class TaskRouter:
             at_once: supports a chunk, at least 1.
 
         Raises:
-            ValueError: for a support that is not usable, or ``at_once`` below 1.
+            ValueError: for a support that is not usable, with its number from 0 where there are others, anything but
+                pairs and batches, or ``at_once`` below 1.
 
         Example:
             >>> from pyro_smat import EpisodeSampler, RoutedClassifier, glyph_pool
@@ -168,16 +172,19 @@ class TaskRouter:
         """
         if at_once < 1:
             raise ValueError(f"at_once is {at_once}; expected at least 1 support")
-        seed = _seed(seed)
-        waiting: list[Support] = []
+        if isinstance(supports, Mapping):
+            raise ValueError("supports are a mapping; expected pairs (images, labels): adapt_many(supports.values())")
+        seed, count = _seed(seed), 0
+        waiting: list[tuple[int, Support]] = []
         for one in supports:
             if isinstance(one, EpisodeBatch):
                 yield from self._route_pairs(waiting, seed)
-                waiting = []
+                waiting, count = [], count + len(one)
                 for start in range(0, len(one), at_once):
                     yield from self._route(one[start : start + at_once], seed, features=features, shared=shared)
             else:
-                waiting.append(one)
+                waiting.append((count, as_pair(one, count)))
+                count += 1
                 if len(waiting) == at_once:
                     yield from self._route_pairs(waiting, seed)
                     waiting = []
@@ -199,18 +206,21 @@ class TaskRouter:
         """
         return answers_of(list(tasks), list(queries))
 
-    def _route_pairs(self, supports: Sequence[Support], seed: int) -> list[AdaptedTask]:
-        """Supports with images of one size together."""
-        sizes: dict[torch.Size, list[tuple[int, Episode, tuple[Hashable, ...]]]] = {}
-        for index, (images, labels) in enumerate(supports):
-            checked, values, classes = self._checked(images, labels)
-            sizes.setdefault(checked.shape[1:], []).append((index, _episode(checked, values, classes), classes))
-        made: dict[int, AdaptedTask] = {}
-        for alike in sizes.values():
-            batch = EpisodeBatch.collate([episode for _, episode, _ in alike])
-            tasks = self._route(batch, seed, classes=[classes for _, _, classes in alike])
-            made.update(zip((index for index, _, _ in alike), tasks, strict=True))
-        return [made[index] for index in range(len(supports))]
+    def _route_pairs(self, supports: Sequence[tuple[int, Support]], seed: int) -> list[AdaptedTask]:
+        """Numbered supports as one batch."""
+        if not supports:
+            return []
+        episodes, named = [], []
+        for number, (images, labels) in supports:
+            try:
+                checked, values, classes = self._checked(images, labels)
+            except ValueError as error:
+                if supports[-1][0] == 0:
+                    raise
+                raise ValueError(f"support {number}: {error}") from error
+            episodes.append(as_episode(checked, values, classes))
+            named.append(classes)
+        return self._route(EpisodeBatch.collate(episodes), seed, classes=named)
 
     @own_defaults()
     @torch.no_grad()
@@ -245,7 +255,7 @@ class TaskRouter:
         seed: int,
         mode: RefinementMode | None,
     ) -> AdaptedTask:
-        batch = EpisodeBatch.collate([_episode(images, values, classes)]).to(self.router.device)
+        batch = EpisodeBatch.collate([as_episode(images, values, classes)]).to(self.router.device)
         (task,) = self._route(batch, seed, classes=[classes])
         if mode is None:
             return task
@@ -264,12 +274,10 @@ class TaskRouter:
     def _attached(self, batch: EpisodeBatch, features: SourceFeatures | None = None) -> EpisodeBatch:
         try:
             attached = (features or self.router.features()).attach(batch)
-        except RuntimeError as error:  # of layers that these images are too small for
-            shape = tuple(batch.support.images.shape[2:])
-            raise ValueError(
-                f"images are {shape}, on which the network cannot run ({error}); expected "
-                f"{self.router.config.data.size} x {self.router.config.data.size} pixels, as in training"
-            ) from error
+        except RuntimeError as error:  # of layers that these images are too small for, or what else the network has
+            channels, height, width = batch.support.images.shape[2:]
+            model = self.router.model
+            raise unfit_images(model.network, model.source_basis[0], (channels, height, width), error) from error
         refuse_broken_features(attached, self.router.library)
         return attached
 
@@ -282,9 +290,3 @@ def _seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is {seed!r:.60}; expected an integer of 64 bits")
     return seed
-
-
-def _episode(images: Tensor, values: Sequence[Hashable], classes: Sequence[Hashable]) -> Episode:
-    index = {value: k for k, value in enumerate(classes)}
-    target = torch.tensor([index[value] for value in values])
-    return Episode(Labelled(images, target), class_names=tuple(str(c) for c in classes))

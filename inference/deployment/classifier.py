@@ -29,8 +29,10 @@ from pyro_smat.inference.deployment.from_sources import (
     SUPPORT_TOLERANCE,
     averaging_pair,
     fit_temperature_on,
+    shape_of,
     support_deployment,
 )
+from pyro_smat.inference.deployment.network_check import check_runs, checked_module, checked_shape
 from pyro_smat.inference.deployment.saving import load_router, save_router
 from pyro_smat.inference.training.settings import Precision
 from pyro_smat.models import RoutedModel
@@ -94,9 +96,12 @@ class RoutedClassifier(TaskRouter):
         """
         if image_shape is None and validation is None:
             raise ValueError("got neither image_shape nor validation; expected (channels, height, width) or a sampler")
-        shape = tuple(validation.pool.images.shape[1:]) if image_shape is None and validation else image_shape
+        shape = None if image_shape is None else checked_shape(image_shape)
+        if validation is not None:
+            shape = shape_of(validation, shape)
         assert shape is not None
         router = router_of(*copied_pair(model, guide), shape)
+        check_runs(model.network, model.source_basis[0], shape)
         if validation is not None:
             router = replace(router, pixels=PixelStatistics.of(validation.pool))
         if deployment is None and validation is not None:
@@ -150,11 +155,12 @@ class RoutedClassifier(TaskRouter):
                 largest share of wrong answers that is predicted; None chooses it.
             validation: labelled episodes, if there are any: the temperature is fitted on them, and what a task says of
                 itself is learned from them.
-            device: where networks run.
+            device: where networks run: "auto", "cpu", "cuda" or "mps", or a device.
             cache_size: adapted tasks to keep.
 
         Raises:
-            ValueError: for checkpoints that do not fit the network, or options out of their range.
+            ValueError: for checkpoints that do not fit the network, a network that does not run on such images or gives
+                no features ``(n, f)``, validation images of another shape, or options out of their range.
 
         Example:
             >>> from pyro_smat import EpisodeSampler, glyph_pool
@@ -167,18 +173,21 @@ class RoutedClassifier(TaskRouter):
             >>> task.reliable
             True
         """
-        settings = HeadSettings(classifier, metric, label_noise, transduction)
+        shape = checked_shape(image_shape)
+        if validation is not None:
+            shape_of(validation, shape)
         model, guide = averaging_pair(
             sources,
             network,
             head,
-            image_shape=image_shape,
+            image_shape=shape,
             weights=weights,
             temperature=temperature,
-            settings=settings,
+            settings=HeadSettings(classifier, metric, label_noise, transduction),
             device=device,
         )
         if validation is not None:
+            check_runs(model.network, model.source_basis[0], shape)
             fit_temperature_on(model, guide, validation)
         deployment = None
         if validation is None:
@@ -186,7 +195,7 @@ class RoutedClassifier(TaskRouter):
         return cls.from_trained(
             model,
             guide,
-            image_shape=image_shape,
+            image_shape=shape,
             validation=validation,
             deployment=deployment,
             tolerance=None if validation is None else tolerance,
@@ -237,6 +246,8 @@ class RoutedClassifier(TaskRouter):
         """
         if precision not in (None, *get_args(Precision)):
             raise ValueError(f"precision is {precision!r}; expected one of {get_args(Precision)}, or None")
+        if network is not None:
+            checked_module(network)
         where = choose_device(device) if isinstance(device, str) else device
         router, deployment = load_router(Path(folder), where, network=network, own=own, precision=precision)
         try:

@@ -14,6 +14,7 @@ from pyro_smat.encoders import DescribedEncoder
 from pyro_smat.guides import RoutingGuide
 from pyro_smat.inference.assembly.config import RunConfig, build_config
 from pyro_smat.inference.assembly.router import Router
+from pyro_smat.inference.deployment.network_check import checked_shape
 from pyro_smat.inference.training.catalogs import k_hot_catalog
 from pyro_smat.models import RoutedModel
 from pyro_smat.models.priors import RoutingPrior
@@ -47,9 +48,7 @@ def router_of(model: RoutedModel, guide: RoutingGuide, image_shape: tuple[int, .
             raise ValueError(
                 f"{what} {type(part).__name__} does not say how it was made; expected a subclass of the library's"
             )
-    channels, height, width = image_shape
-    if height != width or channels not in (1, 3):
-        raise ValueError(f"image_shape is {tuple(image_shape)}; expected 1 or 3 channels and square images")
+    channels, height, _ = checked_shape(image_shape)
     library, network = model.constructed_with["library"], model.network.template
     encoder = guide.router.encoder if hasattr(guide, "router") else None
     catalog = guide.constructed_with.get("catalog")

@@ -1,7 +1,9 @@
 """Images as people bring them: arrays, tensors, PIL images and lists of these become ``(n, C, H, W)`` float in [0, 1].
 
-:meth:`RoutedClassifier.adapt` and the methods of :class:`AdaptedTask` read their images here; what cannot be meant is
-refused, and what is unlike the router's training images is warned of. Labels are read in ``support_labels.py``.
+Every image is brought to one size by itself, as the readers of training's files do it, so that what a network sees of
+it depends neither on what holds it nor on what else is in the list. :meth:`RoutedClassifier.adapt` and the methods of
+:class:`AdaptedTask` read their images here; what cannot be meant is refused, and what is unlike the router's training
+images is warned of. Labels are read in ``support_labels.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ EXPECTED = (
 )
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 OVERSHOOT = 0.15  # what interpolation may leave outside [0, 1]
-FAR = 1.5  # sizes that differ by this factor from the training images' are warned of
+FAR = 1.5  # sizes and aspects that differ by this factor from the training images' are warned of
 _CHANNELS = (1, 3)
 
 
@@ -40,36 +42,38 @@ class ImageForm:
 
     Attributes:
         channels: 1 (grey) or 3 (RGB).
-        size: side of the training images in pixels; images of mixed sizes and PIL images are brought to it.
-        resizes: whether the network resizes its images itself, so that their size does not matter.
+        size: side of the training images in pixels, which all images are brought to.
         pixels: of the training images; None where unknown.
+        normalises: whether the network has a :class:`~pyro_smat.networks.Preprocessing` that normalises its images.
     """
 
     channels: int
     size: int
-    resizes: bool = False
     pixels: PixelStatistics | None = None
+    normalises: bool = False
 
 
 def read_images(images: Any, form: ImageForm, *, like: tuple[int, int] | None = None) -> Tensor:
     """``(n, C, H, W)`` float32 in [0, 1] of whatever holds n images.
 
-    Three channels become one by their luma ``.299 R + .587 G + .114 B``, one becomes three equal ones. Images of mixed
-    sizes and PIL images are cropped to their central square and scaled to ``form.size`` (bilinear, antialiased), as the
-    readers of files do; PIL images also as these do with transparency (on white), rotation (EXIF) and 16 bits.
+    Three channels become one by their luma ``.299 R + .587 G + .114 B``, one becomes three equal ones. Every image is
+    cropped to its central square and scaled to ``form.size`` (bilinear, antialiased), by itself and as the readers of
+    files do it (:func:`~pyro_smat.episodes.readers.decode.to_pixels`; equal up to rounding to 8 bits). PIL images are
+    also treated as these do with transparency (on white), rotation (EXIF) and 16 bits.
 
     Args:
         images: a tensor or array ``(n, C, H, W)``, ``(n, H, W, C)`` or, grey, ``(n, H, W)``, uint8, bool or floating
             point in [0, 1]; a PIL image; or a list of PIL images, tensors and arrays, ``(C, H, W)``, ``(H, W, C)`` or
             ``(H, W)`` each.
         form: of the router's images.
-        like: (height, width) that images of another size are scaled to; None keeps theirs.
+        like: (height, width) to bring images to instead, from the largest central part of that aspect.
 
     Raises:
         ValueError: for anything else: no images, other channels, values outside [0, 1], NaN; says what was found.
 
     Warns:
-        InputWarning: of sizes far from ``form.size`` (or ``like``), and of values that look scaled twice or inverted.
+        InputWarning: of sizes far from ``form.size`` (or ``like``), but of PIL images that are larger, as photos are;
+            of images of which more than a third is cropped; of values that look scaled twice or inverted.
 
     Example:
         >>> import numpy as np
@@ -78,17 +82,15 @@ def read_images(images: Any, form: ImageForm, *, like: tuple[int, int] | None = 
     """
     if isinstance(images, Image.Image):
         images = [images]
+    known = (form.size, form.size) if like is None else like
+    whose = "router was trained on" if like is None else "support has"
     if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.dtype != object):
         pixels = _channels(_batch(_values(images, "images"), isinstance(images, Tensor)), form.channels)
+        _check_values(pixels, "images", form)
+        _warn_of_size("images are", pixels.shape[-2:], known, whose)
+        pixels = _fitted(pixels.clamp(0.0, 1.0), known)
     else:
-        pixels = _from_list(_listed(images), form)
-    _check_values(pixels)
-    pixels = pixels.clamp(0.0, 1.0)
-    known = (form.size, form.size) if like is None else like
-    if not (form.resizes and like is None):
-        _warn_of_size(pixels, known, "router was trained on" if like is None else "support has")
-    if like is not None and tuple(pixels.shape[-2:]) != like:
-        pixels = F.interpolate(pixels, like, mode="bilinear", antialias=True)
+        pixels = _from_list(_listed(images), form, known, whose)
     if form.pixels is not None:
         _warn_of_values(pixels, form.pixels)
     return pixels
@@ -106,21 +108,30 @@ def _listed(images: Any) -> list[Any]:
     return found
 
 
-def _from_list(images: Sequence[Any], form: ImageForm) -> Tensor:
-    made = [_one(image, f"images[{i}]", form) for i, image in enumerate(images)]
-    if len({tuple(image.shape) for image in made}) > 1:
-        made = [_square(image, form.size) for image in made]
-    return torch.stack(made)
+def _from_list(images: Sequence[Any], form: ImageForm, known: tuple[int, int], whose: str) -> Tensor:
+    """Each by itself; of those that are far from the known size the first is warned of."""
+    fitted, warned = [], False
+    for i, image in enumerate(images):
+        name, photo = f"images[{i}]", isinstance(image, Image.Image)
+        pixels = _decoded(image, name, form, known) if photo else _one(image, name, form)
+        _check_values(pixels, name, form)
+        extent = (image.height, image.width) if photo else pixels.shape[-2:]
+        warned = warned or _warn_of_size(f"{name} is", extent, known, whose, may_be_larger=photo)
+        fitted.append(_fitted(pixels.clamp(0.0, 1.0), known))
+    return torch.cat(fitted)
+
+
+def _decoded(image: Image.Image, name: str, form: ImageForm, known: tuple[int, int]) -> Tensor:
+    """``(1, C, H, W)`` of a PIL image, by the readers' own code where that gives the size."""
+    try:
+        pixels = to_pixels(image, known[0] if known[0] == known[1] else None, form.channels)
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise ValueError(f"{name} cannot be read ({error}); expected an image with pixels") from error
+    return torch.from_numpy(np.array(pixels)).float().unsqueeze(0) / 255.0
 
 
 def _one(image: Any, name: str, form: ImageForm) -> Tensor:
-    """``(C, H, W)`` of one image."""
-    if isinstance(image, Image.Image):
-        try:
-            pixels = to_pixels(image, form.size, form.channels)
-        except Exception as error:  # decoders of damaged files raise almost anything
-            raise ValueError(f"{name} cannot be read ({error}); expected an image with pixels") from error
-        return torch.from_numpy(np.array(pixels)).float() / 255.0
+    """``(1, C, H, W)`` of a tensor or array."""
     if not isinstance(image, Tensor | np.ndarray):
         raise ValueError(
             f"{name} is a {type(image).__name__}, {image!r:.60}; expected a PIL image, a tensor or an array"
@@ -133,7 +144,7 @@ def _one(image: Any, name: str, form: ImageForm) -> Tensor:
             f"{name} has shape {tuple(values.shape)}; expected (channels, height, width), (height, width, channels) or "
             "(height, width)"
         )
-    return _channels(_first(values.unsqueeze(0), name, isinstance(image, Tensor)), form.channels)[0]
+    return _channels(_first(values.unsqueeze(0), name, isinstance(image, Tensor)), form.channels)
 
 
 def _values(images: Tensor | np.ndarray, name: str) -> Tensor:
@@ -210,40 +221,65 @@ def _channels(images: Tensor, wanted: int) -> Tensor:
     return (images * images.new_tensor(LUMA).view(-1, 1, 1)).sum(1, keepdim=True)
 
 
-def _square(image: Tensor, size: int) -> Tensor:
-    """The central square of ``(C, H, W)``, scaled."""
-    side = min(image.shape[1:])
-    top, left = ((extent - side) // 2 for extent in image.shape[1:])
-    square = image[:, top : top + side, left : left + side].unsqueeze(0)
-    return F.interpolate(square, (size, size), mode="bilinear", antialias=True)[0]
+def _central(extent: tuple[int, int], like: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the largest part of an extent that has the aspect of another."""
+    (height, width), (like_height, like_width) = extent, like
+    return (
+        max(1, min(height, round(width * like_height / like_width))),
+        max(1, min(width, round(height * like_width / like_height))),
+    )
 
 
-def _check_values(images: Tensor) -> None:
+def _fitted(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The central parts of ``(n, C, H, W)`` that have the aspect of a size, scaled to it."""
+    height, width = images.shape[-2:]
+    if (height, width) == size:
+        return images
+    inner = _central((height, width), size)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    images = images[..., top : top + inner[0], left : left + inner[1]]
+    return images if inner == size else F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def _check_values(images: Tensor, name: str, form: ImageForm) -> None:
     bad = ~torch.isfinite(images).flatten(1).all(1)
     if bad.any():
-        rows = bad.nonzero().flatten().tolist()
-        raise ValueError(f"images {rows[:8]} hold NaN or infinite values; expected finite pixels in [0, 1]")
+        rows = f" {bad.nonzero().flatten().tolist()[:8]}" if name == "images" else ""
+        raise ValueError(f"{name}{rows} hold NaN or infinite values; expected finite pixels in [0, 1]")
     low, high = (float(end) for end in images.aminmax())
     if low < -OVERSHOOT:
-        hint = "they look normalised already: undo it, the network does that itself"
+        hint = "they look normalised already: undo it, " + (
+            "the network does that itself"
+            if form.normalises
+            else "and where the network was trained on normalised images, have it do that itself: "
+            "Preprocessing(mean, std).attach(network) before the router is made"
+        )
     elif high > 2.0:
         hint = "divide by 255, or pass uint8"
     else:
         hint = "scale or clip them"
     if low < -OVERSHOOT or high > 1 + OVERSHOOT:
-        raise ValueError(f"images range from {low:.4g} to {high:.4g}; expected pixels in [0, 1]: {hint}")
+        raise ValueError(f"{name} range from {low:.4g} to {high:.4g}; expected pixels in [0, 1]: {hint}")
 
 
-def _warn_of_size(images: Tensor, known: tuple[int, int], whose: str) -> None:
-    height, width = images.shape[-2:]
-    ratio = (height * width / (known[0] * known[1])) ** 0.5
-    if not 1 / FAR < ratio < FAR:
+def _warn_of_size(
+    subject: str, extent: Sequence[int], known: tuple[int, int], whose: str, *, may_be_larger: bool = False
+) -> bool:
+    """Whether there was a reason to warn: an image far larger or smaller, or one that loses much by cropping."""
+    height, width = extent
+    inner = _central((height, width), known)
+    scale, lost = inner[0] / known[0], max(height / inner[0], width / inner[1])
+    found, expected = f"{subject} {height} x {width} pixels", f"the {known[0]} x {known[1]} that this {whose}"
+    if scale < 1 / FAR or (scale > FAR and not may_be_larger):
+        warnings.warn(f"{found}, far from {expected}; expected about that size", InputWarning, stacklevel=4)
+    if lost > FAR:
         warnings.warn(
-            f"images are {height} x {width} pixels, far from the {known[0]} x {known[1]} that this {whose}; expected "
-            "about that size",
+            f"{found}, of another aspect than {expected}: the central {inner[0]} x {inner[1]} is used and the rest "
+            "left out; expected about that aspect: crop or pad what matters into it",
             InputWarning,
             stacklevel=4,
         )
+    return scale < 1 / FAR or (scale > FAR and not may_be_larger) or lost > FAR
 
 
 def _warn_of_values(images: Tensor, known: PixelStatistics) -> None:

@@ -1,7 +1,8 @@
 """Reasons and suggestions: what the routing of a task is torn between, in words, and which shots would decide it.
 
-From the posterior and the losses of the shots under each source; with candidate images, from their expected information
-gain about the routing (Lindley 1956), which for a finite mixture of networks is the disagreement of their answers.
+From the posterior and what each source says of the shots when they are left out in turn; with candidate images, from
+their expected information gain about the routing (Lindley 1956), which for a finite mixture of networks is the
+disagreement of their answers.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pyro_smat.inference.decision.scores.support_error import left_out_logits, share_wrong
 from pyro_smat.inference.deployment.routed_tasks import RoutedTasks
 from pyro_smat.metrics.arrays import FloatArray, IntArray
-from pyro_smat.networks.heads import leave_one_out_logits
 
 NAMED = 0.1  # a route with less weight than this times the largest is not named
 TORN = 0.75  # a largest weight below this is a doubt
-NEAR_CHANCE = 0.7  # a support loss above this share of log way: the support is hardly explained
+# A share of wrong shots above this times that of guessing: the support is hardly explained. For two classes that is
+# the default tolerance of from_sources, so that nothing which that relies on is called unexplained.
+NEAR_CHANCE = 0.6
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class RoutingView:
         routes: names of the sources.
         weights: ``(R,)`` posterior means.
         losses: ``(R, S)`` leave-one-out loss of every shot under every source, in nats.
+        errors: shares of the shots that are misclassified when they are left out in turn, by each source and by the
+            sources as they are weighted: ``(R + 1,)``. NaN where every class has a single shot.
         labels: ``(S,)`` class of every shot.
         classes: names.
     """
@@ -36,6 +41,7 @@ class RoutingView:
     routes: tuple[str, ...]
     weights: tuple[float, ...]
     losses: FloatArray
+    errors: FloatArray
     labels: IntArray
     classes: tuple[Hashable, ...]
 
@@ -50,8 +56,22 @@ class RoutingView:
 
     @property
     def is_explained(self) -> bool:
-        """Whether the best source explains the support much better than chance."""
-        return float(self.losses.mean(1).min()) <= NEAR_CHANCE * float(np.log(len(self.classes)))
+        """Whether any source, or their mixture, classifies the support much better than chance, as far as is known.
+
+        By classes and not by losses, which a network whose features are all much alike has near those of guessing,
+        however right it is; and so in the terms of :class:`~pyro_smat.inference.decision.scores.SupportError`.
+        """
+        return self.is_unknown or float(self.errors.min()) <= NEAR_CHANCE * self.chance
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether no shot can be left out."""
+        return bool(np.isnan(self.errors).all())
+
+    @property
+    def chance(self) -> float:
+        """Share of wrong answers by guessing."""
+        return 1.0 - 1.0 / len(self.classes)
 
     def weight(self, route: str) -> float:
         return self.weights[self.routes.index(route)]
@@ -94,13 +114,15 @@ def reasons_of(view: RoutingView) -> tuple[str, ...]:
         fit = "about equally well" if equal else "all in part"
         sentences.append(f"the support fits {_listed(torn)} {fit} ({shares}); a shot in which they differ would decide")
     if not view.is_explained:
-        loss, chance = float(view.losses.mean(1).min()), float(np.log(len(view.classes)))
         sentences.append(
-            f"no source explains the support (leave-one-out loss {loss:.2f} nats, guessing {chance:.2f}): labels may "
-            "be wrong, or the images unlike what the sources know"
+            f"no source explains the support (left out in turn, {100 * float(view.errors.min()):.0f}% of the shots are "
+            f"misclassified; by guessing, {100 * view.chance:.0f}%): labels may be wrong, or the images unlike what "
+            "the sources know"
         )
     if not sentences:
         sentences.append(f"the support fits {torn[0]} ({100 * view.weight(torn[0]):.0f}%) and little else")
+    if view.is_unknown:
+        sentences.append("every class has a single shot: none can be left out to see whether a source explains them")
     return tuple(sentences)
 
 
@@ -156,17 +178,18 @@ def _listed(names: tuple[Hashable, ...]) -> str:
 
 def view_of(task: RoutedTasks) -> RoutingView:
     """The routes of a single task, and what its support says of each."""
-    batch, support = task.batch, task.batch.support
-    assert support.features is not None
+    support, weights = task.batch.support, task.routed.source_weights[0]
     labels, mask = support.labels[0], support.mask[0]
-    logits = leave_one_out_logits(
-        support.features[0].float(), labels, mask, batch.class_mask[0], metric=task.owner.router.model.metric
-    )  # (R, S, W)
+    logits = left_out_logits(task.owner.router.model, task.batch)[:, 0]  # (R, S, W)
     losses = torch.nn.functional.cross_entropy(logits.mT, labels.expand(len(logits), -1), reduction="none")
+    probabilities = logits.softmax(-1)
+    mixed = (weights[:, None, None].to(probabilities) * probabilities).sum(0, keepdim=True)
+    predicted = torch.cat([logits.argmax(-1), mixed.argmax(-1)]).unsqueeze(1)  # (R + 1, 1, S)
     return RoutingView(
         routes=task.owner.source_names,
-        weights=tuple(task.routed.source_weights[0].tolist()),
+        weights=tuple(weights.tolist()),
         losses=losses[:, mask].cpu().double().numpy(),
+        errors=share_wrong(predicted, support)[:, 0].cpu().double().numpy(),
         labels=labels[mask].cpu().numpy(),
         classes=task.classes[0],
     )

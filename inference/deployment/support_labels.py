@@ -26,8 +26,9 @@ def read_labels(labels: Any, count: int) -> tuple[list[Hashable], tuple[Hashable
         count: how many images there are.
 
     Raises:
-        ValueError: for missing labels (None, NaN), text among numbers, rows that are not one-hot, another number of
-            labels than of images, or fewer than two classes.
+        ValueError: for missing labels (None, NaN), negative integers (which mark images without a label: -1 here and in
+            scikit-learn, -100 in PyTorch), text among numbers, rows that are not one-hot, another number of labels than
+            of images, or fewer than two classes.
 
     Example:
         >>> read_labels([7, 3, 7, 3], 4)
@@ -43,6 +44,13 @@ def read_labels(labels: Any, count: int) -> tuple[list[Hashable], tuple[Hashable
         raise ValueError(
             f"labels {missing[:8]} are missing ({values[missing[0]]!r}); expected a label for every image: leave these "
             "images out"
+        )
+    negative = [i for i, value in enumerate(values) if _is_whole(value) and value < 0]
+    if negative and all(map(_is_whole, values)):
+        raise ValueError(
+            f"labels {negative[:8]} are negative ({values[negative[0]]!r}), which marks images without a label; "
+            "expected integers of at least 0: leave these images out, or, where it is a class, map labels to names "
+            "([str(label) for label in labels])"
         )
     for i, value in enumerate(values):
         try:
@@ -110,6 +118,11 @@ def _is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas
         return True
     return isinstance(value, float | complex) and value != value
+
+
+def _is_whole(value: Any) -> bool:
+    """Integers, and floats that stand for them."""
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
 def _kind(value: Any) -> str:

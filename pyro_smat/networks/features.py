@@ -19,6 +19,7 @@ from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.networks.basis import AnyBasis, Basis, parts_of
 from pyro_smat.networks.composition import TaskNetwork, compose
 from pyro_smat.networks.memory import new_table
+from pyro_smat.networks.outputs import checked_features
 from pyro_smat.networks.places import Places, changes_of
 
 BATCH_IMAGES = 64  # small enough that a CPU keeps the activations in cache
@@ -227,8 +228,11 @@ class SourceFeatures:
         found = []
         for column in columns:
             theta = self._theta(column)
-            found.append(torch.cat([self.network(theta, part) for part in images.split(self._batch)]))
+            found.append(torch.cat([self._run(theta, part) for part in images.split(self._batch)]))
         return torch.stack(found, dim=1)
+
+    def _run(self, theta: Tensor, images: Tensor) -> Tensor:
+        return checked_features(self.network(theta, images), len(images))
 
     @property
     def _batch(self) -> int:
@@ -261,7 +265,7 @@ class SourceFeatures:
             for column in range(networks):
                 theta = self._theta(column)
                 for part in rows.split(self._batch):
-                    features = self.network(theta, self.pool.at(part).to(self.basis.device))
+                    features = self._run(theta, self.pool.at(part).to(self.basis.device))
                     if table is None:
                         table = new_table((count, networks, features.shape[-1]), features, self.memory_limit)
                     table[part.to(table.device), column] = features.to(table.device)

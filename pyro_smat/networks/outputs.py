@@ -9,7 +9,8 @@ The rule, for every network:
 4. Features are ``(n, f)``; of tokens ``(n, tokens, f)`` the mean over the tokens, and of a map ``(n, f, h, w)`` the
    mean over the pixels.
 
-TaskNetwork applies 1 to 3 to whatever it runs, and :func:`~pyro_smat.networks.build_network` all four.
+TaskNetwork applies 1 to 3 to whatever it runs, and :func:`~pyro_smat.networks.build_network` all four. A module of a
+person's own is taken at its word: where it gives no features ``(n, f)``, :func:`checked_features` says so.
 """
 
 from __future__ import annotations
@@ -54,6 +55,34 @@ def as_features(output: Any) -> Tensor:
     if tensor.ndim == 2:
         return tensor
     return tensor.mean(1) if tensor.ndim == 3 else tensor.flatten(2).mean(2)
+
+
+def checked_features(features: Tensor, count: int) -> Tensor:
+    """The features ``(n, f)`` of ``count`` images, as they are.
+
+    Raises:
+        ValueError: for any other shape; says how features are made of it.
+
+    Example:
+        >>> import torch
+        >>> checked_features(torch.zeros(2, 16, 8, 8), 2)
+        Traceback (most recent call last):
+        ValueError: the network gives (2, 16, 8, 8) for 2 images; expected features (2, f): pool the map, .mean((2, 3))
+    """
+    shape = tuple(features.shape)
+    if len(shape) == 2 and shape[0] == count and shape[1]:
+        return features
+    if not shape or shape[0] != count:
+        hint = "keep the images apart, the first dim"
+    elif len(shape) == 1:
+        hint = "return one row of features an image, .unsqueeze(1) for a single one"
+    elif len(shape) == 3:
+        hint = "these are tokens: take the class token, [:, 0], or their mean, .mean(1)"
+    elif len(shape) == 4:
+        hint = "pool the map, .mean((2, 3))"
+    else:
+        hint = "return the layer before the classifier, .flatten(1)"
+    raise ValueError(f"the network gives {shape} for {count} images; expected features ({count}, f): {hint}")
 
 
 def _search(output: Any) -> Tensor | None:

@@ -18,6 +18,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class ParameterSpace:
 
         Raises:
             ValueError: for parameters or submodules that are registered twice (``functional_call`` would corrupt the
-                template), a network without parameters, or a tensor that no block matches.
+                template), lazy layers without shapes, a network without parameters, or a tensor that no block matches.
         """
+        refuse_lazy(module, "network")
         _refuse_sharing(module)
         parameters = dict(module.named_parameters())
         persistent = module.state_dict(keep_vars=True)
@@ -158,9 +160,29 @@ def _block_of(name: str, blocks: Mapping[str, str] | None) -> int:
     if not blocks:
         return 0
     for index, pattern in enumerate(blocks.values()):
-        if re.match(pattern, name):
+        try:
+            matched = re.match(pattern, name)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"block {list(blocks)[index]!r} has the pattern {pattern!r}, which is no regular expression ({error}); "
+                "expected one such as 'layer1.*'"
+            ) from error
+        if matched:
             return index
     raise ValueError(f"no block matches tensor {name!r}; blocks are {dict(blocks)}: add one with the pattern '.*' last")
+
+
+def refuse_lazy(module: nn.Module, what: str) -> None:
+    """Raises:
+    ValueError: for lazy layers that have no shapes yet.
+    """
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        raise ValueError(
+            f"{what} has lazy layers without shapes yet ({lazy[:3]}); expected one that has seen an image: call it on "
+            "images once"
+        )
 
 
 def _refuse_sharing(module: nn.Module) -> None:

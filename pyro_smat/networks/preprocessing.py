@@ -91,12 +91,23 @@ def imagenet(network: nn.Module, size: tuple[int, int] | None = None) -> nn.Modu
     return Preprocessing(IMAGENET_MEAN, IMAGENET_STD, size).attach(network)
 
 
+def preprocessing_of(network: nn.Module) -> Sequence[Preprocessing]:
+    """What ``network`` does to its images before any other hook, in the order of use."""
+    return [hook.preprocessing for hook in _leading(network).values()]
+
+
 def detach_preprocessing(network: nn.Module) -> Sequence[Preprocessing]:
-    """What ``network`` does to its images before any other hook, taken off it (in place), in the order of use."""
-    found = []
-    for key, hook in list(network._forward_pre_hooks.items()):
+    """:func:`preprocessing_of` ``network``, taken off it (in place)."""
+    found = _leading(network)
+    for key in found:
+        del network._forward_pre_hooks[key]
+    return [hook.preprocessing for hook in found.values()]
+
+
+def _leading(network: nn.Module) -> dict[int, _Hook]:
+    found: dict[int, _Hook] = {}
+    for key, hook in network._forward_pre_hooks.items():
         if not isinstance(hook, _Hook):
             break
-        found.append(hook.preprocessing)
-        del network._forward_pre_hooks[key]
+        found[key] = hook
     return found

@@ -137,6 +137,11 @@ class TensorsInMemory:
     def read(self, name: str) -> Tensor:
         if self._stamp is not None:
             self._stamp.check()
+        if self._tensors[name].is_meta:
+            raise ValueError(
+                f"{self.origin}: tensor {name!r} is on the meta device, where tensors have no values; expected weights "
+                "on the CPU or a GPU: make the network without torch.device('meta')"
+            )
         tensor = self._tensors[name].cpu()
         if self._stamp is None and digest(tensor) != self._digests[name]:
             raise ValueError(

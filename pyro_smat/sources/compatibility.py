@@ -181,6 +181,11 @@ def open_all(
         base: of files that store differences.
         naming: of a network of transformers, whose files may have other names than the network.
     """
+    if not isinstance(checkpoints, Mapping):
+        raise ValueError(
+            f"sources are a {type(checkpoints).__name__}; expected a mapping of names to checkpoints, the fallback "
+            'first: {"first": ..., "second": ...}'
+        )
     if not checkpoints:
         raise ValueError("got no sources; expected at least one checkpoint")
     reference = None if base is None else open_checkpoint(base)

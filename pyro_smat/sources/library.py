@@ -230,9 +230,13 @@ class SourceLibrary:
             ``(*b, d)``, without gradient: compose with ``basis`` to differentiate.
 
         Raises:
-            ValueError: for coefficients of another shape, that are not finite or want a gradient, or for weights that
-                are not finite.
+            ValueError: for coefficients that are no tensor, of another shape, not finite or want a gradient, or for
+                weights that are not finite.
         """
+        if not isinstance(coefficients, Tensor):
+            raise ValueError(
+                f"coefficients are a {type(coefficients).__name__}; expected a tensor: torch.as_tensor(coefficients)"
+            )
         return composed(self, coefficients)
 
     def with_source(self, name: str, source: Source, *, base: Source | None = None) -> SourceLibrary:

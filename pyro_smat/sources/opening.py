@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pyro_smat.networks.parameters import refuse_lazy
 from pyro_smat.sources.checkpoint import Checkpoint, FileStamp, TensorsInMemory
 from pyro_smat.sources.compressed import CompressedCheckpoint, is_compressed
 from pyro_smat.sources.containers import state_dict_in
@@ -36,20 +37,27 @@ def open_checkpoint(source: Source, base: Checkpoint | None = None, *, entry: st
 
     Raises:
         ValueError: for a missing, truncated or foreign file (a pointer of Git LFS, a web page, an archive, ...), a
-            pickle of anything but tensors, a state dict of something else or several of them, or a file of differences
-            without its base; each is named.
+            pickle of anything but tensors, a state dict of something else or several of them, a file of differences
+            without its base, lazy layers that have seen no image, or anything else; each is named.
 
     Example:
         >>> open_checkpoint({"weight": torch.ones(2, 3)}).shape("weight")
         torch.Size([2, 3])
     """
     if isinstance(source, nn.Module):
+        refuse_lazy(source, "source")
         origin = f"{type(source).__name__} in memory"
         return TensorsInMemory(state_dict_in(source.state_dict(), origin), origin)
     if isinstance(source, Mapping):
         return TensorsInMemory(state_dict_in(source, "state dict in memory", entry), "state dict in memory")
     if not isinstance(source, str | Path):
-        return source
+        if isinstance(source, Checkpoint):
+            return source
+        hint = ": give the path of the file, or torch.load(file, weights_only=True)" if hasattr(source, "read") else ""
+        raise ValueError(
+            f"source is a {type(source).__name__}, {source!r:.60}; expected a path, a network, a state dict or an open "
+            f"checkpoint{hint}"
+        )
     path = Path(source)
     if path.is_dir():
         path = _in_folder(path)

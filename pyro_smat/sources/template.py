@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from pyro_smat.networks.parameters import ParameterSpace
+from pyro_smat.networks.parameters import ParameterSpace, refuse_lazy
 from pyro_smat.sources.transformers_names import TransformersNames
 
 _HEAD = "(head)"
@@ -61,11 +61,12 @@ class Template:
         """The template of a network, without the tensors that match ``head``.
 
         Raises:
-            ValueError: when ``head`` is one string, or leaves no parameter.
+            ValueError: when ``head`` is one string, or leaves no parameter; for lazy layers without shapes.
         """
         if isinstance(head, str):
             raise ValueError(f"head is the text {head!r}; expected a sequence of patterns: ({head!r},)")
         head = tuple(head)
+        refuse_lazy(module, "network")
         parameters = dict(module.named_parameters(remove_duplicate=False))
         buffers = dict(module.named_buffers(remove_duplicate=False))
         persistent: Mapping[str, Tensor] = module.state_dict(keep_vars=True)

@@ -96,6 +96,20 @@ def test_tied_weights_and_twice_registered_modules_are_refused_by_name() -> None
     ParameterSpace.from_module(nn.Sequential(relu, nn.Linear(3, 3), relu))  # nothing to corrupt
 
 
+def test_lazy_layers_are_refused_until_they_have_shapes() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"network has lazy layers without shapes yet \(\['1.weight', '1.bias'\]\)"):
+        ParameterSpace.from_module(network)
+    network(torch.zeros(1, 3))
+    assert ParameterSpace.from_module(network).dim == 8
+
+
+@pytest.mark.parametrize("pattern", ["(", 3])
+def test_a_pattern_that_is_none_is_named(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"block 'x' has the pattern .*, which is no regular expression .* 'layer1"):
+        ParameterSpace.from_module(nn.Linear(2, 2), {"x": pattern})
+
+
 def test_a_network_without_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         ParameterSpace.from_module(nn.ReLU())

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from pyro_smat.networks import ParameterSpace, TaskNetwork
-from pyro_smat.networks.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, imagenet
+from pyro_smat.networks.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    detach_preprocessing,
+    imagenet,
+    preprocessing_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +68,15 @@ def test_a_task_network_prepares_shared_images_once() -> None:
     many = torch.rand(3, 5, 3, 8, 8)
     for row, scale, x in zip(tasks(theta, many), (1.0, 2.0, 3.0), many, strict=True):
         torch.testing.assert_close(row, expected(scale, x))
+
+
+def test_what_comes_before_any_other_hook_is_told_and_taken_off() -> None:
+    first, second, later = Preprocessing(mean=(0.1,)), Preprocessing(std=(0.2,)), Preprocessing(mean=(0.3,))
+    network = second.attach(first.attach(nn.Linear(2, 2)))
+    network.register_forward_pre_hook(lambda module, inputs: None)
+    later.attach(network)
+    assert preprocessing_of(network) == [first, second]
+    assert preprocessing_of(nn.Linear(2, 2)) == []
+    assert detach_preprocessing(network) == [first, second]
+    assert preprocessing_of(network) == []
+    assert len(network._forward_pre_hooks) == 2

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -298,3 +301,35 @@ def test_report_numbers() -> None:
     assert len(single.report.splitlines()) == 3
     pair = SourceLibrary.from_state_dicts(module, {n: {"weight": torch.tensor([rows[n]])} for n in ("pre", "east")})
     assert pair.report.splitlines()[3].split()[1:] == ["5.657", "0.200", "-"]
+
+
+@pytest.mark.parametrize("coefficients", [[0.5, 0.5], np.array([0.5, 0.5])])
+def test_coefficients_that_are_no_tensor(coefficients: Any) -> None:
+    library = SourceLibrary.from_files(network(), {"a": network(), "b": network()})
+    with pytest.raises(ValueError, match=r"coefficients are a \w+; expected a tensor: torch.as_tensor\(coefficients\)"):
+        library.compose(coefficients)
+    assert library.compose(torch.as_tensor(coefficients)).shape == (library.space.dim,)
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ([network()], r"sources are a list; expected a mapping of names to checkpoints, .*\{\"first\": \.\.\., "),
+        (
+            {"a": io.BytesIO(b"x")},
+            r"source is a BytesIO, .*; expected a path, .*: give the path of the file, or torch.load",
+        ),
+        ({"a": [1, 2]}, r"source is a list, \[1, 2\]; expected a path, a network, a state dict or an open checkpoint$"),
+        ({"a": nn.Sequential(nn.LazyLinear(2))}, r"source has lazy layers without shapes yet"),
+    ],
+)
+def test_what_is_no_source(sources: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SourceLibrary.from_files(network(), sources)
+
+
+def test_a_source_without_values_is_named_when_it_is_read() -> None:
+    empty = {name: tensor.to("meta") for name, tensor in network().state_dict().items()}
+    library = SourceLibrary.from_files(network(), {"a": network(), "b": empty})
+    with pytest.raises(ValueError, match=r"state dict in memory: tensor '[\w.]+' is on the meta device"):
+        _ = library.basis

@@ -8,12 +8,34 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from pyro_smat.episodes import EpisodeBatch, Labelled
 from pyro_smat.inference.decision.scores.score import UncertaintyScore
+from pyro_smat.models import RoutedModel
 from pyro_smat.networks.heads import leave_one_out_logits
 from pyro_smat.registry import register
 
 if TYPE_CHECKING:
     from pyro_smat.inference.decision.routed_batch import RoutedBatch
+
+
+def left_out_logits(model: RoutedModel, batch: EpisodeBatch) -> Tensor:
+    """``(R, B, S, W)`` of every shot when it is left out, under every source, with shots trusted as the model does."""
+    support = batch.support
+    assert support.features is not None
+    features = support.features.to(torch.promote_types(support.features.dtype, torch.float32)).movedim(1, 0)
+    weights = model.fit_head(features, batch).trust
+    known = support.labels, support.mask, batch.class_mask
+    return leave_one_out_logits(features, *known, model.scale, model.metric, weights)
+
+
+def share_wrong(predicted: Tensor, support: Labelled) -> Tensor:
+    """Share of the shots whose class is not the predicted one, ``(*k, B)`` of ``(*k, B, S)``.
+
+    Shots that are alone in their class cannot be left out and are not counted; NaN where all of them are.
+    """
+    same = (support.labels.unsqueeze(-1) == support.labels.unsqueeze(-2)) & support.mask.unsqueeze(-2)
+    counted = support.mask & (same.sum(-1) > 1)
+    return ((predicted != support.labels) & counted).sum(-1) / counted.sum(-1)
 
 
 @register("uncertainty_score", "support_error")
@@ -28,15 +50,6 @@ class SupportError(UncertaintyScore):
     predicts_error: ClassVar[bool] = True
 
     def __call__(self, routed: RoutedBatch) -> Tensor:
-        model, batch, support = routed.model, routed.batch, routed.batch.support
-        assert support.features is not None
-        features = support.features.to(torch.promote_types(support.features.dtype, torch.float32)).movedim(1, 0)
-        weights = model.fit_head(features, batch).trust
-        known = support.labels, support.mask, batch.class_mask
-        logits = leave_one_out_logits(features, *known, model.scale, model.metric, weights)  # (R, B, S, W)
+        logits = left_out_logits(routed.model, routed.batch)
         mixture = routed.posterior.source_weights.mT[..., None, None].to(logits) * logits.softmax(-1)
-        wrong = mixture.sum(0).argmax(-1) != support.labels
-        same = (support.labels.unsqueeze(-1) == support.labels.unsqueeze(-2)) & support.mask.unsqueeze(-2)
-        counted = support.mask & (same.sum(-1) > 1)
-        share = (wrong & counted).sum(-1) / counted.sum(-1).clamp(min=1)
-        return torch.where(counted.any(-1), share, 1.0)
+        return share_wrong(mixture.sum(0).argmax(-1), routed.batch.support).nan_to_num(1.0)

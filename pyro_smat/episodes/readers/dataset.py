@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,12 +10,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.decode import MAX_PIXELS, check_form, stack_pixels, to_pixels
 from pyro_smat.episodes.readers.duplicates import warn_of_duplicates
 from pyro_smat.episodes.readers.label_names import ClassNames, coded, label_names
+
+DARK = 2  # of 255, the largest value of pixels that were scaled twice
+
+
+class DarkWarning(UserWarning):
+    """Images without a value that can be seen."""
 
 
 def read_dataset(
@@ -46,14 +53,19 @@ def read_dataset(
         same name is one class); else the labels that occur, as text.
 
     Raises:
-        ValueError: for an empty dataset, an item that is not such a pair, NaN, infinite or unscaled floating-point
-            images, too large ones, labels that are not integers or that ``classes`` does not have, or mixed sizes;
-            names the item. For names of classes that are in doubt.
+        ValueError: for a DataLoader, an empty dataset, an item that is not such a pair, NaN, infinite or unscaled
+            floating-point images, too large ones, labels that are not integers or that ``classes`` does not have, or
+            mixed sizes; names the item. For names of classes that are in doubt.
 
     Warns:
         DuplicateWarning: of images that are there more than once.
+        DarkWarning: of images that are all but black, as those that were divided by 255 twice.
     """
     check_form(size, channels)
+    if isinstance(dataset, DataLoader):
+        raise ValueError(
+            "got a DataLoader, whose items are batches; expected the dataset itself, item by item: loader.dataset"
+        )
     known = label_names(dataset, class_names)
     labels: list[int] = []
     count = _count(dataset)
@@ -64,6 +76,14 @@ def read_dataset(
     if count == 0:
         raise ValueError(f"{type(dataset).__name__} is empty; expected at least one (image, label)")
     images = stack_pixels(pixels, count)
+    highest = int(images.max())
+    if 0 < highest <= DARK:
+        warnings.warn(
+            f"{type(dataset).__name__}: images have no value above {highest} of 255, so all are but black: divided by "
+            "255 twice, or bytes of 0 and 1? Expected uint8 from 0 to 255, or floating point in [0, 1]",
+            DarkWarning,
+            stacklevel=2,
+        )
     codes, names = coded(labels, known)
     warn_of_duplicates(type(dataset).__name__, images, torch.tensor(codes), lambda row: f"item {row}")
     return ImagePool(
@@ -106,7 +126,8 @@ def _picture(image: Any, i: int) -> Image.Image:
             return image
         image = np.asarray(image)
     if isinstance(image, Tensor):
-        array = image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        array = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # NumPy has none
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
         layout = "(C, H, W)"
     elif isinstance(image, np.ndarray):

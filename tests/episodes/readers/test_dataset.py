@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ChainDataset, ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from pyro_smat.episodes.readers.dataset import read_dataset
+from pyro_smat.episodes.readers.dataset import DarkWarning, read_dataset
 from pyro_smat.episodes.readers.duplicates import DuplicateWarning
 from pyro_smat.episodes.sampler import EpisodeSampler
 
@@ -240,3 +240,26 @@ def test_duplicates_and_too_large_items_are_named():
         read_dataset(Listed([PIXELS[0], PIXELS[1], PIXELS[0]], [0, 1, 0]))
     with pytest.raises(ValueError, match=r"item 0: image cannot be read \(it has 7 x 5 = 35 pixels; .* at most 34"):
         read_dataset(Listed(list(PIXELS), [0] * 12), max_pixels=34)
+
+
+def test_bfloat16_is_read_to_its_precision():
+    images = FORMS["float tensor"]
+    made = read_dataset(Listed(images.bfloat16(), [0] * 12)).images
+    assert (made.int() - CHANNELS_FIRST.int()).abs().max() <= 1
+
+
+def test_a_loader_is_refused_and_its_dataset_read():
+    loader = DataLoader(TensorDataset(CHANNELS_FIRST, torch.arange(12)), batch_size=4)
+    with pytest.raises(ValueError, match=r"got a DataLoader, whose items are batches; expected .* loader\.dataset"):
+        read_dataset(loader)
+    assert torch.equal(read_dataset(loader.dataset).images, CHANNELS_FIRST)
+
+
+@pytest.mark.parametrize("images", [FORMS["float tensor"] / 255, (CHANNELS_FIRST > 99).byte()])
+def test_images_that_were_scaled_twice_are_warned_of(images):
+    with pytest.warns(DarkWarning, match="Listed: images have no value above 1 of 255"):
+        read_dataset(Listed(images, [0] * 12))
+
+
+def test_black_images_may_be_black():
+    read_dataset(Listed(torch.zeros(1, 3, 5, 7), [0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -95,3 +96,28 @@ def test_labels_come_back_as_they_went_in() -> None:
         alone = classifier.adapt(pixels, labels)
         assert task.classes == alone.classes
         assert task.predict(pixels) == alone.predict(pixels)
+
+
+def test_the_support_at_fault_is_named(classifier: RoutedClassifier) -> None:
+    """By its number among all that were given, pairs and batches alike."""
+    good, bad = (images(4, 0), ["x", "y"] * 2), (images(4, 1), ["x"] * 3)
+    batch = classifier.router.config.episodes.sampler(tiny_pool(), seed=3).sample(2)
+    for supports, number in (([good, bad], 1), ([bad, good], 0), ([batch, good, good, bad], 4)):
+        with pytest.raises(ValueError, match=rf"^support {number}: got 4 images and 3 labels"):
+            list(classifier.adapt_many(supports))
+    with pytest.raises(ValueError, match=r"^got 4 images and 3 labels"):
+        list(classifier.adapt_many([bad]))
+    assert len(list(classifier.adapt_many([batch, good, good]))) == 4
+
+
+@pytest.mark.parametrize(
+    ("supports", "message"),
+    [
+        ({"a": (images(4, 0), [0, 1] * 2)}, r"supports are a mapping; .*adapt_many\(supports\.values\(\)\)"),
+        ((images(4, 0), [0, 1] * 2), r"support 0 is a Tensor of 4; .* for one support, \[\(images, labels\)\]"),
+        ([(images(4, 0), [0, 1] * 2), 7], r"support 1 is a int; expected a pair"),
+    ],
+)
+def test_anything_but_pairs_is_refused(classifier: RoutedClassifier, supports: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(classifier.adapt_many(supports))

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_run import tiny_config, tiny_router
 
 from pyro_smat.episodes.pixels import PixelStatistics
+from pyro_smat.episodes.readers.decode import to_pixels
 from pyro_smat.inference.deployment.classifier import RoutedClassifier
 from pyro_smat.inference.deployment.inputs import ImageForm, InputWarning, read_images
 
@@ -61,18 +62,45 @@ def test_grey_and_rgb_by_pillows_rule() -> None:
     assert torch.equal(read_images(made[:, 0], GREY), made)  # (n, H, W) is grey
 
 
-def test_mixed_sizes_are_cropped_and_scaled_as_files_are() -> None:
-    rng = np.random.default_rng(1)
-    smooth = [np.outer(np.linspace(0, 255, h), np.linspace(0.2, 1, w)).astype(np.uint8) for h, w in ((20, 31), (9, 8))]
-    made = read_images(smooth, GREY)
-    for array, mine in zip(smooth, made, strict=True):
-        side = min(array.shape)
-        top, left = ((extent - side) // 2 for extent in array.shape)
-        square = Image.fromarray(array[top : top + side, left : left + side])
-        pillow = np.asarray(square.resize((8, 8), Image.Resampling.BILINEAR)) / 255.0
-        assert np.abs(mine[0].numpy() - pillow).max() < 0.02
-    photos = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((40, 30), (16, 80))]
-    assert read_images(photos, RGB).shape == (2, 3, 8, 8)
+EXTENTS = ((20, 20), (20, 29), (29, 20), (9, 8), (8, 8), (6, 7))
+SMOOTH = [
+    np.stack([np.outer(np.linspace(0, 255, h), np.linspace(low, 1, w)) for low in (0.2, 0.5, 0.8)], -1).astype(np.uint8)
+    for h, w in EXTENTS
+]
+
+
+@pytest.mark.filterwarnings("ignore::pyro_smat.inference.deployment.inputs.InputWarning")
+@pytest.mark.parametrize("like", [None, (12, 12)])
+def test_an_image_is_seen_as_the_readers_see_its_file(like: tuple[int, int] | None) -> None:
+    """Whatever holds it, and whatever else is in the list."""
+    size = RGB.size if like is None else like[0]
+    for array in SMOOTH:
+        photo = Image.fromarray(array)
+        file = torch.from_numpy(to_pixels(photo, size, 3).copy()).float() / 255.0
+        forms = [
+            [photo],
+            [array],
+            array[None],
+            array[None] / 255.0,
+            torch.from_numpy(array).movedim(-1, 0).unsqueeze(0),
+        ]
+        for form in forms:
+            torch.testing.assert_close(read_images(form, RGB, like=like)[0], file, atol=2 / 255, rtol=0)
+    together = read_images(SMOOTH, RGB, like=like)
+    for i, array in enumerate(SMOOTH):
+        assert torch.equal(together[i], read_images(array[None], RGB, like=like)[0])
+        assert torch.equal(together[i], read_images([array, SMOOTH[1]], RGB, like=like)[0])
+
+
+@pytest.mark.filterwarnings("ignore::pyro_smat.inference.deployment.inputs.InputWarning")
+def test_queries_of_a_support_that_is_not_square_keep_its_aspect() -> None:
+    """The largest central part of the support's aspect, scaled: 6 x 8 of a 9 x 8 image."""
+    image = torch.rand(1, 1, 9, 8)
+    made = read_images(image, GREY, like=(12, 16))
+    expected = torch.nn.functional.interpolate(image[..., 1:7, :], (12, 16), mode="bilinear", antialias=True)
+    torch.testing.assert_close(made, expected)
+    photo = Image.fromarray((image[0, 0].numpy() * 255).round().astype(np.uint8))
+    torch.testing.assert_close(read_images([photo], GREY, like=(12, 16)), made, atol=1 / 255, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +153,15 @@ def page(count: int = 6) -> torch.Tensor:
         (page() / 255, "divided by 255 twice"),
         (torch.nn.functional.interpolate(page(), size=16), "16 x 16 pixels, far from the 8 x 8"),
         (torch.nn.functional.interpolate(page(), size=4), "4 x 4 pixels, far from the 8 x 8"),
+        (
+            torch.nn.functional.pad(page(), (3, 3), value=1.0),
+            r"8 x 14 pixels, of another aspect than the 8 x 8 .* 8 x 8",
+        ),
+        ([page(1)[0], torch.ones(1, 14, 8)], r"images\[1\] is 14 x 8 pixels, of another aspect"),
+        ([Image.new("L", (20, 10), 217)], r"images\[0\] is 10 x 20 pixels, of another aspect"),
     ],
 )
-def test_what_is_unlike_training_is_warned_of(images: torch.Tensor, message: str) -> None:
+def test_what_is_unlike_training_is_warned_of(images: Any, message: str) -> None:
     with pytest.warns(InputWarning, match=message):
         read_images(images, PAPER)
 
@@ -145,8 +179,8 @@ def test_what_is_like_training_passes_in_silence() -> None:
         assert torch.equal(read_images(page(), PAPER), page())
         assert read_images(bicubic, PAPER).aminmax().max <= 1
         read_images(page(1).new_zeros(1, 1, 8, 8), PAPER)  # one blank image may be black
-        own = ImageForm(channels=1, size=8, resizes=True, pixels=KNOWN)  # the network sees to sizes
-        read_images(torch.nn.functional.interpolate(page(), size=32), own)
+        large = [Image.fromarray((np.asarray(image[0]) * 255).astype(np.uint8)).resize((40, 30)) for image in page()]
+        read_images(large, PAPER)  # photos are larger, and scaled as files are
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ A, B, C = datetime.date(2026, 1, 2), datetime.date(2025, 1, 2), datetime.date(20
         (["nan", "b", "nan", "b"], ("b", "nan")),
         ([True, False, True, False], (False, True)),
         ([1.5, -2.0, 1.5, 1.5], (-2.0, 1.5)),
+        (["-1", "1", "-1", "1"], ("-1", "1")),
         ([A, B, C, A], (B, C, A)),
         ([(1, "x"), (0, "y"), (1, "x"), (0, "y")], ((0, "y"), (1, "x"))),
         ([Animal.DOG, Animal.CAT, Animal.DOG, Animal.CAT], (Animal.DOG, Animal.CAT)),
@@ -70,6 +71,11 @@ def test_they_come_back_as_they_went_in(labels: Any, classes: tuple[Hashable, ..
         (pd.Series([1, 2, None, 1], dtype="Int64"), r"labels \[2\] are missing"),
         (pd.Series(pd.to_datetime(["2026-01-01", None, "2026-01-02", None])), "missing"),
         (torch.tensor([0.0, torch.nan, 1.0, 1.0]), r"labels \[1\] are missing"),
+        ([0, 1, -1, -1], r"labels \[2, 3\] are negative \(-1\), .* leave these images out, or.* map labels to names"),
+        (torch.tensor([0, 1, -100, 2]), r"labels \[2\] are negative \(-100\)"),
+        (np.array([0, -1, 1, 2], dtype=np.int8), r"labels \[1\] are negative"),
+        (np.array([0.0, -1.0, 1.0, 2.0]), r"labels \[1\] are negative \(-1.0\)"),
+        ([[0], [1], [-1], [1]], r"labels \[2\] are negative"),
         (["0", "0", 1, 1], r"labels are of more than one kind: '0' \(text\), 1 \(number\)"),
         ([True, 0, 1, False], "more than one kind"),
         ([[0.3, 0.7]] * 4, r"not one-hot, \[0.3, 0.7\] the first"),
@@ -93,7 +99,7 @@ def test_what_is_unclear_is_refused(labels: Any, message: str) -> None:
         read_labels(labels, 4)
 
 
-@given(st.lists(st.integers() | st.floats(allow_nan=False), min_size=2, max_size=9))
+@given(st.lists(st.integers(min_value=0) | st.floats(min_value=0), min_size=2, max_size=9))
 def test_numbers_are_sorted(values: list[float]) -> None:
     if len(set(values)) < 2:
         return
