@@ -22,7 +22,8 @@ def read_labels(labels: Any, count: int) -> tuple[list[Hashable], tuple[Hashable
 
     Args:
         labels: ``count`` values in a list, tensor, array or column; or one-hot rows ``(count, W)``, whose classes are
-            the numbers of the columns. NumPy and PyTorch scalars become Python's.
+            the numbers of the columns, or their names in a DataFrame (as of ``pandas.get_dummies``). NumPy and PyTorch
+            scalars become Python's, but dates and durations of NumPy, which Python has only in part.
         count: how many images there are.
 
     Raises:
@@ -38,7 +39,11 @@ def read_labels(labels: Any, count: int) -> tuple[list[Hashable], tuple[Hashable
     """
     values = [_plain(value) for value in _listed(labels)]
     if values and all(isinstance(value, list) for value in values):
+        wide = len(values[0]) > 1
         values = _from_rows(values)
+        if wide and hasattr(labels, "columns"):
+            names = [_plain(name) for name in labels.columns]
+            values = [names[place] for place in values]
     missing = [i for i, value in enumerate(values) if _is_missing(value)]
     if missing:
         raise ValueError(
@@ -85,7 +90,7 @@ def _listed(labels: Any) -> list[Any]:
             labels = labels[:, 0]
         if labels.ndim not in (1, 2):
             raise ValueError(f"labels have shape {labels.shape}; {_EXPECTED}")
-        return list(labels.tolist())
+        return list(labels) if labels.dtype.kind in "Mm" and labels.ndim == 1 else list(labels.tolist())
     try:
         return list(labels)
     except Exception as error:  # an iterator of a person's own
@@ -93,11 +98,13 @@ def _listed(labels: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Scalars of NumPy and PyTorch as Python's; their vectors as lists."""
+    """Scalars of NumPy and PyTorch as Python's; their vectors as lists. Dates stay: Python's have no nanoseconds."""
     if isinstance(value, Tensor):
         if value.is_meta or value.layout != torch.strided:
             raise ValueError(f"labels hold a tensor of layout {value.layout} on {value.device}; {_EXPECTED}")
         return value.tolist()
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return value
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
@@ -117,6 +124,8 @@ def _from_rows(rows: Sequence[Any]) -> list[Any]:
 def _is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas
         return True
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return bool(np.isnat(value))
     return isinstance(value, float | complex) and value != value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+import warnings
 from pathlib import Path
 
 import torch
@@ -15,7 +16,15 @@ from pyro_smat.episodes.readers.decode import MAX_PIXELS, decode_files
 from pyro_smat.episodes.readers.duplicates import warn_of_duplicates
 from pyro_smat.episodes.readers.listing import EXPECTED, LeftOut, describe, image_files, name_of, subfolders, warn_of
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+class LayoutWarning(UserWarning):
+    """A folder whose levels may mean something else than what they were read as."""
 
 
 def read_folder(
@@ -30,9 +39,11 @@ def read_folder(
 
     ================================ ================================================================================
     ``root/<class>/*.png``           classes
-    ``root/<split>/<class>/*.png``   when all folders are called train, val, valid, validation or test; choose with
-                                     ``split`` (the three spellings of val are one). A split may hold domains.
-    ``root/<domain>/<class>/*.png``  otherwise; a class of the same name in two domains is one class
+    ``root/<split>/<class>/*.png``   when all folders, or two different ones, are called train (or training), val
+                                     (valid, validation, dev) or test (testing); choose with ``split``, also others
+                                     beside them such as extra. A split may hold domains.
+    ``root/<domain>/<class>/*.png``  otherwise; a class of the same name in two domains is one class. ``split`` still
+                                     chooses a folder that is called as it.
     ================================ ================================================================================
 
     Files end in png, jpg, jpeg, jfif, webp, bmp, gif, tif, ppm or avif (any case), or in nothing and are known by their
@@ -60,6 +71,7 @@ def read_folder(
     Warns:
         LeftOutWarning: of files that were not read, with the reasons.
         DuplicateWarning: of images that are there more than once.
+        LayoutWarning: of domains one of which is called as a split is.
 
     Example:
         >>> import tempfile
@@ -154,7 +166,12 @@ def folder_has_splits(root: str | os.PathLike[str]) -> bool:
 
 
 def canonical_split(name: str) -> str:
-    """One spelling for each split: valid and validation are val, case does not matter."""
+    """One spelling for each split, such as val for valid and validation; case does not matter.
+
+    Example:
+        >>> canonical_split("Training"), canonical_split("extra")
+        ('train', 'extra')
+    """
     plain = unicodedata.normalize("NFC", name).strip().lower()
     return SPLITS.get(plain, plain)
 
@@ -162,13 +179,22 @@ def canonical_split(name: str) -> str:
 def _choose_split(root: Path, split: str | None) -> Path:
     folders = subfolders(root)
     nested = [f for f in folders if subfolders(f)]
-    has_splits = bool(nested) and all(f.name.lower() in SPLITS for f in folders)
+    known = [f for f in nested if canonical_split(f.name) in SPLITS.values()]
+    whole = bool(nested) and all(canonical_split(f.name) in SPLITS.values() for f in folders)
+    has_splits = whole or len({canonical_split(f.name) for f in known}) > 1
     names = [f.name for f in folders]
-    if not has_splits:
+    if not has_splits and (split is None or canonical_split(split) not in {canonical_split(f.name) for f in known}):
         if split is not None:
             raise ValueError(
-                f"split is {split!r}, but {root} holds {names[:8]}; expected folders called train, val or test in it, "
-                "or split=None"
+                f"split is {split!r}, but {root} holds {names[:8]}; expected a folder called {split} in it, or "
+                "split=None"
+            )
+        if known:
+            warnings.warn(
+                f"{root}: {names[:8]} are read as domains, and {known[0].name!r} is called as a split is; for it alone "
+                f"pass split={known[0].name!r}",
+                LayoutWarning,
+                stacklevel=3,
             )
         return root
     if split is None:

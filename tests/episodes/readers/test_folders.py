@@ -11,7 +11,7 @@ import torch
 
 from pyro_smat.episodes.pool import ImagePool
 from pyro_smat.episodes.readers.duplicates import DuplicateWarning, same_images
-from pyro_smat.episodes.readers.folders import read_folder, write_folder
+from pyro_smat.episodes.readers.folders import LayoutWarning, folder_has_splits, read_folder, write_folder
 from pyro_smat.episodes.readers.listing import LeftOutWarning
 from pyro_smat.episodes.sampler import EpisodeSampler
 
@@ -71,8 +71,24 @@ def test_splits_of_domains_and_names_that_only_look_like_splits(tmp_path, write_
     assert read_folder(tmp_path / "a", split="train").domain_names == ("photo", "sketch")
     plant(tmp_path / "b", write_image, {"train": 1, "test": 2})  # vehicles and exams: classes with images in them
     assert read_folder(tmp_path / "b").class_names == (("test", "train"),)
-    plant(tmp_path / "c", write_image, {"train/x": 1, "sketch/x": 1})
-    assert read_folder(tmp_path / "c").domain_names == ("sketch", "train")
+    plant(tmp_path / "c", write_image, {"train/x": 1, "sketch/x": 2})
+    with pytest.warns(LayoutWarning, match=r"\['sketch', 'train'\] are read as domains, and 'train' is"):
+        assert read_folder(tmp_path / "c").domain_names == ("sketch", "train")
+    assert len(read_folder(tmp_path / "c", split="train")) == 1
+
+
+def test_splits_beside_others_and_under_other_names(tmp_path, write_image):
+    """SVHN's extra, and training and testing: never pooled without a word."""
+    plant(tmp_path / "svhn", write_image, {"train/0": 1, "train/1": 1, "test/0": 1, "extra/0": 3})
+    plant(tmp_path / "long", write_image, {"training/0": 1, "testing/0": 2, "Dev/0": 3})
+    for root, names in ((tmp_path / "svhn", "'extra', 'test', 'train'"), (tmp_path / "long", "'Dev', 'testing', 'tra")):
+        with pytest.raises(ValueError, match=rf"has the splits \[{names}.*expected split= one of them"):
+            read_folder(root)
+        assert folder_has_splits(root)
+    sizes = {split: len(read_folder(tmp_path / "svhn", split=split)) for split in ("train", "testing", "extra")}
+    assert sizes == {"train": 2, "testing": 1, "extra": 3}
+    sizes = {split: len(read_folder(tmp_path / "long", split=split)) for split in ("train", "test", "testing", "val")}
+    assert sizes == {"train": 1, "test": 2, "testing": 2, "val": 3}
 
 
 def test_a_folder_feeds_the_sampler(tmp_path, write_image):

@@ -23,6 +23,7 @@ class Animal(enum.Enum):  # has no order
     CAT = 2
 
 
+DAYS = np.array(["2026-01-01", "2026-01-02"], dtype="datetime64[ns]")
 A, B, C = datetime.date(2026, 1, 2), datetime.date(2025, 1, 2), datetime.date(2026, 1, 1)
 
 
@@ -49,6 +50,13 @@ A, B, C = datetime.date(2026, 1, 2), datetime.date(2025, 1, 2), datetime.date(20
         (torch.tensor([[7], [3], [7], [3]]), (3, 7)),
         (pd.Series(["b", "a", "b", "a"], index=[5, 4, 3, 2]), ("a", "b")),
         (pd.Series(["b", "a", "b", "a"], dtype="category"), ("a", "b")),
+        (DAYS[[1, 0, 1, 0]], tuple(DAYS)),
+        (list(DAYS[[1, 0, 1, 0]]), tuple(DAYS)),
+        (pd.Series(DAYS[[1, 0, 1, 0]]), tuple(DAYS)),
+        (DAYS[[1, 0, 1, 0]] - DAYS[0], (DAYS[0] - DAYS[0], DAYS[1] - DAYS[0])),
+        (pd.get_dummies(pd.Series(["b", "a", "b", "a"])), ("a", "b")),
+        (pd.get_dummies(pd.Series([7, 3, 7, 3]), dtype=float), (3, 7)),
+        (pd.DataFrame({"label": [7, 3, 7, 3]}), (3, 7)),
         (torch.nn.functional.one_hot(torch.tensor([2, 0, 2, 0])), (0, 2)),
         ([[0, 1], [1, 0], [0, 1], [1, 0]], (0, 1)),
         (np.eye(4, dtype=np.float32), (0, 1, 2, 3)),
@@ -70,6 +78,7 @@ def test_they_come_back_as_they_went_in(labels: Any, classes: tuple[Hashable, ..
         (pd.Series(["a", "b", None, None]), r"labels \[2, 3\] are missing"),
         (pd.Series([1, 2, None, 1], dtype="Int64"), r"labels \[2\] are missing"),
         (pd.Series(pd.to_datetime(["2026-01-01", None, "2026-01-02", None])), "missing"),
+        (np.array([*DAYS, "NaT", DAYS[0]], dtype="datetime64[ns]"), r"labels \[2\] are missing"),
         (torch.tensor([0.0, torch.nan, 1.0, 1.0]), r"labels \[1\] are missing"),
         ([0, 1, -1, -1], r"labels \[2, 3\] are negative \(-1\), .* leave these images out, or.* map labels to names"),
         (torch.tensor([0, 1, -100, 2]), r"labels \[2\] are negative \(-100\)"),
