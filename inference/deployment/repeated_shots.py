@@ -31,7 +31,8 @@ def without_repeats(images: Tensor, labels: list[Hashable], *, stacklevel: int =
 
     Example:
         >>> images = torch.arange(3.0).view(3, 1, 1, 1)[[0, 1, 2, 1, 1]]
-        >>> with warnings.catch_warnings(record=True):
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
         ...     kept, labels = without_repeats(images, ["a", "b", "a", "b", "a"])
         >>> kept.flatten().tolist(), labels
         ([0.0, 1.0, 2.0, 1.0], ['a', 'b', 'a', 'a'])

@@ -28,8 +28,8 @@ def read_labels(labels: Any, count: int) -> tuple[list[Hashable], tuple[Hashable
 
     Raises:
         ValueError: for missing labels (None, NaN), negative integers (which mark images without a label: -1 here and in
-            scikit-learn, -100 in PyTorch), text among numbers, rows that are not one-hot, another number of labels than
-            of images, or fewer than two classes.
+            scikit-learn, -100 in PyTorch) but for the two classes -1 and 1, text among numbers, rows that are not
+            one-hot, another number of labels than of images, or fewer than two classes.
 
     Example:
         >>> read_labels([7, 3, 7, 3], 4)
@@ -51,7 +51,7 @@ def read_labels(labels: Any, count: int) -> tuple[list[Hashable], tuple[Hashable
             "images out"
         )
     negative = [i for i, value in enumerate(values) if _is_whole(value) and value < 0]
-    if negative and all(map(_is_whole, values)):
+    if negative and all(map(_is_whole, values)) and {*values} != {-1, 1}:  # the two classes of a binary classifier
         raise ValueError(
             f"labels {negative[:8]} are negative ({values[negative[0]]!r}), which marks images without a label; "
             "expected integers of at least 0: leave these images out, or, where it is a class, map labels to names "

@@ -120,11 +120,6 @@ class TaskNetwork:
         how = f", one task at a time: {self.one_at_a_time}" if self.one_at_a_time else ""
         return f"TaskNetwork({network}, d = {self.space.dim:,}{how})"
 
-    @property
-    def resizes(self) -> bool:
-        """Whether the network brings its images to a size of its own first."""
-        return any(preprocessing.size is not None for preprocessing in self._preprocessing)
-
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         leading = theta.shape[:-1]
         if x.shape[: len(leading)] != leading or x.ndim <= len(leading) + 1:

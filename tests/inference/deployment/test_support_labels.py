@@ -48,6 +48,7 @@ A, B, C = datetime.date(2026, 1, 2), datetime.date(2025, 1, 2), datetime.date(20
         (torch.tensor([7, 3, 7, 3]), (3, 7)),
         (list(torch.tensor([7, 3, 7, 3])), (3, 7)),
         (torch.tensor([[7], [3], [7], [3]]), (3, 7)),
+        (np.array([1, -1, 1, -1]), (-1, 1)),
         (pd.Series(["b", "a", "b", "a"], index=[5, 4, 3, 2]), ("a", "b")),
         (pd.Series(["b", "a", "b", "a"], dtype="category"), ("a", "b")),
         (DAYS[[1, 0, 1, 0]], tuple(DAYS)),
