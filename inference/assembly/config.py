@@ -49,7 +49,7 @@ class Data(_Section):
 
     kind: str = "glyphs"
     path: Path | None = None
-    size: int = Field(default=32, ge=8)
+    size: int = Field(default=32, ge=8, le=4096)
     channels: Literal[1, 3] = 1
     train: str | None = None
     validation: str | None = None
