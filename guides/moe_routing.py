@@ -4,8 +4,8 @@ r"""TokenRoutingGuide: amortised posteriors of the latents of ``models/variation
 
 with a small head a layer: trunk ``Linear(H, trunk)`` and ReLU, then a residual of the mean and a covariance. Heads
 start at the prior, those of temperatures at a tenth of its deviation. A GuideMessenger: it answers while the model
-runs, so an ELBO costs one pass of the network and the
-hidden states of a layer come from the sampled layers below. Everything is computed in float32.
+runs, so an ELBO costs one pass of the network and the hidden states of a layer come from the sampled layers below.
+Everything is computed in float32.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from pyro_smat.sources import SourceLibrary
 def copied_pair(model: RoutedModel, guide: RoutingGuide) -> tuple[RoutedModel, RoutingGuide]:
     """Copies of a pair that share what it shares, and the sources with the originals."""
     library = model.constructed_with["library"] if isinstance(model, Remembered) else None
-    shared = [part for part in (model.source_basis, library) if part is not None]
+    shared = [part for part in (getattr(model, "source_basis", None), library) if part is not None]
     return copy.deepcopy((model, guide), {id(part): part for part in shared})
 
 

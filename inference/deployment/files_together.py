@@ -49,15 +49,29 @@ def verified(path: Path, expected: str) -> Path:
 
     Args:
         path: the file.
+        expected: its SHA-256 digest.
+
+    Raises:
+        ValueError: where neither is there with it.
+    """
+    if waiting(path).is_file() and _digest(waiting(path)) == expected:
+        return waiting(path)
+    verify(path, expected)
+    return path
+
+
+def verify(path: Path, expected: str) -> None:
+    """Refuse a file that has not the digest.
+
+    Args:
+        path: the file.
         expected: its SHA-256 digest; "" for the weights of format 3, which has none.
 
     Raises:
         ValueError: for a file that is missing or has another digest.
     """
     if not expected:
-        return path
-    if waiting(path).is_file() and _digest(waiting(path)) == expected:
-        return waiting(path)
+        return
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected what RoutedClassifier.save wrote beside router.json")
     found = _digest(path)
@@ -65,7 +79,6 @@ def verified(path: Path, expected: str) -> Path:
         raise ValueError(
             f"{path}: is damaged, or of another router: its SHA-256 digest is {found}, and {expected} was expected"
         )
-    return path
 
 
 def _digest(path: Path) -> str:

@@ -27,7 +27,7 @@ from pyro_smat.files.records import first_problem, record_content
 from pyro_smat.inference.assembly.config import RunConfig, build_config
 from pyro_smat.inference.assembly.router import Router, build_router
 from pyro_smat.inference.decision.deployment import Deployment
-from pyro_smat.inference.deployment.files_together import verified, waiting, write_together
+from pyro_smat.inference.deployment.files_together import verify, waiting, write_together
 from pyro_smat.inference.deployment.format_3 import from_format_3
 from pyro_smat.inference.deployment.saved_network import CONFIGURATION, configuration_file, saved_network
 from pyro_smat.inference.training.settings import Precision
@@ -159,10 +159,10 @@ def _load(
     if precision is not None:
         config = config.replaced(training={"precision": precision})
     module = saved_network(folder, saved.network, saved.configuration, given=network, own=own)
-    constants = {name: tensors.pop(f"head.{name}", None) for name in _constants_of(module, config)}
-    if constants:  # routers from before integers were saved have none of them
+    names = [n for n in _constants_of(module, config) if matches(n, *config.sources.head) or f"head.{n}" in tensors]
+    if names:  # routers from before integers were saved have a head alone
         module = copy.deepcopy(module)
-        module.load_state_dict({k: v for k, v in constants.items() if v is not None}, strict=False)
+        module.load_state_dict({name: tensors.pop(f"head.{name}") for name in names}, strict=False)
     space = space_without(module, config.sources.blocks or None, config.sources.head)
     if "sources" not in tensors or tensors["sources"].shape != (len(saved.source_names), space.dim):
         found = tuple(tensors["sources"].shape) if "sources" in tensors else "missing"
@@ -205,10 +205,10 @@ def _description_of_weights(folder: Path) -> SavedRouter:
     with suppress(ValueError):
         if waiting(path).is_file():
             saved = read_description(waiting(path))
-            verified(folder / WEIGHTS, saved.weights)
+            verify(folder / WEIGHTS, saved.weights)
             return saved
     saved = read_description(path)
-    verified(folder / WEIGHTS, saved.weights)
+    verify(folder / WEIGHTS, saved.weights)
     return saved
 
 

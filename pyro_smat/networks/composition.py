@@ -180,9 +180,7 @@ class TaskNetwork:
         try:
             images = x if prepared else self._prepared(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             if recompute:
-                self._activation_bytes(
-                    theta, x
-                )  # a run that is recorded is too late to see what the network overwrites
+                self._activation_bytes(theta, x)  # sees what the network overwrites; the run below is recorded
                 return checkpoint(self._forward, theta, images, use_reentrant=False)
             return self.graphs(self._forward, theta, images) if self.cuda_graphs else self._forward(theta, images)
         except RuntimeError as error:

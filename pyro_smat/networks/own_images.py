@@ -5,6 +5,8 @@ Whether a network does is seen at its first run; only one that does is given cop
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 
 import torch
@@ -14,6 +16,8 @@ from pyro_smat.networks.expanded import stored_part
 from pyro_smat.networks.task_products import recording_a_graph
 
 _SHARED = "single memory location"  # of PyTorch's error where a network writes to images that tasks share
+
+_LOCKS: dict[int, threading.Lock] = {}  # by process: a lock that is held at a fork stays held
 
 
 class OwnImages:
@@ -37,6 +41,10 @@ class OwnImages:
             return network(images.clone())
         if self.overwrites is False or not _can_be_compared(images):
             return network(images)
+        with _LOCKS.setdefault(os.getpid(), threading.Lock()):  # another thread may run on the same images
+            return network(images.clone()) if self.overwrites else self._first_run(network, images)
+
+    def _first_run(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         stored = stored_part(images)
         kept = stored.clone()
         try:

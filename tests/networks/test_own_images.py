@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -60,6 +62,28 @@ def test_networks_keep_to_their_own_images(how: Callable, tasks: int, recompute:
                 assert gradient.any()
         torch.testing.assert_close(network.shared(theta, images).detach(), torch.stack(expected))
     assert network.one_at_a_time is None
+
+
+def test_threads_that_share_images_at_the_first_run() -> None:
+    images, own, barrier, found = torch.ones(2), OwnImages(), threading.Barrier(4), []
+
+    def network(x: Tensor) -> Tensor:
+        for _ in range(50):
+            x += 1
+            time.sleep(0)
+        return x
+
+    def ask() -> None:
+        barrier.wait()
+        found.append(own.run(network, images).clone())
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [x.tolist() for x in found] == [[51.0, 51.0]] * 4
+    assert images.tolist() == [1.0, 1.0]
 
 
 def test_a_network_that_leaves_them_alone_is_given_no_copies() -> None:

@@ -121,6 +121,17 @@ def test_saving_that_is_killed_leaves_the_old_router_or_the_new_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["router.json", "router.safetensors"]
 
 
+def test_weights_that_are_damaged_are_refused_whatever_lies_beside_them(tmp_path: Path) -> None:
+    classifier = tiny_classifier("guide.kind=catalog")
+    classifier.save(tmp_path)
+    weights = tmp_path / "router.safetensors"
+    content = weights.read_bytes()
+    (tmp_path / "router.safetensors.new").write_bytes(content)
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="is damaged, or of another router"):
+        RoutedClassifier.load(tmp_path, network=classifier.router.network)
+
+
 def test_a_disk_that_is_full_leaves_the_old_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tiny_classifier("guide.kind=catalog")
     old.save(tmp_path)
